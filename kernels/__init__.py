@@ -1,0 +1,1 @@
+"""Triton kernels and the lowering of metis ops."""

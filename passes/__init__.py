@@ -1,0 +1,1 @@
+"""Graph passes over the joint forward and backward graph."""
