@@ -1,0 +1,19 @@
+"""Formats and numerics: the one definition of quantization, in plain torch."""
+
+from metis_compile.numerics.formats import FORMATS, Format, QuantSpec
+from metis_compile.numerics.materialize import materialize, materializing
+from metis_compile.numerics.quantize import decode, encode, fake_quantize
+from metis_compile.numerics.quantized_tensor import QuantizedTensor, quantize
+
+__all__ = [
+    "FORMATS",
+    "Format",
+    "QuantSpec",
+    "QuantizedTensor",
+    "decode",
+    "encode",
+    "fake_quantize",
+    "materialize",
+    "materializing",
+    "quantize",
+]

@@ -1,0 +1,122 @@
+"""The one definition of what quantizing a tensor means; kernels and graph rewrites are checked against it.
+
+``fake_quantize`` and ``decode(encode(x))`` agree bit for bit. All of it is plain torch on fp32 values: it
+runs eagerly, under torch.compile, on fake tensors and with symbolic sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from metis_compile.numerics.blocks import BlockLayout, pad_to_multiple
+from metis_compile.numerics.elements import e2m1_codes, e2m1_values, round_to_element
+from metis_compile.numerics.formats import QuantSpec
+from metis_compile.numerics.scales import Scaling, e8m0_value, scaling
+
+
+def encode(x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None = None) -> list[Tensor]:
+    """Quantize to codes and scales.
+
+    x: any strides; fp32, or narrower, which goes to fp32 first. noise: fp32 uniform in [0, 1) of x's shape,
+    for stochastic rounding only: a magnitude goes up where frac(|v| / step) + noise >= 1.
+
+    Returns [codes, block_scales, tensor_scale], of these only what the format has (fp8 has block_scales or,
+    with block "tensor", tensor_scale). codes: uint8; FP8 bit patterns in x's shape; E2M1 two to a byte along
+    ``axis`` (ceil(n / 2)), the lower index in the low nibble, 0 behind an odd end. block_scales: x's shape
+    with the blocked dimensions replaced by ceil(n / size) ("row": by 1); float8_e4m3fn, float8_e8m0fnu, or
+    float32 that codes are multiplied by. tensor_scale: 0-dim float32 that codes are multiplied by.
+
+    Raises TypeError for x's dtype, IndexError for the axis, ValueError for noise or a 2-D block that does
+    not fit.
+    """
+    layout, rounded, scales = _quantize(x, spec, axis, noise)
+    if spec.element.dtype is None:
+        codes = _pack(layout.join(e2m1_codes(rounded), x.shape), layout.axis)
+    else:
+        codes = layout.join(rounded, x.shape).to(spec.element.dtype).view(torch.uint8)
+    stored = layout.store(scales.stored)
+    if spec.fmt.scale == "e8m0":
+        stored = stored.to(torch.uint8).view(torch.float8_e8m0fnu)
+    else:
+        stored = stored.to(spec.fmt.scale_dtype)
+    return [codes, stored] if scales.tensor_scale is None else [codes, stored, scales.tensor_scale]
+
+
+def decode(
+    parts: Sequence[Tensor], spec: QuantSpec, axis: int, length: int, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The values that :func:`encode` stored. length: the original size along ``axis``."""
+    codes, stored = parts[0], parts[1]
+    layout = BlockLayout.of(spec, codes.dim(), axis)
+    if spec.element.dtype is None:
+        values = e2m1_values(_unpack(codes, layout.axis, length))
+    else:
+        values = codes.view(spec.element.dtype).to(torch.float32)
+    if spec.fmt.scale == "e8m0":
+        scale = e8m0_value(stored.view(torch.uint8).to(torch.int32))
+    else:
+        scale = stored.to(torch.float32)
+    result = layout.split(values) * layout.load(scale)
+    if spec.fmt.tensor_scale:
+        result = result * parts[2]
+    return layout.join(result, values.shape).to(dtype)
+
+
+def fake_quantize(
+    x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """``decode(encode(x))`` without the codes: x's shape, in ``dtype``. Errors as for :func:`encode`."""
+    layout, rounded, scales = _quantize(x, spec, axis, noise)
+    result = rounded * scales.scale
+    if scales.tensor_scale is not None:
+        result = result * scales.tensor_scale
+    return layout.join(result, x.shape).to(dtype)
+
+
+def _quantize(
+    x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None
+) -> tuple[BlockLayout, Tensor, Scaling]:
+    """Rounded fp32 elements, split into blocks, and their scales."""
+    if not x.dtype.is_floating_point or x.dtype == torch.float64:
+        raise TypeError(f"x must be float32, bfloat16, float16 or float8 to be quantized, got {x.dtype}")
+    _check_noise(x, spec, noise)
+    layout = BlockLayout.of(spec, x.dim(), axis)
+    if x.requires_grad:
+        x = x.detach()
+    blocks = layout.split(x.to(torch.float32))
+    scales = scaling(layout.amax(blocks), spec)
+    if noise is not None:
+        noise = layout.split(noise)
+    return layout, round_to_element(blocks * scales.multiplier, spec.element, noise), scales
+
+
+def _check_noise(x: Tensor, spec: QuantSpec, noise: Tensor | None) -> None:
+    if noise is None:
+        if spec.stochastic:
+            raise ValueError("noise must be given when rounding is 'stochastic', got None")
+        return
+    if not spec.stochastic:
+        raise ValueError("noise must be None when rounding is 'nearest', got a tensor")
+    if noise.dtype != torch.float32:
+        raise ValueError(f"noise must be float32, got {noise.dtype}")
+    if noise.dim() != x.dim() or any(a != b for a, b in zip(noise.shape, x.shape, strict=True)):
+        raise ValueError(f"noise must have x's shape {tuple(x.shape)}, got {tuple(noise.shape)}")
+
+
+def _pack(codes: Tensor, axis: int) -> Tensor:
+    """fp32 codes 0..15 -> uint8, two along ``axis`` in each, the lower index in the low nibble."""
+    codes = pad_to_multiple(codes, axis, 2)
+    pairs = codes.unflatten(axis, (codes.shape[axis] // 2, 2))
+    return (pairs.select(axis + 1, 0) + pairs.select(axis + 1, 1) * 16).to(torch.uint8)
+
+
+def _unpack(packed: Tensor, axis: int, length: int) -> Tensor:
+    """uint8 pairs -> int32 codes 0..15, ``length`` of them along ``axis``."""
+    shift = torch.arange(2, dtype=torch.int32, device=packed.device) * 4
+    shift = shift.reshape([2] + [1] * (packed.dim() - 1 - axis))
+    codes = ((packed.to(torch.int32).unsqueeze(axis + 1) >> shift) & 15).flatten(axis, axis + 1)
+    return codes if statically_known_true(length % 2 == 0) else codes.narrow(axis, 0, length)

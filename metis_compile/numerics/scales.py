@@ -1,0 +1,103 @@
+"""Block scales: from the largest magnitude of each block to what its elements are multiplied by.
+
+Sources: NVFP4, arXiv 2509.25149 appendix B, in the operation order written at :func:`nvfp4_scaling`; E8M0,
+OCP Microscaling Formats (MX) v1.0 section 6.3 for "floor", and the rounding of Microxcaling for "even".
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from metis_compile.numerics.elements import round_magnitude, round_magnitude_up
+from metis_compile.numerics.formats import ELEMENTS, QuantSpec
+from metis_compile.numerics.materialize import materialize
+
+FP32_MAX = torch.finfo(torch.float32).max
+E8M0_NAN = 255
+_EXPONENT_BITS = 0x7F800000
+_QUIET_NAN_BITS = 0x7FC00000
+
+
+class Scaling(NamedTuple):
+    """The scales of a tensor: per-block tensors are fp32 and keep a dimension of 1 for what they scale."""
+
+    multiplier: Tensor  # an element is rounded after multiplying by this
+    scale: Tensor  # a rounded element is multiplied by this to get it back (nvfp4: and by tensor_scale)
+    stored: Tensor  # what `scale` is stored from: the fp32 scale, or the int32 E8M0 byte
+    tensor_scale: Tensor | None = None  # nvfp4's `dec`, 0-dim fp32
+
+
+def scaling(block_amax: Tensor, spec: QuantSpec) -> Scaling:
+    """The scales for fp32 block maxima of magnitude, as the spec's format defines them."""
+    if spec.fmt.scale == "e4m3":
+        return nvfp4_scaling(block_amax, spec)
+    if spec.fmt.scale == "e8m0":
+        return e8m0_scaling(block_amax, spec)
+    return fp32_scaling(block_amax, spec)
+
+
+def nvfp4_scaling(block_amax: Tensor, spec: QuantSpec) -> Scaling:
+    """enc = min(2688 / amax, fp32_max), 1 where amax is 0;  dec = 1 / enc;
+    scale = e4m3(min(block_amax * (enc * (1/6)), 448));  multiplier = min(1 / (scale * dec), fp32_max)."""
+    amax = torch.amax(block_amax) if _has_elements(block_amax) else block_amax.new_zeros(())
+    enc = _encode_scale(amax, 448.0 * 6.0)
+    dec = torch.reciprocal(enc)
+    ideal = block_amax * (enc * (1 / 6))
+    if spec.guard == "17/16":
+        ideal = ideal * (17 / 16)
+    ideal = torch.clamp(ideal, max=448.0)
+    round_scale = round_magnitude_up if spec.guard == "round_up" else round_magnitude
+    scale = materialize(round_scale(ideal, ELEMENTS["e4m3"]))
+    multiplier = materialize(torch.clamp(torch.reciprocal(scale * dec), max=FP32_MAX))
+    return Scaling(multiplier, scale, scale, dec)
+
+
+def fp32_scaling(block_amax: Tensor, spec: QuantSpec) -> Scaling:
+    """enc = min(element_max / amax, fp32_max), 1 where amax is 0;  scale = 1 / enc;  multiplier = enc."""
+    enc = materialize(_encode_scale(block_amax, spec.element.max))
+    dec = materialize(torch.reciprocal(enc))
+    return Scaling(enc, dec, dec)
+
+
+def e8m0_scaling(block_amax: Tensor, spec: QuantSpec) -> Scaling:
+    """scale = 2^(byte - 127), multiplier = its inverse; byte 255 is NaN: the block is not finite."""
+    byte = materialize(_e8m0_byte(block_amax, spec))
+    # The inverse is never subnormal: bytes of finite blocks end at 253.
+    inverse = torch.where(byte == E8M0_NAN, _QUIET_NAN_BITS, (254 - byte) << 23)
+    return Scaling(materialize(inverse.view(torch.float32)), materialize(e8m0_value(byte)), byte)
+
+
+def _e8m0_byte(block_amax: Tensor, spec: QuantSpec) -> Tensor:
+    """int32 biased exponents, of amax's bits plus what carries into the exponent where the mode rounds up."""
+    element = spec.element
+    # Mantissa field of element_max, whose leading one is at 2^max_exponent.
+    max_mantissa = int((element.max / 2.0**element.max_exponent - 1) * 2**23)
+    if spec.guard == "round_up" or spec.scale_mode == "rceil":
+        carry = 2**23 - 1 - max_mantissa
+    elif spec.scale_mode == "even":
+        carry = 2 ** (22 - element.mantissa_bits)
+    else:
+        carry = 0
+    bits = block_amax.view(torch.int32)
+    byte = torch.clamp(((bits + carry) >> 23) - element.max_exponent, min=0)
+    return torch.where(bits >= _EXPONENT_BITS, E8M0_NAN, byte)
+
+
+def e8m0_value(byte: Tensor) -> Tensor:
+    """fp32 values of int32 E8M0 bytes; 0 is 2^-127, subnormal in fp32."""
+    bits = torch.clamp(byte << 23, min=1 << 22)
+    return torch.where(byte == E8M0_NAN, _QUIET_NAN_BITS, bits).view(torch.float32)
+
+
+def _encode_scale(amax: Tensor, target: float) -> Tensor:
+    # A tensor over a tensor: `target / amax` is reciprocal(amax) * target in torch, which rounds twice.
+    enc = torch.clamp(torch.full_like(amax, target) / amax, max=FP32_MAX)
+    return torch.where(amax == 0, 1.0, enc)
+
+
+def _has_elements(x: Tensor) -> bool:
+    return not statically_known_true(x.numel() == 0)
