@@ -1,0 +1,173 @@
+"""Conditions on a GEMM's shape: ``k >= 256 and n % 16 == 0``.
+
+The text is Python's expression syntax cut down to whole numbers, the names m, n and k, ``+ - * // %``,
+comparisons (chained ones too) and ``and``, ``or``, ``not``. It is parsed, never run: each node of the syntax
+tree is turned into a sympy object, so that the sizes put in may be whole numbers or the symbolic sizes of a
+dynamic shape.
+"""
+
+import ast
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+
+import sympy
+
+from metis_compile.policy.errors import PolicyError, nearest_name, show
+
+SIZES = ("m", "n", "k")
+SYMBOLS = {name: sympy.Symbol(name, integer=True, positive=True) for name in SIZES}
+_ALLOWED = "a condition holds m, n, k, whole numbers, + - * // %, comparisons, and, or, not"
+_LONGEST = 1000
+
+_COMPARE: dict[type[ast.cmpop], Callable[..., sympy.Basic]] = {
+    ast.Lt: sympy.Lt,
+    ast.LtE: sympy.Le,
+    ast.Gt: sympy.Gt,
+    ast.GtE: sympy.Ge,
+    ast.Eq: sympy.Eq,
+    ast.NotEq: sympy.Ne,
+}
+_ARITHMETIC: dict[type[ast.operator], Callable[[sympy.Expr, sympy.Expr], sympy.Expr]] = {
+    ast.Add: lambda a, b: a + b,
+    ast.Sub: lambda a, b: a - b,
+    ast.Mult: lambda a, b: a * b,
+    ast.FloorDiv: lambda a, b: _floor_divide(a, b),
+    ast.Mod: lambda a, b: sympy.Mod(a, b),
+}
+
+
+class Condition:
+    """A parsed condition. ``text`` is its canonical form, ``expression`` the sympy boolean over SYMBOLS."""
+
+    def __init__(self, text: str, tree: ast.expr) -> None:
+        self.text = text
+        self._tree = tree
+
+    @property
+    def expression(self) -> sympy.Basic:
+        return _boolean(self._tree, SYMBOLS)
+
+    def evaluate(self, sizes: Mapping[str, int | sympy.Expr]) -> bool | sympy.Basic:
+        """True or False where the sizes decide it, otherwise the sympy boolean that is left.
+
+        ``and`` and ``or`` stop at the first operand that decides them, so ``n > 16 and k % (n - 16) == 0`` is
+        safe. Raises PolicyError if the sizes make it divide by zero.
+        """
+        try:
+            result = _boolean(self._tree, {name: sympy.sympify(sizes[name]) for name in SIZES})
+        except ZeroDivisionError:
+            given = ", ".join(f"{name} = {sizes[name]}" for name in SIZES)
+            raise PolicyError(f"{show(self.text)} divides by zero where {given}", value=self.text) from None
+        if result is sympy.true:
+            return True
+        if result is sympy.false:
+            return False
+        return result
+
+
+@lru_cache(maxsize=1024)
+def parse_condition(text: str) -> Condition:
+    """Parses and checks a condition. Raises PolicyError that names what in it is not allowed."""
+    if len(text) > _LONGEST:
+        raise _mistake(text, f"is longer than {_LONGEST} characters")
+    try:
+        tree = ast.parse(" ".join(text.split()), mode="eval").body
+        _check(tree, text, boolean=True)
+        canonical = ast.unparse(tree)
+        _boolean(tree, SYMBOLS)
+    except SyntaxError as error:
+        hint = " (write and, or, not)" if any(sign in text for sign in ("&", "|", "!")) else ""
+        raise _mistake(text, f"is not an expression: {error.msg}{hint}") from None
+    except ZeroDivisionError:
+        raise _mistake(text, "divides by zero") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        if isinstance(error, PolicyError):
+            raise
+        raise _mistake(text, "is not an expression that can be read") from None
+    return Condition(canonical, tree)
+
+
+def _check(node: ast.expr, text: str, *, boolean: bool) -> None:
+    """Raises unless ``node`` is made of what is allowed, and is a truth value or a number as it should be."""
+    part = ast.unparse(node)
+    match node:
+        case ast.BoolOp() | ast.UnaryOp(op=ast.Not()) | ast.Compare() if not boolean:
+            raise _mistake(text, f"uses {show(part)} as a number; only sizes and whole numbers are numbers")
+        case ast.BoolOp(values=operands):
+            for operand in operands:
+                _check(operand, text, boolean=True)
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            _check(operand, text, boolean=True)
+        case ast.Compare(left=left, ops=ops, comparators=right):
+            for op in ops:
+                if type(op) not in _COMPARE:
+                    raise _mistake(
+                        text, f"compares with something other than < <= > >= == != in {show(part)}"
+                    )
+            for operand in (left, *right):
+                _check(operand, text, boolean=False)
+        case ast.Constant(value=int()) if isinstance(node.value, bool):
+            raise _mistake(text, f"has {part}; leave the condition out instead")
+        case ast.Name(id=name) if name not in SIZES:
+            nearest = nearest_name(name, SIZES)
+            hint = f"; did you mean {show(nearest)}?" if nearest else ""
+            raise _mistake(text, f"has the unknown name {show(name)}{hint}", nearest)
+        case ast.BinOp(op=op) if type(op) not in _ARITHMETIC:
+            hint = "; whole-number division is //" if isinstance(op, ast.Div) else ""
+            raise _mistake(text, f"has {show(part)}, an arithmetic that is not allowed{hint}")
+        case (
+            ast.Name() | ast.Constant(value=int()) | ast.BinOp() | ast.UnaryOp(op=ast.USub() | ast.UAdd())
+        ) if boolean:
+            raise _mistake(text, f"uses the number {show(part)} as a truth value; compare it: {part} == 0")
+        case ast.Name() | ast.Constant(value=int()):
+            pass
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=operand):
+            _check(operand, text, boolean=False)
+        case ast.BinOp(left=left, right=right_operand):
+            _check(left, text, boolean=False)
+            _check(right_operand, text, boolean=False)
+        case _:
+            raise _mistake(text, f"has {show(part)}, which is not allowed")
+
+
+def _boolean(node: ast.expr, sizes: Mapping[str, sympy.Expr]) -> sympy.Basic:
+    match node:
+        case ast.BoolOp(op=op, values=operands):
+            join, decides = (sympy.And, sympy.false) if isinstance(op, ast.And) else (sympy.Or, sympy.true)
+            result: sympy.Basic = sympy.true if join is sympy.And else sympy.false
+            for operand in operands:
+                result = join(result, _boolean(operand, sizes))
+                if result is decides:
+                    break
+            return result
+        case ast.UnaryOp(operand=operand):
+            return sympy.Not(_boolean(operand, sizes))
+        case ast.Compare(left=left, ops=ops, comparators=right):
+            numbers = [_number(operand, sizes) for operand in (left, *right)]
+            pairs = zip(ops, numbers, numbers[1:], strict=False)
+            return sympy.And(*(_COMPARE[type(op)](a, b) for op, a, b in pairs))
+    raise AssertionError(f"unchecked node {ast.dump(node)}")
+
+
+def _number(node: ast.expr, sizes: Mapping[str, sympy.Expr]) -> sympy.Expr:
+    match node:
+        case ast.Name(id=name):
+            return sizes[name]
+        case ast.Constant(value=int(value)):
+            return sympy.Integer(value)
+        case ast.UnaryOp(op=op, operand=operand):
+            return -_number(operand, sizes) if isinstance(op, ast.USub) else _number(operand, sizes)
+        case ast.BinOp(left=left, op=op, right=right):
+            return _ARITHMETIC[type(op)](_number(left, sizes), _number(right, sizes))
+    raise AssertionError(f"unchecked node {ast.dump(node)}")
+
+
+def _floor_divide(a: sympy.Expr, b: sympy.Expr) -> sympy.Expr:
+    # sympy.floor(a / b) turns into a floating-point quotient in a guard, which is wrong for a = b = 49.
+    from torch.utils._sympy.functions import FloorDiv
+
+    return FloorDiv(a, b)
+
+
+def _mistake(text: str, what: str, nearest: str | None = None) -> PolicyError:
+    return PolicyError(f"{show(text)} {what}; {_ALLOWED}", value=text, allowed=SIZES, nearest=nearest)

@@ -1,0 +1,123 @@
+"""Finding and reading policy files: from a name, a path or a text to TOML tables that know their lines."""
+
+import os
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metis_compile.policy.errors import PolicyError, nearest_name, show, unknown_name
+from metis_compile.policy.lines import Path as KeyPath
+from metis_compile.policy.lines import key_lines, line_of
+from metis_compile.policy.presets import preset_path, presets
+
+TOP_KEYS = ("extends", "recipe", "rule")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """One policy file as written, and the one it extends."""
+
+    name: str  # what reports call it: a file's name, such as "run.toml"
+    file: str  # what errors call it: its path
+    data: dict[str, Any]
+    lines: dict[KeyPath, int]
+    parent: "Document | None"
+
+    def error(self, error: PolicyError, path: KeyPath, key: str) -> PolicyError:
+        """``error`` with this file, the line of ``path``, and ``key`` as the reader's name for the place."""
+        return error.at(file=self.file, line=line_of(self.lines, path), key=key)
+
+
+def read_reference(reference: str | os.PathLike[str]) -> Document:
+    """Reads the preset or file that ``reference`` names. Raises PolicyError."""
+    return _read_file(_locate(reference, Path()), ())
+
+
+def read_text(text: str, name: str, folder: Path) -> Document:
+    """Reads a policy given as text; paths in it are relative to ``folder``. Raises PolicyError."""
+    return _parse(text, name, name, folder, ())
+
+
+def _locate(reference: str | os.PathLike[str], folder: Path) -> Path:
+    """The file that a preset's name or a path stands for; a preset's name goes before a file's."""
+    if not isinstance(reference, (str, os.PathLike)):
+        raise PolicyError(f"must be a preset's name or a path, got {show(reference)}", value=reference)
+    known = presets()
+    if isinstance(reference, str) and reference in known:
+        return preset_path(reference)
+    try:
+        path = folder / Path(reference).expanduser()
+        if path.is_file():
+            return path
+    except (OSError, RuntimeError, ValueError):  # an over-long name, an unknown ~user, a null byte
+        path = Path(str(reference).replace("\0", "?"))
+    text = os.fspath(reference)
+    if not isinstance(reference, str) or text.endswith(".toml") or "/" in text or os.sep in text:
+        problem = f"{show(text)} is {'a folder' if path.is_dir() else 'not there'}"
+        near = nearest_name(path.name, [file.name for file in path.parent.glob("*.toml")])
+        if near is None and path.stem in known:
+            near = path.stem
+        hint = f"; did you mean {show(near)}?" if near else ""
+        names = ", ".join(show(name) for name in known)
+        problem += f"; a policy must be a file, or one of the presets {names}{hint}"
+        raise PolicyError(problem, file=None, value=text, allowed=known, nearest=near)
+    raise unknown_name("a policy that is not a path", text, known)
+
+
+def _read_file(path: Path, chain: tuple[Path, ...]) -> Document:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise PolicyError(f"cannot be read: {error.strerror}", file=str(path), value=str(path)) from None
+    except UnicodeDecodeError as error:
+        raise PolicyError(
+            f"is not UTF-8 text: {error.reason} at byte {error.start}", file=str(path), value=str(path)
+        ) from None
+    return _parse(text, path.name, str(path), path.parent, (*chain, path.resolve()))
+
+
+def _parse(text: str, name: str, file: str, folder: Path, chain: tuple[Path, ...]) -> Document:
+    text = text.replace("\r\n", "\n")
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise _syntax_error(error, text, file) from None
+    here = Document(name=name, file=file, data=data, lines=key_lines(text), parent=None)
+    for key in data:
+        if key not in TOP_KEYS:
+            raise here.error(unknown_key("a policy", key, TOP_KEYS), (key,), key)
+    if "extends" not in data:
+        return here
+    try:
+        path = _locate(data["extends"], folder)
+        if path.resolve() in chain:
+            names = " -> ".join(file.name for file in (*chain[chain.index(path.resolve()) :], path))
+            raise PolicyError(f"extends in a circle: {names}", value=data["extends"])
+    except PolicyError as error:
+        raise here.error(error, ("extends",), "extends") from None
+    parent = _read_file(path, chain)
+    return Document(name=name, file=file, data=data, lines=here.lines, parent=parent)
+
+
+def unknown_key(what: str, key: str, allowed: tuple[str, ...]) -> PolicyError:
+    """The error for a key that does not exist in this place."""
+    nearest = nearest_name(key, allowed)
+    hint = f"; did you mean {show(nearest)}?" if nearest else ""
+    problem = f"unknown key {show(key)}; {what} has the keys {', '.join(allowed)}{hint}"
+    return PolicyError(problem, value=key, allowed=allowed, nearest=nearest)
+
+
+def _syntax_error(error: tomllib.TOMLDecodeError, text: str, file: str) -> PolicyError:
+    said = str(error)
+    place = re.search(r" \(at (?:line (\d+), column (\d+)|end of document)\)$", said)
+    lines = text.split("\n")
+    line = int(place[1]) if place and place[1] else len(lines)
+    shown = lines[line - 1].strip() if line <= len(lines) else ""
+    if place:
+        said = said[: place.start()] + (f" at column {place[2]}" if place[2] else " at the end of the file")
+    hint = ""
+    if bare := re.fullmatch(r"([\w.-]+)\s*=\s*([A-Za-z*][^\"'#]*?)\s*(?:#.*)?", shown):
+        hint = f'; a text goes in quotes: {bare[1]} = "{bare[2]}"'
+    return PolicyError(f"is not valid TOML: {said} in {show(shown)}{hint}", file=file, line=line, value=shown)

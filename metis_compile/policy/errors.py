@@ -1,0 +1,97 @@
+"""What a policy says when something in it is wrong."""
+
+import difflib
+import json
+from collections.abc import Iterable, Sequence
+
+
+class PolicyError(ValueError):
+    """A mistake in a policy: where it is, what was found, what is allowed, and the nearest valid name.
+
+    The text reads ``run.toml:12: rule 2, gemm: must be one of "fprop", "dgrad", "wgrad", got "fpop"; did you
+    mean "fprop"?``. Each piece is also an attribute, None where it does not apply:
+
+    problem: what is wrong, in words.        file: the file as it was named, or the name given to a text.
+    line: 1-based line in that file.         key: the place in it, such as ``rule 2, gemm``.
+    value: the value found.                  allowed: the valid names.
+    nearest: the valid name closest to value.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        file: str | None = None,
+        line: int | None = None,
+        key: str | None = None,
+        value: object = None,
+        allowed: Sequence[str] | None = None,
+        nearest: str | None = None,
+    ) -> None:
+        self.problem = problem
+        self.file = file
+        self.line = line
+        self.key = key
+        self.value = value
+        self.allowed = None if allowed is None else tuple(allowed)
+        self.nearest = nearest
+        super().__init__(self._text())
+
+    def _text(self) -> str:
+        file = f"{self.file}:{self.line}" if self.file and self.line else self.file
+        place = "".join(f"{part}: " for part in (file, self.key) if part)
+        return place + self.problem
+
+    def at(
+        self, *, file: str | None = None, line: int | None = None, key: str | None = None
+    ) -> "PolicyError":
+        """The same error with its place given, or given more exactly."""
+        return PolicyError(
+            self.problem,
+            file=file or self.file,
+            line=line or self.line,
+            key=key or self.key,
+            value=self.value,
+            allowed=self.allowed,
+            nearest=self.nearest,
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions rebuild from their args, which hold the finished text: let __dict__ bring the pieces
+        # back.
+        return (_restore, (self.__dict__,))
+
+
+def _restore(pieces: dict[str, object]) -> PolicyError:
+    error = PolicyError(str(pieces["problem"]))
+    error.__dict__.update(pieces)
+    error.args = (error._text(),)
+    return error
+
+
+def show(value: object) -> str:
+    """A value the way a TOML file writes it, cut to a readable length."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except TypeError:
+        text = str(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def nearest_name(value: object, allowed: Iterable[str]) -> str | None:
+    """The allowed name closest to ``value`` by spelling, letter case aside; None if none is close."""
+    if not isinstance(value, str):
+        return None
+    names = {name.casefold(): name for name in allowed}
+    found = difflib.get_close_matches(value.casefold(), list(names), n=1, cutoff=0.5)
+    return names[found[0]] if found else None
+
+
+def unknown_name(what: str, value: object, allowed: Sequence[str], *, key: str | None = None) -> PolicyError:
+    """The error for a value that is not one of a fixed set of names."""
+    nearest = nearest_name(value, allowed)
+    names = ", ".join(show(name) for name in allowed)
+    problem = f"{what} must be {'one of ' if len(allowed) > 1 else ''}{names}, got {show(value)}"
+    if nearest is not None:
+        problem += f"; did you mean {show(nearest)}?"
+    return PolicyError(problem, key=key, value=value, allowed=allowed, nearest=nearest)

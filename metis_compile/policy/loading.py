@@ -1,0 +1,197 @@
+"""From the tables of a policy file to its recipes and rules; every mistake gets its file and line."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from metis_compile.policy.document import Document, read_reference, unknown_key
+from metis_compile.policy.errors import PolicyError, show, unknown_name
+from metis_compile.policy.lines import Path as KeyPath
+from metis_compile.policy.presets import preset_path, presets
+from metis_compile.policy.rule import Rule
+from metis_compile.policy.treatment import HIGH, HIGH_RECIPE, OPERANDS, TREATMENT_KEYS, Recipe, Treatment
+
+RECIPE_KEYS = ("extends", *OPERANDS)
+RULE_KEYS = ("recipe", "module", "blocks", "op", "gemm", "operand", "dtype", "has_weight", "when")
+
+
+def load_recipes_and_rules(document: Document) -> tuple[list[Recipe], list[Rule]]:
+    """The recipes and the ordered rules of ``document`` and all it extends. Raises PolicyError.
+
+    A file's rules come before those of the file it extends; its recipes replace those of the same name there,
+    also for the rules there. A rule may name any recipe of these files, "high", or a recipe of any preset.
+    """
+    recipes = _recipes(document)
+    rules: list[Rule] = []
+    inner: Document | None = document
+    while inner is not None:
+        for path, rule in _rules(inner):
+            if rule.recipe != HIGH and rule.recipe not in recipes:
+                stock = _stock_recipe(rule.recipe)
+                if stock is None:
+                    error = unknown_name("recipe", rule.recipe, _known(recipes))
+                    raise inner.error(error, (*path, "recipe"), f"rule {rule.number}, recipe")
+                recipes[rule.recipe] = stock
+            rules.append(rule)
+        inner = inner.parent
+    return list(recipes.values()), rules
+
+
+def _rules(document: Document) -> list[tuple[KeyPath, Rule]]:
+    tables = document.data.get("rule", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        problem = f"rules are written as [[rule]], in double brackets, got {show(tables)}"
+        raise document.error(PolicyError(problem, value=tables), ("rule",), "rule")
+    rules = []
+    for index, table in enumerate(tables):
+        path: KeyPath = ("rule", index)
+        place = f"rule {index + 1}"
+        for key in table:
+            if key not in RULE_KEYS:
+                error = unknown_key("a rule", key, RULE_KEYS)
+                if key == "extends":
+                    error = PolicyError(
+                        f"{key} belongs at the top of the file, before any [table]", value=key
+                    )
+                raise document.error(error, (*path, key), f"{place}, {key}")
+        if "recipe" not in table:
+            raise document.error(
+                PolicyError("a rule must name a recipe", allowed=("recipe",)), path, f"{place}, recipe"
+            )
+        try:
+            rules.append((path, Rule(**table, source=document.name, number=index + 1)))
+        except PolicyError as error:
+            raise _placed(error, document, path, place, table) from None
+    return rules
+
+
+def _placed(
+    error: PolicyError, document: Document, path: KeyPath, place: str, table: dict[str, Any]
+) -> PolicyError:
+    """``error``, whose key is one of ``table`` at ``path``, with the line of that key or list entry."""
+    if error.key is None:
+        return document.error(error, path, place)
+    at = (*path, error.key)
+    given = table.get(error.key)
+    if isinstance(given, list) and error.value in given:
+        at = (*at, given.index(error.value))
+    return document.error(error, at, f"{place}, {error.key}")
+
+
+def _recipes(document: Document) -> dict[str, Recipe]:
+    """All recipes known in ``document``, those of the file it extends included."""
+    inherited = _recipes(document.parent) if document.parent else {}
+    table = document.data.get("recipe", {})
+    if not isinstance(table, dict):
+        problem = f"recipes are written as [recipe.NAME], in single brackets, got {show(table)}"
+        raise document.error(PolicyError(problem, value=table), ("recipe",), "recipe")
+    reader = _RecipeReader(document, table, inherited)
+    return {**inherited, **{name: reader.read(name, ()) for name in table}}
+
+
+@dataclass(frozen=True)
+class _RecipeReader:
+    document: Document
+    table: dict[str, Any]  # the file's [recipe]
+    inherited: dict[str, Recipe]
+
+    def read(self, name: str, chain: tuple[str, ...]) -> Recipe:
+        """The recipe ``name`` of this file; ``chain`` holds the recipes of this file that extend it."""
+        path: KeyPath = ("recipe", name)
+        place = f"recipe {name}"
+        given = self.table[name]
+        if isinstance(given, str):
+            given = {"extends": given}
+            extends_path = path
+        else:
+            extends_path = (*path, "extends")
+        if name == HIGH:
+            problem = 'the recipe "high" is built in and cannot be redefined; choose another name'
+            raise self.document.error(PolicyError(problem, value=name), path, place)
+        if not isinstance(given, dict):
+            problem = f"a recipe must be a table, or the name of another recipe, got {show(given)}"
+            if name in OPERANDS or name == "extends":
+                problem += f"; a recipe has a name: [recipe.NAME] and then {name} = ..."
+            raise self.document.error(PolicyError(problem, value=given), path, place)
+        for key in given:
+            if key not in RECIPE_KEYS:
+                raise self.document.error(
+                    unknown_key("a recipe", key, RECIPE_KEYS), (*path, key), f"{place}, {key}"
+                )
+        treatments: dict[str, Treatment] = {}
+        if "extends" in given:
+            try:
+                base = self._base(name, given["extends"], chain)
+            except PolicyError as error:
+                if error.file:
+                    raise
+                raise self.document.error(error, extends_path, f"{place}, extends") from None
+            treatments = {operand: base.treatment(operand) for operand in OPERANDS}
+        for operand in OPERANDS:
+            if operand in given:
+                treatments[operand] = self._treatment(given[operand], (*path, operand), f"{place}, {operand}")
+        missing = [operand for operand in OPERANDS if operand not in treatments]
+        if missing:
+            problem = (
+                f"{' and '.join(missing)} missing; a recipe gives weight, activation and gradient (each a "
+                'format name, a table, or "high"), or takes the missing ones from another recipe: extends = "NAME"'
+            )
+            raise self.document.error(PolicyError(problem, allowed=RECIPE_KEYS), path, place)
+        try:
+            return Recipe(name=name, **treatments)
+        except PolicyError as error:
+            raise self.document.error(error, path, place) from None
+
+    def _base(self, name: str, extends: object, chain: tuple[str, ...]) -> Recipe:
+        """The recipe that ``name`` extends; its own name stands for the one it replaces."""
+        chain = (*chain, name)
+        if not isinstance(extends, str):
+            raise PolicyError(f"extends must be the name of a recipe, got {show(extends)}", value=extends)
+        if extends == HIGH:
+            return HIGH_RECIPE
+        if extends != name and extends in self.table:
+            if extends in chain:
+                circle = " -> ".join((*chain[chain.index(extends) :], extends))
+                raise PolicyError(f"recipes extend each other in a circle: {circle}", value=extends)
+            return self.read(extends, chain)
+        base = self.inherited.get(extends) or _stock_recipe(extends)
+        if base is None:
+            known = [known for known in _known({**self.inherited, **self.table}) if known != name]
+            raise unknown_name("recipe", extends, known)
+        return base
+
+    def _treatment(self, given: object, path: KeyPath, place: str) -> Treatment:
+        if isinstance(given, str):
+            given = {"format": given}
+        if not isinstance(given, dict):
+            problem = f"a treatment must be a format's name or a table, got {show(given)}"
+            raise self.document.error(PolicyError(problem, value=given), path, place)
+        for key in given:
+            if key not in TREATMENT_KEYS:
+                error = unknown_key("a treatment", key, TREATMENT_KEYS)
+                raise self.document.error(error, (*path, key), f"{place}, {key}")
+        if "format" not in given:
+            problem = 'a treatment must have a format, such as format = "nvfp4"'
+            raise self.document.error(PolicyError(problem, allowed=("format",)), path, f"{place}, format")
+        try:
+            return Treatment(**given)
+        except PolicyError as error:
+            raise _placed(error, self.document, path, place, given) from None
+
+
+def _known(recipes: dict[str, Any]) -> list[str]:
+    """Names of all recipes that a file with ``recipes`` can use: these, "high", and those of the presets."""
+    stock = [name for preset in presets() for name in _preset(preset).data.get("recipe", {})]
+    return list(dict.fromkeys([*recipes, HIGH, *stock]))
+
+
+def _stock_recipe(name: str) -> Recipe | None:
+    """The recipe ``name`` of whichever preset has one; a preset called ``name`` is asked first."""
+    for preset in sorted(presets(), key=lambda preset: preset != name):
+        document = _preset(preset)
+        if name in document.data.get("recipe", {}):
+            return _recipes(document)[name]
+    return None
+
+
+def _preset(name: str) -> Document:
+    return read_reference(preset_path(name))

@@ -1,0 +1,15 @@
+"""The policies that ship with the package: one TOML file each, in ``metis_compile/presets``."""
+
+from pathlib import Path
+
+_FOLDER = Path(__file__).resolve().parent.parent / "presets"
+
+
+def presets() -> list[str]:
+    """The names that ``Policy.load`` and ``extends`` know without a file, in alphabetical order."""
+    return sorted(path.stem for path in _FOLDER.glob("*.toml"))
+
+
+def preset_path(name: str) -> Path:
+    """The file of the preset ``name``, which must be one of ``presets()``."""
+    return _FOLDER / f"{name}.toml"

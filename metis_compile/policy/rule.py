@@ -1,0 +1,180 @@
+"""Rules of a policy: what a rule may ask about a GEMM's operand, and whether it matches."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import sympy
+
+from metis_compile.policy.blocks import canonical_blocks, in_blocks
+from metis_compile.policy.conditions import parse_condition
+from metis_compile.policy.errors import PolicyError, show, unknown_name
+from metis_compile.policy.globs import compile_glob
+from metis_compile.policy.treatment import OPERANDS, Treatment
+
+OPS = ("linear", "mm", "addmm", "matmul", "bmm", "baddbmm", "einsum", "grouped_mm")
+GEMMS = ("fprop", "dgrad", "wgrad")
+DTYPES = ("float32", "bfloat16", "float16")  # no other dtype is ever quantized
+
+DecideCondition = Callable[[sympy.Basic], bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """One operand of one GEMM, as the passes see it."""
+
+    module: str  # dotted name of the module whose forward holds the op, "" for none
+    block: (
+        tuple[int, int] | None
+    )  # (index from 0, count) of the repeated block around it; None outside of any
+    op: str  # one of OPS
+    gemm: str  # one of GEMMS
+    operand: str  # one of OPERANDS
+    dtype: str  # such as "bfloat16"
+    has_weight: bool  # False for a product of two activations, and for its backward products
+    m: int | sympy.Expr  # the GEMM is [m, k] x [k, n]; k is contracted; batch dimensions are not counted
+    n: int | sympy.Expr
+    k: int | sympy.Expr
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What a policy says about one operand, and which rule said it."""
+
+    treatment: Treatment
+    recipe: str  # the recipe's name
+    rule: str  # the rule's label, or "no rule of NAME matched"
+    index: int | None  # into Policy.rules; None where no rule matched
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """A recipe and the conditions under which it applies; a condition that is None holds for everything.
+
+    Where a list is taken, one entry of it has to match; a single text stands for a list of one. All
+    conditions have to hold. Raises PolicyError, with the key, for a value that could never be right.
+    """
+
+    recipe: str  # name of a recipe of the policy, of a preset, or "high"
+    module: tuple[str, ...] | None = None  # globs over the module's name
+    blocks: tuple[str, ...] | None = None  # places in depth: "first 2", "last 4", "3-5"
+    op: tuple[str, ...] | None = None  # of OPS
+    gemm: tuple[str, ...] | None = None  # of GEMMS
+    operand: tuple[str, ...] | None = None  # of OPERANDS; other operands of the GEMM fall to later rules
+    dtype: tuple[str, ...] | None = None  # of DTYPES
+    has_weight: bool | None = None  # whether the product involves a weight
+    when: str | None = None  # a condition over the GEMM's m, n and k
+    source: str = field(default="", compare=False)  # name of the file it was written in
+    number: int = field(default=0, compare=False)  # its place in that file, from 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.recipe, str):
+            problem = f"recipe must be the name of a recipe, got {show(self.recipe)}"
+            raise PolicyError(problem, key="recipe", value=self.recipe)
+        self._settle("module", lambda glob: compile_glob(glob) and glob)
+        self._settle("blocks", canonical_blocks)
+        for key, names in (("op", OPS), ("gemm", GEMMS), ("operand", OPERANDS), ("dtype", DTYPES)):
+            self._settle(key, _one_of(key, names), order=names)
+        if self.has_weight is not None and not isinstance(self.has_weight, bool):
+            problem = f"has_weight must be true or false, got {show(self.has_weight)}"
+            raise PolicyError(problem, key="has_weight", value=self.has_weight, allowed=("true", "false"))
+        if self.when is not None:
+            if not isinstance(self.when, str):
+                problem = f"when must be a condition in quotes, got {show(self.when)}"
+                raise PolicyError(problem, key="when", value=self.when)
+            try:
+                object.__setattr__(self, "when", parse_condition(self.when).text)
+            except PolicyError as error:
+                raise error.at(key="when") from None
+
+    def _settle(
+        self, key: str, canonical: Callable[[str], str], *, order: tuple[str, ...] | None = None
+    ) -> None:
+        """Replaces a list by its canonical form: a tuple without repeats, in ``order`` where there is one."""
+        given = getattr(self, key)
+        if given is None:
+            return
+        entries = [given] if isinstance(given, str) else given
+        if not isinstance(entries, (list, tuple)) or not all(isinstance(entry, str) for entry in entries):
+            raise PolicyError(
+                f"{key} must be a text or a list of texts, got {show(given)}", key=key, value=given
+            )
+        if not entries:
+            raise PolicyError(
+                f"{key} is an empty list, which matches nothing; leave it out to match anything",
+                key=key,
+                value=given,
+            )
+        settled: dict[str, None] = {}
+        for entry in entries:
+            try:
+                settled[canonical(entry)] = None
+            except PolicyError as error:
+                raise error.at(key=key) from None
+        names = sorted(settled, key=order.index) if order else settled
+        object.__setattr__(self, key, tuple(names))
+
+    @property
+    def label(self) -> str:
+        """Names the rule in a report: ``run.toml rule 2 (module=*.lm_head)``."""
+        parts = []
+        for key in ("module", "blocks", "op", "gemm", "operand", "dtype"):
+            entries = getattr(self, key)
+            if entries is not None:
+                more = f"|+{len(entries) - 3} more" if len(entries) > 4 else ""
+                parts.append(f"{key}={'|'.join(entries[:3] if more else entries)}{more}")
+        if self.has_weight is not None:
+            parts.append(f"has_weight={str(self.has_weight).lower()}")
+        if self.when is not None:
+            parts.append(f"when={self.when}")
+        return f"{self.source} rule {self.number} ({', '.join(parts) or 'any'})".lstrip()
+
+    def matches(self, query: Query, decide_condition: DecideCondition | None = None) -> bool:
+        """Whether the rule applies to ``query``.
+
+        The shape condition is looked at last, so that ``decide_condition`` is asked (and a guard on a
+        symbolic size is made) only for a rule that everything else says applies.
+        """
+        if self.module is not None and not any(
+            compile_glob(glob).fullmatch(query.module) for glob in self.module
+        ):
+            return False
+        if self.blocks is not None and (
+            query.block is None or not any(in_blocks(text, *query.block) for text in self.blocks)
+        ):
+            return False
+        for names, value in (
+            (self.op, query.op),
+            (self.gemm, query.gemm),
+            (self.operand, query.operand),
+            (self.dtype, query.dtype),
+        ):
+            if names is not None and value not in names:
+                return False
+        if self.has_weight is not None and self.has_weight != query.has_weight:
+            return False
+        return self.when is None or self._shape_matches(query, decide_condition)
+
+    def _shape_matches(self, query: Query, decide_condition: DecideCondition | None) -> bool:
+        assert self.when is not None
+        try:
+            result = parse_condition(self.when).evaluate({"m": query.m, "n": query.n, "k": query.k})
+        except PolicyError as error:
+            raise error.at(key=f"{self.label}, when") from None
+        if isinstance(result, bool):
+            return result
+        if decide_condition is None:
+            raise PolicyError(
+                f"{show(self.when)} is not decided by these sizes: {result} is left; give decide_condition",
+                key=f"{self.label}, when",
+                value=self.when,
+            )
+        return bool(decide_condition(result))
+
+
+def _one_of(key: str, names: tuple[str, ...]) -> Callable[[str], str]:
+    def check(entry: str) -> str:
+        if entry not in names:
+            raise unknown_name(key, entry, names)
+        return entry
+
+    return check
