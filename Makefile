@@ -1,0 +1,41 @@
+# Everything happens in a virtual environment in this folder, made when a target first needs it.
+#   make train ARGS="--policy mxfp8 --steps 1000"      what metis train takes
+#   make test  ARGS="tests/policy -x"                  what pytest takes
+#   make train PYTHON=/path/to/python3.12              another Python
+
+VENV := .venv
+PYTHON ?=
+ARGS ?=
+MADE_FROM := pyproject.toml constraints.txt .ci/set-up
+
+.PHONY: help train test lint clean
+
+help:
+	@echo "make train   train a small GPT in full precision and in NVFP4, and compare them"
+	@echo "make test    run the tests"
+	@echo "make lint    check style and types"
+	@echo "make clean   remove the environment and what tools left; runs/ stays"
+	@echo "The first of them makes the environment ($(VENV)) by itself."
+
+train: $(VENV)/.ready-train
+	@$(VENV)/bin/metis train $(ARGS)
+
+test: $(VENV)/.ready-develop
+	@$(VENV)/bin/python -m pytest -q $(ARGS)
+
+lint: $(VENV)/.ready-develop
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+
+$(VENV)/.ready-train: $(MADE_FROM)
+	@PYTHON="$(PYTHON)" .ci/set-up $(VENV) train
+	@touch $@
+
+$(VENV)/.ready-develop: $(MADE_FROM)
+	@PYTHON="$(PYTHON)" .ci/set-up $(VENV) train,test,lint
+	@touch $(VENV)/.ready-train $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

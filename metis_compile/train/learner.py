@@ -1,0 +1,139 @@
+"""One model with its optimizer: a step, what it took, and what it keeps for backward."""
+
+import statistics
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metis_compile.train.model import GPT
+from metis_compile.train.settings import Settings, derived_seed
+from metis_compile.train.variant import Variant
+
+__all__ = ["History", "Learner", "bytes_saved_for_backward"]
+
+
+@dataclass
+class History:
+    """What one model's steps gave so far."""
+
+    losses: list[float] = field(default_factory=list)  # nats per byte, one a step
+    seconds: list[float] = field(default_factory=list)  # a step's wall time, without the steps that compiled
+    compile_seconds: float | None = None  # wall time of the run's first step, which compiles
+    saved_bytes: int | None = None  # what one forward keeps for its backward, parameters left out
+
+    def median_seconds(self) -> float | None:
+        """Median step time, None before a step ran that did not compile."""
+        return statistics.median(self.seconds) if self.seconds else None
+
+    def mean_loss(self, last: int) -> float:
+        """Mean over the last ``last`` steps."""
+        return statistics.fmean(self.losses[-last:])
+
+
+class Learner:
+    """A GPT compiled as ``variant`` says, trained with AdamW. A run's two learners start alike."""
+
+    def __init__(self, variant: Variant, settings: Settings) -> None:
+        self.variant = variant
+        self.settings = settings
+        self.device = torch.device(settings.device)
+        self.history = History()
+        self.compiled_here = False  # this process has run a step
+        torch.manual_seed(derived_seed("weights", settings.seed))
+        self.model = GPT(settings.shape).to(self.device)
+        self.compiled = torch.compile(self.model, backend=variant.backend, options=variant.options)
+        matrices = [p for p in self.model.parameters() if p.dim() >= 2]
+        vectors = [p for p in self.model.parameters() if p.dim() < 2]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+            lr=settings.learning_rate,
+            betas=(0.9, 0.95),
+            fused=True,
+        )
+
+    def step(self, step: int, tokens: Tensor, targets: Tensor) -> float:
+        """One optimizer step on int64 [batch, context] tokens; returns and records the loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate_at(step)
+        torch.manual_seed(derived_seed("noise", self.settings.seed, step))
+        start = time.perf_counter()
+        loss = self._loss(tokens, targets)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        value = loss.item()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        seconds = time.perf_counter() - start
+
+        self.history.losses.append(value)
+        if self.compiled_here:
+            self.history.seconds.append(seconds)
+        else:
+            self.compiled_here = True
+            if self.history.compile_seconds is None:
+                self.history.compile_seconds = seconds
+            with self._autocast():
+                self.history.saved_bytes = bytes_saved_for_backward(self.compiled, tokens)
+        return value
+
+    def validate(self, batches: list[tuple[Tensor, Tensor]]) -> float:
+        """Mean loss over ``batches``.
+
+        It runs the forward that training runs, quantization included: no second graph is compiled for it.
+        """
+        losses = []
+        for i, (tokens, targets) in enumerate(batches):
+            torch.manual_seed(derived_seed("validation", self.settings.seed, i))
+            losses.append(self._loss(tokens.to(self.device), targets.to(self.device)).item())
+        return statistics.fmean(losses)
+
+    def _loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        with self._autocast():
+            logits = self.compiled(tokens)
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.settings.dtype == "bfloat16"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a later process needs to go on."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": asdict(self.history),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history = History(**state["history"])
+
+
+def bytes_saved_for_backward(model: Any, tokens: Tensor) -> int:
+    """Bytes one forward of a compiled ``model`` keeps alive for its backward, parameters left out.
+
+    Counted on the tensors that autograd really holds: each storage once, whatever views of it are saved.
+    """
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    held: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        kept = model(tokens)  # alive until the count is done, so that no storage's address is used twice
+    total = sum(held.values())
+    del kept
+    return total

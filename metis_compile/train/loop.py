@@ -1,0 +1,221 @@
+"""A run: two models, the same batches, one step of each in turn."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from metis_compile.train import checkpoint, corpus
+from metis_compile.train.errors import TrainError
+from metis_compile.train.interrupt import StopRequest
+from metis_compile.train.learner import Learner
+from metis_compile.train.plot import draw
+from metis_compile.train.progress import RunProgress
+from metis_compile.train.report import Report, Side
+from metis_compile.train.settings import Settings
+from metis_compile.train.variant import FULL_PRECISION, Variant, policy_variant
+
+__all__ = ["Interrupted", "Options", "run"]
+
+VALIDATION_BATCHES = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What does not change a run's curve."""
+
+    out: Path  # where the checkpoint, the report and the plot go
+    resume: bool = False  # go on from the checkpoint in ``out``
+    checkpoint_every: int = 50  # steps
+    average: int = 50  # last steps in the training loss of the report
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint_every", "average"):
+            if getattr(self, name) < 1:
+                raise TrainError(f"{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interrupted:
+    """A run that was asked to stop."""
+
+    signal: int
+    step: int  # steps that were done
+    saved: int | None  # steps that are in the checkpoint; None if this run has written none
+    cut_off: str | None = None  # what ended a step half way
+
+
+def run(
+    settings: Settings,
+    options: Options,
+    *,
+    console: Console | None = None,
+    variants: tuple[Variant, Variant] | None = None,
+) -> Report | Interrupted:
+    """Train full precision and the policy side by side and report on both.
+
+    ``variants`` replaces how the two models are compiled, full precision first. The caller's random state is
+    left as it was. Raises TrainError if the run cannot start or resume, PolicyError for a bad policy.
+    """
+    variants = variants or (FULL_PRECISION, policy_variant(settings.policy))
+    text = (
+        corpus.load_library() if settings.text is None else corpus.load_file(Path(settings.text).expanduser())
+    )
+    text.require(settings.context)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainError(f"cannot make the folder {options.out}: {error.strerror}") from None
+    console = console or Console(stderr=True)
+    devices = [torch.device(settings.device)] if settings.device != "cpu" else []
+    with torch.random.fork_rng(devices=devices):
+        return _Run(settings, options, text, variants, console).go()
+
+
+class _Run:
+    def __init__(
+        self,
+        settings: Settings,
+        options: Options,
+        text: corpus.Corpus,
+        variants: tuple[Variant, Variant],
+        console: Console,
+    ) -> None:
+        self.settings, self.options, self.text = settings, options, text
+        self.learners = {
+            name: Learner(variant, settings)
+            for name, variant in zip(("full_precision", "policy"), variants, strict=True)
+        }
+        self.progress = RunProgress(console, settings.steps)
+        self.done = 0
+        self.saved: int | None = None
+
+    def go(self) -> Report | Interrupted:
+        with self.progress, StopRequest() as stop:
+            try:
+                self._start()
+                while self.done < self.settings.steps and not stop:
+                    self._step()
+                    if self.done % self.options.checkpoint_every == 0 or self.done == self.settings.steps:
+                        self._save()
+                if stop.signal is not None:
+                    self._save()
+                    return self._interrupted(stop)
+                self.progress.doing("validating")
+                return self._report()
+            except TrainError:
+                raise
+            except (Exception, KeyboardInterrupt) as error:
+                # A step cut off half way (a terminal's Ctrl-C ends the C++ compiler too) must not be saved.
+                if stop.signal is not None:
+                    return self._interrupted(stop, cut_off=type(error).__name__)
+                raise
+
+    def _start(self) -> None:
+        out = self.options.out
+        if self.options.resume:
+            self.done = checkpoint.restore(
+                out, settings=self.settings, text=self.text.digest, learners=self.learners
+            )
+            self.saved = self.done
+            self.progress.note(
+                f"resuming {out / checkpoint.FILE} after step {self.done}/{self.settings.steps}"
+            )
+        elif (out / checkpoint.FILE).exists():
+            self.progress.note(
+                f"starting anew: the checkpoint in {out} will be replaced (--resume goes on with it)"
+            )
+        self.progress.note(f"text: {self.text.source}, {self.text.train.numel() / 1e6:.1f} MB to train on")
+        if self.done < self.settings.steps:
+            self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Compile something tiny: what a process pays once is then in neither model's compile time."""
+        self.progress.doing("starting the compiler")
+        for learner in self.learners.values():
+            linear = torch.nn.Linear(32, 32, device=self.settings.device)
+            compiled = torch.compile(linear, backend=learner.variant.backend, options=learner.variant.options)
+            compiled(torch.ones(32, 32, device=self.settings.device)).sum().backward()
+
+    def _step(self) -> None:
+        settings = self.settings
+        tokens, targets = self.text.batch(
+            seed=settings.seed, step=self.done, batch=settings.batch, context=settings.context
+        )
+        tokens, targets = tokens.to(settings.device), targets.to(settings.device)
+        # Turns change places every step: neither model always finds the caches as the other left them.
+        order = list(self.learners.values())[:: 1 if self.done % 2 == 0 else -1]
+        for learner in order:
+            if not learner.compiled_here:
+                self.progress.doing(f"compiling {learner.variant.label}")
+            learner.step(self.done, tokens, targets)
+        self.done += 1
+        losses = {learner.variant.label: learner.history.losses[-1] for learner in self.learners.values()}
+        self.progress.stepped(self.done, losses)
+
+    def _save(self) -> None:
+        if self.saved == self.done or self.done == 0:
+            return
+        checkpoint.save(
+            self.options.out,
+            settings=self.settings,
+            text=self.text.digest,
+            step=self.done,
+            learners=self.learners,
+        )
+        self.saved = self.done
+
+    def _interrupted(self, stop: StopRequest, cut_off: str | None = None) -> Interrupted:
+        assert stop.signal is not None
+        return Interrupted(signal=stop.signal, step=self.done, saved=self.saved, cut_off=cut_off)
+
+    def _report(self) -> Report:
+        settings, out = self.settings, self.options.out
+        batches = self.text.validation_batches(
+            count=VALIDATION_BATCHES, batch=settings.batch, context=settings.context
+        )
+        averaged = min(self.options.average, settings.steps)
+        files = {"plot": out / "loss.png", "report": out / "report.json", "checkpoint": out / checkpoint.FILE}
+        report = Report(
+            settings=settings,
+            device=device_name(settings.device),
+            text=self.text.source,
+            text_digest=self.text.digest,
+            parameters=sum(p.numel() for p in self.learners["policy"].model.parameters()),
+            averaged=averaged,
+            full_precision=side(self.learners["full_precision"], batches, averaged),
+            policy=side(self.learners["policy"], batches, averaged),
+            files=files,
+        )
+        try:
+            draw(report, files["plot"])
+            files["report"].write_text(json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n")
+        except OSError as error:
+            raise TrainError(f"cannot write {error.filename}: {error.strerror}") from None
+        return report
+
+
+def side(learner: Learner, batches: list[tuple[torch.Tensor, torch.Tensor]], averaged: int) -> Side:
+    """One model's half of the report."""
+    history = learner.history
+    assert history.saved_bytes is not None
+    assert history.compile_seconds is not None
+    return Side(
+        label=learner.variant.label,
+        backend=learner.variant.backend,
+        train_loss=history.mean_loss(averaged),
+        validation_loss=learner.validate(batches),
+        step_seconds=history.median_seconds(),
+        saved_bytes=history.saved_bytes,
+        compile_seconds=history.compile_seconds,
+        losses=history.losses,
+    )
+
+
+def device_name(device: str) -> str:
+    """What a person calls the device."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} threads"

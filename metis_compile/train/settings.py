@@ -1,0 +1,102 @@
+"""What a run is: everything that decides its curve, and nothing that does not."""
+
+import hashlib
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from metis_compile.train.errors import TrainError
+from metis_compile.train.model import Shape
+
+__all__ = ["Settings", "derived_seed", "resolve_device"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The identity of a run: two runs with equal settings, text and policy have the same curves."""
+
+    policy: str = "nvfp4"  # a preset's name or a policy file
+    steps: int = 400  # optimizer steps
+    seed: int = 0  # of the weights, the batches and the stochastic rounding
+    device: str = "cpu"  # cpu, cuda or cuda:N
+    dtype: str = "float32"  # what full precision computes in; bfloat16 is autocast
+    width: int = 256  # features; a multiple of heads
+    layers: int = 4
+    heads: int = 4
+    context: int = 256  # tokens (bytes) in a sequence
+    batch: int = 8  # sequences in a step
+    learning_rate: float = 2e-3  # of AdamW at its highest; warm-up, then a cosine down to a tenth
+    text: str | None = None  # a file to train on; None is the standard library's sources
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "width", "layers", "heads", "context", "batch"):
+            value = getattr(self, name)
+            if value < 1:
+                raise TrainError(f"{name} must be at least 1, got {value}")
+        if self.width % self.heads:
+            raise TrainError(f"width must be a multiple of heads, got width {self.width}, heads {self.heads}")
+        if not self.learning_rate > 0:
+            raise TrainError(f"learning rate must be above 0, got {self.learning_rate}")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise TrainError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
+
+    @property
+    def shape(self) -> Shape:
+        """The model's sizes."""
+        return Shape(width=self.width, layers=self.layers, heads=self.heads, context=self.context)
+
+    def learning_rate_at(self, step: int) -> float:
+        """The rate of ``step`` (from 0): linear over the first twentieth, then a cosine to a tenth."""
+        warmup = max(1, self.steps // 20)
+        if step < warmup:
+            return self.learning_rate * (step + 1) / warmup
+        done = (step - warmup) / max(1, self.steps - warmup)
+        return self.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
+
+    def differences(self, other: "Settings") -> list[str]:
+        """One text for each field that differs, naming both values: self's first."""
+        return [
+            f"{field.name} {getattr(self, field.name)!r} and not {getattr(other, field.name)!r}"
+            for field in fields(self)
+            if getattr(self, field.name) != getattr(other, field.name)
+        ]
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """The fields' names."""
+        return [field.name for field in fields(cls)]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Settings":
+        """Settings from a plain mapping; TrainError for a key that is not a setting."""
+        unknown = sorted(set(values) - set(cls.names()))
+        if unknown:
+            raise TrainError(f"unknown settings: {', '.join(unknown)}")
+        return cls(**values)
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A 63-bit seed that depends on every part.
+
+    Each step's batch and each step's rounding noise have a seed of their own, so neither the other model nor
+    an interruption can shift a random stream.
+    """
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
+
+
+def resolve_device(name: str) -> str:
+    """``auto`` is cuda where torch sees a GPU, else cpu; TrainError for a device that is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise TrainError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise TrainError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise TrainError(f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA GPUs")
+    return name

@@ -1,0 +1,27 @@
+"""The two ways a run compiles its model."""
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["FULL_PRECISION", "Variant", "policy_variant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """How one of the two models is compiled."""
+
+    label: str  # for people: the table's heading and the plot's legend
+    backend: str  # torch.compile's
+    options: dict[str, Any] | None = None  # torch.compile's
+    digest: str = ""  # changes when what the options name changes; a resumed run checks it
+
+
+FULL_PRECISION = Variant(label="full precision", backend="inductor")
+
+
+def policy_variant(policy: str) -> Variant:
+    """The model under ``policy``, a preset's name or a file. Raises PolicyError if it cannot be loaded."""
+    from metis_compile.policy import Policy
+
+    loaded = Policy.load(policy)
+    return Variant(label=loaded.name, backend="metis", options={"policy": loaded}, digest=loaded.digest())
