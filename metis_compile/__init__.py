@@ -1,3 +1,48 @@
 """metis: ``torch.compile(model, backend="metis")`` trains unmodified PyTorch models in FP4 and FP8."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from metis_compile.captured import Captured, CapturedGraph, SavedTensor, capture
+    from metis_compile.explanation import Explanation, explain
+    from metis_compile.numerics import QuantizedTensor, quantize
+    from metis_compile.policy import Policy, PolicyError, presets
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Captured": "captured",
+    "CapturedGraph": "captured",
+    "Explanation": "explanation",
+    "Policy": "policy",
+    "PolicyError": "policy",
+    "QuantizedTensor": "numerics",
+    "SavedTensor": "captured",
+    "capture": "captured",
+    "explain": "explanation",
+    "presets": "policy",
+    "quantize": "numerics",
+}
+__all__ = [
+    "Captured",
+    "CapturedGraph",
+    "Explanation",
+    "Policy",
+    "PolicyError",
+    "QuantizedTensor",
+    "SavedTensor",
+    "capture",
+    "explain",
+    "presets",
+    "quantize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name's module when it is first asked for: importing the package stays cheap."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'metis_compile' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"metis_compile.{_HOMES[name]}"), name)

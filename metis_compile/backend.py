@@ -1,0 +1,121 @@
+"""The Dynamo backend: `torch.compile(model, backend="metis", options={"policy": ...})`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch import fx
+
+import metis_compile
+from metis_compile.captured import RecordingPartitioner, active_captures
+from metis_compile.compat import (
+    CustomGraphPass,
+    compile_fx,
+    dynamo_source,
+    inductor_config,
+    is_buffer_input,
+    is_parameter_input,
+)
+from metis_compile.config import Config, read_options
+from metis_compile.passes.find import clean_path
+from metis_compile.passes.pipeline import JointPass, LoweringPass
+from metis_compile.passes.sites import GraphInputs
+
+
+def metis(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
+    **_: Any,
+) -> Callable[..., Any]:
+    """Compiles a Dynamo graph with its matrix products quantized as a policy says.
+
+    `options`: `policy` (a preset's name, a path, or a `Policy`; METIS_POLICY in the environment where options can't
+    be passed), `on_error`, `verify`, `mode`, and any of torch._inductor.config's. Raises ValueError for an unknown
+    option and PolicyError for a mistake in a policy. Registered under the entry point group `torch_dynamo_backends`.
+    """
+    config, patches = read_options(options, mode)
+    return compile_graph(gm, example_inputs, config, patches)
+
+
+def compile_graph(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    config: Config,
+    patches: dict[str, Any],
+    **compile_fx_kwargs: Any,
+) -> Callable[..., Any]:
+    """Runs Inductor on `gm` with the metis passes in front of its own."""
+    inputs = graph_inputs(gm)
+    uuid = _uuid(gm, config, inputs)
+    captures = active_captures()
+    records = [capture.begin() for capture in captures]
+    joint = JointPass(config=config, inputs=inputs, key=uuid, records=records)
+    patches = dict(patches)
+    patches["joint_custom_pre_pass"] = _before("joint_custom_pre_pass", joint, patches)
+    patches["post_grad_custom_pre_pass"] = _before("post_grad_custom_pre_pass", LoweringPass(key=uuid), patches)
+    if records:  # what is shown must come from this compile, not from a cached one
+        patches["force_disable_caches"] = True
+        inner = patches.get("custom_partitioner_fn", inductor_config.custom_partitioner_fn)
+        patches["custom_partitioner_fn"] = RecordingPartitioner(records, inner)
+    return compile_fx(gm, example_inputs, config_patches=patches, **compile_fx_kwargs)
+
+
+def graph_inputs(gm: fx.GraphModule) -> GraphInputs:
+    """Which of a Dynamo graph's inputs are parameters, by name, and which are buffers."""
+    placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
+    return GraphInputs(
+        parameters={
+            i: clean_path(dynamo_source(n)) or n.name for i, n in enumerate(placeholders) if is_parameter_input(n)
+        },
+        buffers=frozenset(i for i, n in enumerate(placeholders) if is_buffer_input(n)),
+    )
+
+
+class _Chain(CustomGraphPass):
+    """Our pass, then the one that the user set for the same place."""
+
+    def __init__(self, first: CustomGraphPass, second: Any) -> None:
+        self.passes = [first, *(second if isinstance(second, (list, tuple)) else [second])]
+
+    def __call__(self, graph: fx.Graph) -> None:
+        for each in self.passes:
+            each(graph)
+
+    def uuid(self) -> Any:
+        ids = [each.uuid() if isinstance(each, CustomGraphPass) else None for each in self.passes]
+        return ids if all(ids) else None
+
+
+def _before(option: str, ours: CustomGraphPass, patches: Mapping[str, Any]) -> CustomGraphPass:
+    theirs = patches.get(option, getattr(inductor_config, option))
+    return _Chain(ours, theirs) if theirs else ours
+
+
+def _uuid(gm: fx.GraphModule, config: Config, inputs: GraphInputs) -> str:
+    """What Inductor's cache key lacks: our version and sources, the policy, and what the rules may look at."""
+    text = [metis_compile.__version__, sources_digest(), config.policy.digest(), config.on_error]
+    text += [f"{i}={name}" for i, name in sorted(inputs.parameters.items())]
+    text += [str(sorted(inputs.buffers))]
+    for node in gm.graph.nodes:
+        stack = node.meta.get("nn_module_stack") or {}
+        functions = node.meta.get("source_fn_stack") or []
+        text.append(f"{node.name} {[path for path, _ in stack.values()]} {[name for name, _ in functions]}")
+    return hashlib.sha256("\n".join(text).encode()).hexdigest()
+
+
+@cache
+def sources_digest() -> str:
+    """A hash of every Python file of the package, so that a changed pass or kernel is never served from a cache."""
+    root = Path(metis_compile.__file__).parent
+    digest = hashlib.sha256()
+    for folder in (root, root / "passes", root / "kernels"):  # the last two may be links
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return digest.hexdigest()

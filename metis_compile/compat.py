@@ -1,0 +1,84 @@
+"""Every private torch API that metis uses, in one place. Supported: torch 2.11 and newer.
+
+| symbol | since | why |
+| --- | --- | --- |
+| compile_fx | 2.0 | Inductor with its caches, dynamic shapes and partitioner, and our passes by config_patches |
+| CustomGraphPass | 2.6 | a pass with a uuid keeps the FX graph and AOTAutograd caches usable |
+| CustomPartitionerFn | 2.9 | sees the forward and backward graphs the moment they are cut apart |
+| partition | 2.0 | the min-cut partitioner that Inductor uses, called from our recording partitioner |
+| inductor_config | 2.0 | the options that a user may give beside ours |
+| list_mode_options | 2.0 | what `mode="max-autotune"` stands for |
+| detect_fake_mode | 2.0 | the fake tensor mode of a captured graph |
+| OpOverload | 1.12 | tells an operator of the dispatcher from a Python function in a graph |
+| trace_structured | 2.3 | puts graphs where `TORCH_TRACE` and tlparse find them |
+| register_lowering, TensorBox | 2.0 | how `metis::materialize` becomes a buffer |
+| fx_graph_cse | 2.0 | traced numerics compute each thing once |
+| select_decomp_table | 2.0 | Inductor's decompositions, for traced numerics |
+| enable_python_dispatcher | 2.0 | traces symbolic sizes through composite operators |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._functorch.compile_utils import fx_graph_cse
+from torch._functorch.partitioners import min_cut_rematerialization_partition as partition
+from torch._guards import detect_fake_mode
+from torch._inductor import config as inductor_config
+from torch._inductor import list_mode_options
+from torch._inductor.compile_fx import compile_fx
+from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn
+from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.ir import TensorBox
+from torch._inductor.lowering import register_lowering
+from torch._logging import trace_structured
+from torch._ops import OpOverload
+
+__all__ = [
+    "CustomGraphPass",
+    "CustomPartitionerFn",
+    "OpOverload",
+    "TensorBox",
+    "compile_fx",
+    "detect_fake_mode",
+    "dynamo_source",
+    "enable_python_dispatcher",
+    "fx_graph_cse",
+    "inductor_config",
+    "is_buffer_input",
+    "is_parameter_input",
+    "list_mode_options",
+    "partition",
+    "register_lowering",
+    "select_decomp_table",
+    "size_hint",
+    "trace_structured",
+]
+
+
+def dynamo_source(node: fx.Node) -> str:
+    """Where Dynamo found a graph input, as Python text: `L['self']._modules['up']._parameters['weight']`.
+
+    `_dynamo_source` on the placeholder; its `name` is a method up to 2.11 and a property after.
+    """
+    source = getattr(node, "_dynamo_source", None)
+    name = getattr(source, "name", "")
+    return name() if callable(name) else str(name)
+
+
+def is_parameter_input(node: fx.Node) -> bool:
+    """Whether a graph input is an `nn.Parameter`. Dynamo's fake tensors keep that, in `example_value`."""
+    return isinstance(node.meta.get("example_value"), torch.nn.Parameter)
+
+
+def is_buffer_input(node: fx.Node) -> bool:
+    """Whether a graph input is a module's buffer, by its source."""
+    return "_buffers[" in dynamo_source(node)
+
+
+def size_hint(size: Any) -> int:
+    """The value that a symbolic size had when the graph was captured."""
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)

@@ -1,0 +1,82 @@
+"""What one compile is asked to do: the options of `torch.compile(..., backend="metis", options=...)`."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from metis_compile.compat import inductor_config, list_mode_options
+from metis_compile.policy import Policy
+
+DEFAULT_POLICY = "nvfp4"
+ON_ERROR = ("raise", "leave")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One compile's settings, after options and environment were read."""
+
+    policy: Policy
+    on_error: Literal["raise", "leave"] = "raise"  # "leave": a site whose rewrite fails stays in high precision
+    verify: bool = False  # check the graph after every pass
+
+
+OPTIONS = {
+    "policy": "a preset's name, a path to a policy file, or a metis_compile.Policy (or METIS_POLICY)",
+    "on_error": "'raise' (default) or 'leave': what an internal error at one site does",
+    "verify": "True checks the graph after every pass (or METIS_VERIFY=1)",
+    "mode": "one of Inductor's modes, since torch.compile takes mode= or options= but not both",
+}
+
+
+def read_options(options: Mapping[str, Any] | None, mode: str | None) -> tuple[Config, dict[str, Any]]:
+    """Splits options into ours and Inductor's. Returns (config, Inductor's config patches).
+
+    Raises ValueError that names the option, its value, and the nearest valid name.
+    """
+    given = dict(options or {})
+    mode = given.pop("mode", mode)
+    policy = given.pop("policy", None)
+    if policy is None:
+        policy = os.environ.get("METIS_POLICY") or DEFAULT_POLICY
+    on_error = given.pop("on_error", "raise")
+    if on_error not in ON_ERROR:
+        raise ValueError(f"metis: option on_error must be one of {', '.join(ON_ERROR)}, got {on_error!r}")
+    verify = given.pop("verify", os.environ.get("METIS_VERIFY", "") not in ("", "0"))
+    if not isinstance(verify, bool):
+        raise ValueError(f"metis: option verify must be True or False, got {verify!r}")
+    patches = _mode_patches(mode)
+    for key, value in given.items():
+        patches.update([_inductor_option(key, value)])
+    return Config(policy=Policy.load(policy), on_error=on_error, verify=verify), patches
+
+
+def _mode_patches(mode: str | None) -> dict[str, Any]:
+    if mode is None or mode == "default":
+        return {}
+    modes = list_mode_options()
+    if mode not in modes:
+        raise ValueError(f"metis: mode must be one of {', '.join(sorted(modes))}, got {mode!r}{_nearest(mode, modes)}")
+    return dict(list_mode_options(mode))
+
+
+def _inductor_option(key: str, value: Any) -> tuple[str, Any]:
+    known = inductor_config.get_config_copy()
+    name = key.replace("-", "_")
+    if name not in known:
+        raise ValueError(
+            f"metis: unknown option {key!r}: neither one of metis's ({', '.join(OPTIONS)}) nor one of "
+            f"torch._inductor.config's{_nearest(name, [*OPTIONS, *known])}"
+        )
+    default = known[name]
+    if isinstance(default, bool) and not isinstance(value, bool):
+        raise ValueError(f"metis: option {key!r} must be True or False, got {value!r}")
+    return name, value
+
+
+def _nearest(name: str, valid: Any) -> str:
+    close = difflib.get_close_matches(name, list(valid), n=1)
+    return f". Did you mean {close[0]!r}?" if close else ""

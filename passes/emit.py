@@ -1,0 +1,103 @@
+"""Add nodes to a graph with the metadata that the rest of the compiler relies on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils.checkpoint import CheckpointPolicy
+
+from metis_compile.compat import detect_fake_mode
+
+aten = torch.ops.aten
+# what a new node takes over from the node it stands for; `val` is its own
+CARRIED = (
+    "stack_trace",
+    "nn_module_stack",
+    "fwd_nn_module_stack",
+    "source_fn_stack",
+    "fwd_source_fn_stack",
+    "original_aten",
+    "seq_nr",
+    "partitioner_tag",
+    "recompute",
+    "ac_graph_id",
+    "custom",
+    "from_node",
+)
+
+
+class Emitter:
+    """Inserts calls into `graph`, evaluating each under the graph's fake tensor mode."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
+        values = [n.meta["val"] for n in graph.nodes if isinstance(n.meta.get("val"), torch.Tensor)]
+        self.fake_mode = detect_fake_mode(values)
+        self._order = {node: i for i, node in enumerate(graph.nodes)}
+        self._symbols = {
+            n.meta["val"].node.expr: n
+            for n in graph.nodes
+            if n.op == "placeholder" and isinstance(n.meta.get("val"), torch.SymInt)
+        }
+        self._like: fx.Node | None = None
+
+    @contextmanager
+    def at(self, before: fx.Node, *, like: fx.Node) -> Iterator[None]:
+        """Within: calls are inserted before `before` and carry the metadata of `like`."""
+        previous, self._like = self._like, like
+        with self.graph.inserting_before(before):
+            yield
+        self._like = previous
+
+    def precedes(self, a: fx.Node, b: fx.Node) -> bool:
+        """Whether `a` came before `b` in the graph as it was captured."""
+        return a in self._order and b in self._order and self._order[a] < self._order[b]
+
+    def call(
+        self,
+        target: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None = None,
+        *,
+        name: str | None = None,
+    ) -> fx.Node:
+        """One `call_function` node with its `val`."""
+        kwargs = dict(kwargs or {})
+        node = self.graph.create_node("call_function", target, args, kwargs, name=name)
+        if self._like is not None:
+            node.meta.update({k: self._like.meta[k] for k in CARRIED if k in self._like.meta})
+            if node.meta.get("recompute") == CheckpointPolicy.MUST_SAVE:  # said of the product's output alone
+                del node.meta["recompute"]
+        fake_args, fake_kwargs = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
+        if self.fake_mode is None:
+            raise RuntimeError("metis: the captured graph has no fake tensors, so new nodes can't be typed")
+        with self.fake_mode:
+            node.meta["val"] = target(*fake_args, **fake_kwargs)
+        return node
+
+    def cast(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:
+        """`node` in `dtype`; `node` itself where it has it."""
+        if node.meta["val"].dtype == dtype:
+            return node
+        return self.call(torch.ops.prims.convert_element_type.default, (node, dtype), name=f"{node.name}_cast")
+
+    def size(self, node: fx.Node, axis: int) -> int | fx.Node:
+        """The size of `node` along `axis`: an int, or a node that holds the symbolic size."""
+        size = node.meta["val"].shape[axis]
+        if isinstance(size, int):
+            return size
+        known = self._symbols.get(size.node.expr)
+        if known is not None:
+            return known
+        return self.call(aten.sym_size.int, (node, axis), name=f"{node.name}_size_{axis}")
+
+    def uniform_like(self, node: fx.Node, name: str) -> fx.Node:
+        """float32 uniform noise in [0, 1) of `node`'s shape, from torch's generator."""
+        value = node.meta["val"]
+        sizes = [self.size(node, i) for i in range(value.dim())]
+        kwargs = {"dtype": torch.float32, "device": value.device, "pin_memory": False}
+        return self.call(aten.rand.default, (sizes,), kwargs, name=name)

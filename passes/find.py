@@ -1,0 +1,376 @@
+"""Find every matrix product of a joint graph, and tell what its operands are from what they depend on."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import networkx as nx
+import torch
+from torch import fx
+
+from metis_compile.compat import OpOverload
+from metis_compile.passes.sites import Gemm, GraphInputs, Operand, Role, Site
+from metis_compile.passes.views import ValueNumbers, root, same, shape_of, strip_views
+
+aten = torch.ops.aten
+
+# product -> positions of its two matrices among the arguments
+PRODUCTS: dict[object, tuple[int, int]] = {
+    aten.mm.default: (0, 1),
+    aten.addmm.default: (1, 2),
+    aten.bmm.default: (0, 1),
+    aten.baddbmm.default: (1, 2),
+}
+# products that are listed and left alone
+LEFT_ALONE: dict[str, str] = {
+    "aten::convolution": "a convolution: only matrix products are rewritten",
+    "aten::convolution_backward": "a convolution: only matrix products are rewritten",
+    "aten::_scaled_mm": "already quantized: the model multiplies scaled float8 operands itself",
+    "aten::_scaled_mm_v2": "already quantized: the model multiplies scaled operands itself",
+    "aten::_scaled_grouped_mm": "already quantized: the model multiplies scaled float8 operands itself",
+    "aten::_scaled_grouped_mm_v2": "already quantized: the model multiplies scaled operands itself",
+    "aten::_int_mm": "already quantized: an int8 product",
+    "aten::_weight_int8pack_mm": "already quantized: an int8 weight",
+    "aten::_weight_int4pack_mm": "already quantized: an int4 weight",
+    "aten::_weight_int4pack_mm_for_cpu": "already quantized: an int4 weight",
+    "aten::_sparse_mm": "a sparse operand has no dense blocks to quantize",
+    "aten::_sparse_semi_structured_mm": "a sparse operand has no dense blocks to quantize",
+}
+SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_FLOAT8 = {
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2fnuz,
+    torch.float8_e8m0fnu,
+}
+_INT8 = {torch.int8, torch.uint8}
+_QUANTIZED_SEARCH = 8  # how many elementwise ops lie between a stored low-bit tensor and the product at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteGraph:
+    """All sites of one joint graph, in graph order, and the graph of what feeds what.
+
+    `links` has a node per site and an edge fprop -> dgrad/wgrad (kind="group"); and a node per shared operand tensor
+    with an edge to every site that reads it (kind="reads", axis=...).
+    """
+
+    sites: list[Site]
+    links: nx.DiGraph = field(default_factory=nx.DiGraph)
+
+    def group(self, fprop: Site) -> list[Site]:
+        """The backward sites of a fprop."""
+        return [s for _, s, kind in self.links.out_edges(fprop, data="kind") if kind == "group"]
+
+
+def find_sites(graph: fx.Graph, inputs: GraphInputs) -> SiteGraph:
+    """Lists every matrix product of `graph` as a `Site`, with roles from dependencies and never from shapes.
+
+    An operand that depends on a tangent is a gradient; one that depends on parameters and on no data is a weight (and
+    the second operand of `linear`, whatever it is made of); any other is an activation. A product with a gradient
+    operand is the dgrad of an activation or the wgrad of a weight.
+    """
+    depends = _Dependencies(graph, inputs)
+    numbers = ValueNumbers(graph)
+    blocks = _block_counts(graph)
+    sites: list[Site] = []
+    fprops: dict[int, list[Site]] = defaultdict(list)
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        if node.target in PRODUCTS:
+            site = _product(node, depends, numbers)
+            partner = _partner(site, fprops)
+            if partner is not None:
+                _take_from_forward(site, partner)
+            site.gemm = _gemm(site, partner, depends)
+            if site.gemm == "fprop" and site.seq is not None:
+                fprops[site.seq].append(site)
+            site.reason = _unsupported(site)
+        elif (name := _schema_name(node)) in LEFT_ALONE or name == "aten::_grouped_mm":
+            site = _bare_site(node, depends)
+            site.reason = LEFT_ALONE.get(name, "a grouped product: its groups' boundaries cut through blocks")
+        else:
+            continue
+        site.block = _block_of(site.module, blocks)
+        sites.append(site)
+    return SiteGraph(sites=sites, links=_links(sites))
+
+
+class _Dependencies:
+    """For every node: does its value depend on a tangent, on a parameter, on data?"""
+
+    def __init__(self, graph: fx.Graph, inputs: GraphInputs) -> None:
+        self.tangent: set[fx.Node] = set()
+        self.parameter: set[fx.Node] = set()
+        self.data: set[fx.Node] = set()
+        self.names: dict[fx.Node, str] = {}
+        for position, node in enumerate(n for n in graph.nodes if n.op == "placeholder"):
+            if _is_tangent(node):
+                self.tangent.add(node)
+            elif (name := _parameter_name(node, position, inputs)) is not None:
+                self.parameter.add(node)
+                self.names[node] = name
+            elif _input_position(node, position) not in inputs.buffers:
+                self.data.add(node)
+        for node in graph.nodes:
+            for kind in (self.tangent, self.parameter, self.data):
+                if any(source in kind for source in node.all_input_nodes):
+                    kind.add(node)
+
+    def role(self, node: fx.Node) -> Role:
+        if node in self.tangent:
+            return "gradient"
+        if node in self.parameter and node not in self.data:
+            return "weight"
+        return "activation"
+
+    def parameters(self, node: fx.Node) -> tuple[str, ...]:
+        """Names of the parameters that a weight operand is made of."""
+        found, stack, seen = [], [node], {node}
+        while stack:
+            current = stack.pop()
+            if current in self.names:
+                found.append(self.names[current])
+            for source in current.all_input_nodes:
+                if source not in seen and source in self.parameter:
+                    seen.add(source)
+                    stack.append(source)
+        return tuple(sorted(found))
+
+
+def parameter_placeholders(graph: fx.Graph, inputs: GraphInputs) -> dict[str, str]:
+    """Names of the graph's inputs that are parameters, and what the model calls them."""
+    placeholders = (n for n in graph.nodes if n.op == "placeholder")
+    names = ((n.name, _parameter_name(n, i, inputs)) for i, n in enumerate(placeholders) if not _is_tangent(n))
+    return {node: name for node, name in names if name is not None}
+
+
+def _is_tangent(node: fx.Node) -> bool:
+    return "tangents" in str(node.target)
+
+
+def _input_position(node: fx.Node, position: int) -> int:
+    return getattr(node.meta.get("desc"), "idx", position)
+
+
+def _parameter_name(node: fx.Node, position: int, inputs: GraphInputs) -> str | None:
+    desc = node.meta.get("desc")
+    if type(desc).__name__ == "ParamAOTInput":  # Dynamo left the module's parameters as attributes
+        return desc.target  # type: ignore[union-attr]
+    return inputs.parameters.get(_input_position(node, position))
+
+
+def _product(node: fx.Node, depends: _Dependencies, numbers: ValueNumbers) -> Site:
+    site = _bare_site(node, depends)
+    left, right = (node.args[i] for i in PRODUCTS[node.target])
+    assert isinstance(left, fx.Node)
+    assert isinstance(right, fx.Node)
+    rank = len(shape_of(left))
+    site.lhs = _operand(left, rank - 1, depends, numbers)
+    site.rhs = _operand(right, rank - 2, depends, numbers)
+    if site.op == "linear" and site.lhs.role == site.rhs.role == "activation":
+        site.rhs.role = "weight"  # what F.linear's second argument is, whoever computed it
+    site.m, site.k = shape_of(left)[-2:]
+    site.n = shape_of(right)[-1]
+    site.batch = shape_of(left)[0] if rank == 3 else 1
+    site.weights = tuple(name for o in site.operands if o.role == "weight" for name in depends.parameters(o.base))
+    return site
+
+
+def _operand(node: fx.Node, axis: int, depends: _Dependencies, numbers: ValueNumbers) -> Operand:
+    base, base_axis, views = strip_views(node, axis)
+    return Operand(
+        node=node,
+        role=depends.role(node),
+        axis=base_axis,
+        base=numbers[base],
+        views=views,
+        length=shape_of(node)[axis],
+    )
+
+
+def _bare_site(node: fx.Node, depends: _Dependencies) -> Site:
+    return Site(
+        node=node,
+        gemm="dgrad" if node in depends.tangent else "fprop",
+        op=_op_name(node),
+        module=_module_name(node),
+        source=_source_line(node),
+        lhs=None,
+        rhs=None,
+        seq=node.meta.get("seq_nr"),
+    )
+
+
+def _partner(site: Site, fprops: dict[int, list[Site]]) -> Site | None:
+    """The fprop whose backward this product is, or None: the same autograd number and a shared operand."""
+    candidates = fprops.get(site.seq, []) if site.seq is not None else []
+    others = {root(o.base) for o in site.operands if o.role != "gradient"}
+    if not any(o.role == "gradient" for o in site.operands):
+        return None
+    for fprop in candidates:
+        if others & {root(o.base) for o in fprop.operands}:
+            return fprop
+    return None
+
+
+def _take_from_forward(site: Site, fprop: Site) -> None:
+    site.op, site.module, site.source = fprop.op, fprop.module, fprop.source
+    roles = {root(o.base): o.role for o in fprop.operands}
+    for operand in site.operands:
+        if operand.role != "gradient":
+            operand.role = roles.get(root(operand.base), operand.role)
+    site.weights = fprop.weights
+
+
+def _gemm(site: Site, fprop: Site | None, depends: _Dependencies) -> Gemm:
+    assert site.lhs is not None
+    assert site.rhs is not None
+    other = site.rhs if site.lhs.role == "gradient" else site.lhs
+    if "gradient" not in (site.lhs.role, site.rhs.role):
+        return "fprop"
+    if fprop is not None and fprop.lhs is not None and fprop.rhs is not None:
+        left, right = root(fprop.lhs.base), root(fprop.rhs.base)
+        if left is not right:  # the gradient of one operand is made with the other
+            target = fprop.rhs if root(other.base) is left else fprop.lhs
+            return "wgrad" if target.role == "weight" else "dgrad"
+    return "dgrad" if other.role == "weight" or not _is_parameter_gradient(site.node, depends) else "wgrad"
+
+
+def _is_parameter_gradient(node: fx.Node, depends: _Dependencies) -> bool:
+    """Whether rearrangements, casts and sums of `node` are all that lies before a parameter's gradient."""
+    parameters = {getattr(n.meta.get("desc"), "idx", None) for n in depends.names}
+    stack = [node]
+    while stack:
+        for user in stack.pop().users:
+            if user.op == "output":
+                descs = user.meta.get("desc") or []
+                values = user.args[0]
+                assert isinstance(values, (list, tuple))
+                for value, desc in zip(values, descs, strict=False):
+                    source = getattr(desc, "grad_of", None)
+                    if value is not None and getattr(source, "idx", -1) in parameters:
+                        return True
+            elif root(user, through_casts=True) is not user or user.target in (
+                aten.sum.dim_IntList,
+                aten.add.Tensor,
+            ):
+                stack.append(user)
+    return False
+
+
+def _unsupported(site: Site) -> str | None:
+    """Why a product can't be quantized at all, or None."""
+    dtypes = {o.node.meta["val"].dtype for o in site.operands}
+    if not dtypes <= set(SUPPORTED_DTYPES):
+        names = ", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes))
+        return f"dtype {names}: only float32, bfloat16 and float16 products are quantized"
+    if all(o.role == "gradient" for o in site.operands):
+        return "both operands depend on the output's gradient"
+    for operand in site.operands:
+        stored = _stored_low_bit(operand)
+        if stored is not None:
+            return f"already quantized: its {operand.role} is decoded from {str(stored).removeprefix('torch.')}"
+    if any(same(size, 0) for size in (site.m, site.n, site.k)):
+        return "empty"
+    return None
+
+
+def _stored_low_bit(operand: Operand) -> torch.dtype | None:
+    """The 8-bit (or packed) dtype that an operand was just decoded from, if any."""
+    low_bit = _FLOAT8 | _INT8 if operand.role == "weight" else _FLOAT8
+    frontier = [operand.node]
+    for _ in range(_QUANTIZED_SEARCH):
+        above = []
+        for node in frontier:
+            value = node.meta.get("val")
+            if isinstance(value, torch.Tensor) and value.dtype in low_bit:
+                return value.dtype
+            if node.op == "call_function" and (root(node) is not node or _is_elementwise(node)):
+                above += node.all_input_nodes
+        frontier = above
+    return None
+
+
+def _is_elementwise(node: fx.Node) -> bool:
+    return isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags
+
+
+def _schema_name(node: fx.Node) -> str:
+    return node.target._schema.name if isinstance(node.target, OpOverload) else ""
+
+
+def _op_name(node: fx.Node) -> str:
+    """What the model wrote, from the call that Dynamo recorded; else the aten op's name."""
+    stack = node.meta.get("source_fn_stack") or node.meta.get("fwd_source_fn_stack")
+    if stack:
+        function = stack[-1][1]
+        name = function if isinstance(function, str) else getattr(function, "__name__", "")
+        name = name.lower().strip("_")
+        if name and name != "builtin_function_or_method":
+            return name
+    return _schema_name(node).removeprefix("aten::")
+
+
+def _module_name(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack")
+    if not stack:
+        return ""
+    return clean_path(list(stack.values())[-1][0])
+
+
+def clean_path(path: str) -> str:
+    """Dynamo's `L['self']._modules['blocks'][0].up` as `blocks.0.up`."""
+    path = re.sub(r"\._(modules|parameters|buffers)\b", "", path)
+    path = re.sub(r"\[['\"]?([^'\"\]]*)['\"]?\]", r".\1", path)
+    path = re.sub(r"^[LG]\.[^.]+\.?", "", path)
+    return path.strip(".")
+
+
+def _source_line(node: fx.Node) -> str:
+    found = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    if not found:
+        return "?"
+    file, line = found[-1]
+    return f"{file.rsplit('/', 1)[-1]}:{line}"
+
+
+def _split_block(module: str) -> tuple[str, int] | None:
+    """`transformer.h.3.attn` -> ("transformer.h", 3): where in the depth of the model a module stands."""
+    parts = module.split(".")
+    for i, part in enumerate(parts):
+        if part.isdigit():
+            return ".".join(parts[:i]), int(part)
+    return None
+
+
+def _block_counts(graph: fx.Graph) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for node in graph.nodes:
+        split = _split_block(_module_name(node))
+        if split is not None:
+            counts[split[0]] = max(counts.get(split[0], 0), split[1] + 1)
+    return counts
+
+
+def _block_of(module: str, counts: dict[str, int]) -> tuple[int, int] | None:
+    split = _split_block(module)
+    return (split[1], counts[split[0]]) if split is not None else None
+
+
+def _links(sites: list[Site]) -> nx.DiGraph:
+    links = nx.DiGraph()
+    fprops: dict[int | None, Site] = {}
+    for site in sites:
+        links.add_node(site)
+        if site.gemm == "fprop":
+            fprops[site.seq] = site
+        elif site.seq in fprops:
+            links.add_edge(fprops[site.seq], site, kind="group")
+        for operand in site.operands:
+            links.add_edge(operand.base, site, kind="reads", axis=operand.axis)
+    return links

@@ -1,0 +1,130 @@
+"""Lower metis ops of a forward or a backward graph to the aten ops that Inductor fuses.
+
+What replaces them is traced from `metis_compile.numerics`, so it can't drift from the definition. A quantization whose
+codes are only decoded again in the same graph never packs them: `fake_quantize` gives the same bits.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from metis_compile.compat import enable_python_dispatcher, fx_graph_cse, select_decomp_table
+from metis_compile.kernels.materialize import register_materialize
+from metis_compile.numerics import QuantSpec, decode, encode, fake_quantize, materializing
+from metis_compile.ops import DEQUANTIZE, MATERIALIZE, QUANTIZE
+from metis_compile.passes.emit import Emitter
+
+
+def lower(graph: fx.Graph) -> int:
+    """Replaces every metis.quantize and metis.dequantize of `graph`; returns how many there were."""
+    nodes = [n for n in graph.nodes if n.target is QUANTIZE or n.target is DEQUANTIZE]
+    if not nodes:
+        return 0
+    register_materialize()
+    lowering = _Lowering(graph)
+    for node in nodes:
+        if node.target is QUANTIZE:
+            lowering.quantize(node)
+        elif len(node.users) > 0:
+            lowering.dequantize(node)
+    graph.eliminate_dead_code()
+    return len(nodes)
+
+
+class _Lowering:
+    def __init__(self, graph: fx.Graph) -> None:
+        self.emitter = Emitter(graph)
+        self.templates: dict[Any, fx.GraphModule] = {}
+
+    def quantize(self, node: fx.Node) -> None:
+        """Emits the parts that leave the graph, and the values for each dequantize of the parts in this graph."""
+        x, text, axis = node.args[:3]
+        noise = node.args[3:]
+        spec = QuantSpec.parse(str(text))
+        parts = [u for u in node.users if u.target is operator.getitem]
+        decoders = {u for p in parts for u in p.users if _decodes(u, node)}
+        stored = [p for p in parts if any(u not in decoders for u in p.users)]
+
+        def run(x: torch.Tensor, *noise: torch.Tensor) -> list[torch.Tensor]:
+            kept = encode(x, spec, axis, *noise) if stored else []  # type: ignore[arg-type]
+            values = [fake_quantize(x, spec, axis, *noise)] if decoders else []  # type: ignore[arg-type]
+            return [kept[int(p.args[1])] for p in stored] + values  # type: ignore[arg-type]
+
+        key = (text, axis, tuple(p.args[1] for p in stored), bool(decoders))
+        results = self._emit(node, key, run, [x, *noise])
+        for part, result in zip(stored, results, strict=False):
+            part.replace_all_uses_with(result, delete_user_cb=lambda u: u not in decoders)
+        for decoder in decoders:
+            decoder.replace_all_uses_with(results[-1])
+
+    def dequantize(self, node: fx.Node) -> None:
+        """Emits the decoding of parts that another graph made."""
+        parts, text, axis, length = node.args
+        spec = QuantSpec.parse(str(text))
+        symbolic = [length] if isinstance(length, fx.Node) else []
+
+        def run(*inputs: Any) -> list[torch.Tensor]:
+            tensors, size = (inputs[:-1], inputs[-1]) if symbolic else (inputs, length)
+            return [decode(tensors, spec, axis, size)]  # type: ignore[arg-type]
+
+        key = (text, axis, None if symbolic else length)
+        (result,) = self._emit(node, key, run, [*parts, *symbolic])  # type: ignore[misc]
+        node.replace_all_uses_with(result)
+
+    def _emit(self, node: fx.Node, key: Any, run: Callable[..., Any], inputs: Sequence[Any]) -> list[fx.Node]:
+        """Traces `run` for inputs of these shapes, once, and inserts what it did before `node`."""
+        values = [i.meta["val"] for i in inputs]
+        static = not any(_is_symbolic(v) for v in values)
+        key = (node.target, key, tuple(_signature(v) for v in values)) if static else (node,)
+        if key not in self.templates:
+            self.templates[key] = self._trace(run, values)
+        template = self.templates[key]
+        mapping = dict(zip(template.graph.find_nodes(op="placeholder"), inputs, strict=True))
+        with self.emitter.at(node, like=node):
+            for each in template.graph.nodes:
+                if each.op == "call_function":
+                    args, kwargs = fx.node.map_arg((each.args, each.kwargs), mapping.__getitem__)
+                    mapping[each] = self.emitter.call(each.target, args, kwargs, name=f"{node.name}_{each.name}")
+                elif each.op == "output":
+                    return list(fx.node.map_arg(each.args[0], mapping.__getitem__))
+                elif each.op != "placeholder":
+                    raise RuntimeError(f"{node.name}: its numerics hold a {each.op} {each.target!r}")
+        raise RuntimeError(f"{node.name}: the traced numerics have no output")
+
+    def _trace(self, run: Callable[..., Any], values: Sequence[Any]) -> fx.GraphModule:
+        assert self.emitter.fake_mode is not None
+        with (
+            self.emitter.fake_mode,
+            enable_python_dispatcher(),
+            materializing(MATERIALIZE),
+        ):
+            traced = make_fx(run, decomposition_table=select_decomp_table())(*values)
+        traced.graph = fx_graph_cse(traced.graph)
+        traced.graph.eliminate_dead_code()
+        return traced
+
+
+def _decodes(user: fx.Node, quantized: fx.Node) -> bool:
+    """Whether `user` decodes exactly the parts of `quantized`, all in this graph."""
+    return user.target is DEQUANTIZE and all(
+        p.target is operator.getitem and p.args[0] is quantized
+        for p in user.args[0]  # type: ignore[union-attr]
+    )
+
+
+def _is_symbolic(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return any(isinstance(s, torch.SymInt) for s in (*value.shape, *value.stride()))
+    return not isinstance(value, int)
+
+
+def _signature(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return (tuple(value.shape), value.stride(), value.dtype, value.device)
+    return value

@@ -1,0 +1,117 @@
+"""The compiler, top to bottom: what happens to a joint graph between AOTAutograd and Inductor's partitioner."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx
+
+from metis_compile.captured import Record
+from metis_compile.compat import CustomGraphPass, trace_structured
+from metis_compile.config import Config
+from metis_compile.passes.find import find_sites, parameter_placeholders
+from metis_compile.passes.lower import lower
+from metis_compile.passes.resolve import resolve
+from metis_compile.passes.rewrite import Rewriter
+from metis_compile.passes.save import keep_packed
+from metis_compile.passes.sites import GraphInputs, Site
+from metis_compile.passes.verify import verify
+
+log = logging.getLogger("metis_compile.passes")
+
+
+class SiteError(RuntimeError):
+    """An internal error at one site. Names the site, and the option that leaves such a site alone."""
+
+
+def run_pipeline(graph: fx.Graph, config: Config, inputs: GraphInputs) -> list[Site]:
+    """Rewrites a joint (or inference) graph in place and returns its sites, rewritten or left with a reason."""
+    check = _checker(graph, config)
+
+    sites = find_sites(graph, inputs).sites
+    check("find")
+
+    for site in sites:
+        if site.reason is None:
+            resolve(site, config.policy)
+
+    rewriter = Rewriter(graph, sites)
+    for site in sites:
+        if site.reason is None:
+            _rewrite(rewriter, site, config)
+    check("rewrite")
+
+    marked = keep_packed([s for s in sites if s.reason is None])
+    check("save")
+
+    done = sum(s.reason is None for s in sites)
+    log.info("rewrote %d of %d products; %d nodes decoded again in backward", done, len(sites), len(marked))
+    return sites
+
+
+def _rewrite(rewriter: Rewriter, site: Site, config: Config) -> None:
+    try:
+        rewriter.rewrite(site)
+    except Exception as error:
+        if config.on_error == "leave":
+            site.reason = f"left after an error: {type(error).__name__}: {error}"
+            log.warning("%s left in high precision after %s: %s", site, type(error).__name__, error)
+            return
+        raise SiteError(
+            f"metis: can't rewrite the {site}: {type(error).__name__}: {error} "
+            f'(options={{"on_error": "leave"}} would leave this site in high precision)'
+        ) from error
+
+
+def _checker(graph: fx.Graph, config: Config) -> Any:
+    def check(after: str) -> None:
+        if config.verify:
+            verify(graph, after)
+
+    return check
+
+
+class JointPass(CustomGraphPass):
+    """Inductor's joint_custom_pre_pass: the pipeline, its log and its records."""
+
+    def __init__(self, *, config: Config, inputs: GraphInputs, key: str, records: Sequence[Record]) -> None:
+        self.config, self.inputs, self.key, self.records = config, inputs, key, records
+
+    def __call__(self, graph: fx.Graph) -> None:
+        for record in self.records:
+            record.before(graph)
+        _trace("metis_joint_before", graph)
+        sites = run_pipeline(graph, self.config, self.inputs)
+        _trace("metis_joint_after", graph)
+        for record in self.records:
+            record.after(graph, sites, parameter_placeholders(graph, self.inputs))
+
+    def uuid(self) -> str:
+        return self.key
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self  # Inductor copies its config to describe it; the graphs we hold can't be copied
+
+
+class LoweringPass(CustomGraphPass):
+    """Inductor's post_grad_custom_pre_pass: metis ops of the forward or the backward graph become what runs."""
+
+    def __init__(self, *, key: str) -> None:
+        self.key = key
+
+    def __call__(self, graph: fx.Graph) -> None:
+        lower(graph)
+
+    def uuid(self) -> str:
+        return self.key
+
+
+def _trace(name: str, graph: fx.Graph) -> None:
+    def text() -> str:
+        return graph.owning_module.print_readable(print_output=False)
+
+    trace_structured("artifact", lambda: {"name": name, "encoding": "string"}, payload_fn=text)
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("%s\n%s", name, text())

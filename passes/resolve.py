@@ -1,0 +1,49 @@
+"""Ask the policy what to do with each operand of each site."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy
+import torch
+
+from metis_compile.passes.sites import Site
+from metis_compile.policy import Policy, Query
+
+
+def resolve(site: Site, policy: Policy) -> None:
+    """Sets each operand's decision, and the site's reason where the policy leaves the whole product high."""
+    for operand in site.operands:
+        query = Query(
+            module=site.module,
+            block=site.block,
+            op=site.op,
+            gemm=site.gemm,
+            operand=operand.role,
+            dtype=str(operand.dtype).removeprefix("torch."),
+            has_weight=site.has_weight,
+            m=_size(site.m),
+            n=_size(site.n),
+            k=_size(site.k),
+        )
+        operand.decision = policy.decide(query, _Guard(site))
+    if all(o.decision is not None and o.decision.treatment.spec is None for o in site.operands):
+        labels = dict.fromkeys(o.decision.rule for o in site.operands if o.decision is not None)
+        site.reason = "high: " + "; ".join(labels)
+
+
+class _Guard:
+    """Decides a condition on symbolic sizes by adding a guard: it holds for all later calls of this graph."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    def __call__(self, condition: sympy.Basic) -> bool:
+        for size in (self.site.m, self.site.n, self.site.k):
+            if isinstance(size, torch.SymInt):
+                return bool(size.node.shape_env.evaluate_expr(condition))
+        raise ValueError(f"{condition} can't be decided: {self.site} has no symbolic size")
+
+
+def _size(size: Any) -> Any:
+    return size.node.expr if isinstance(size, torch.SymInt) else size

@@ -1,0 +1,129 @@
+"""Rewrite sites: their operands become `metis::dequantize(metis::quantize(...))` of the unquantized tensors.
+
+    y = mm(x, w_t)   ->   x_parts = metis.quantize(x, "nvfp4 1x16 nearest", 1)      codes, block scales, tensor scale
+                          x_q     = metis.dequantize(x_parts, ..., 1, k)            float32
+                          ...                                                       the same for w, along its own axis
+                          y       = mm(x_q, permute(w_q))
+
+A product of bfloat16 or float16 matrices is done in float32 and cast: E2M1 times its scale is exact there, so the
+result is what a block-scaled tensor core with a float32 accumulator gives, to summation order.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from typing import Any
+
+import torch
+from torch import fx
+
+from metis_compile.numerics import QuantSpec
+from metis_compile.ops import DEQUANTIZE, QUANTIZE
+from metis_compile.passes.emit import Emitter
+from metis_compile.passes.find import PRODUCTS
+from metis_compile.passes.sites import Operand, Site
+
+aten = torch.ops.aten
+PART_NAMES = ("codes", "block_scales", "tensor_scale")
+
+
+class Rewriter:
+    """Quantizes operands, each once, and rewires the products that read them."""
+
+    def __init__(self, graph: fx.Graph, sites: list[Site]) -> None:
+        self.emitter = Emitter(graph)
+        self.forward_products = {s.seq: s.node for s in sites if s.gemm == "fprop" and s.operands}
+        self._quantized: dict[Any, fx.Node] = {}
+        self._dequantized: dict[Any, fx.Node] = {}
+
+    def rewrite(self, site: Site) -> None:
+        """Replaces the site's operands. A float32 product stays the node it was; others are replaced."""
+        args = list(site.node.args)
+        positions = PRODUCTS[site.node.target]
+        for position, operand in zip(positions, site.operands, strict=True):
+            args[position] = self._operand(site, operand)
+        if site.node.meta["val"].dtype == torch.float32:
+            site.node.args = tuple(args)
+        else:
+            self._product_in_float32(site, args)
+
+    def _operand(self, site: Site, operand: Operand) -> fx.Node:
+        assert operand.decision is not None
+        spec = operand.decision.treatment.spec
+        if spec is None:
+            return operand.node
+        operand.quantized = self._quantize(site, operand, spec)
+        value = self._dequantize(site, operand, spec)
+        with self.emitter.at(site.node, like=site.node):
+            for view in operand.views:
+                value = self.emitter.call(view.target, (value, *view.args[1:]), view.kwargs, name=view.name)
+        return value
+
+    def _quantize(self, site: Site, operand: Operand, spec: QuantSpec) -> fx.Node:
+        key = (operand.base, spec, None if spec.orientation_free else operand.axis)
+        if key in self._quantized:
+            return self._quantized[key]
+        label = _label(site, operand)
+        before, like = self._place(site, operand)
+        with self.emitter.at(before, like=like):
+            noise = []
+            if spec.rounding == "stochastic":
+                noise = [self.emitter.uniform_like(operand.base, name=f"{label}_noise")]
+            node = self.emitter.call(
+                QUANTIZE,
+                (operand.base, str(spec), operand.axis, *noise),
+                name=_suffixed(label, "quantized", site),
+            )
+            parts = len(node.meta["val"])
+            names = PART_NAMES if parts == 3 else _two_part_names(spec)
+            for i, part in enumerate(names):
+                self.emitter.call(operator.getitem, (node, i), name=_suffixed(label, part, site))
+        self._quantized[key] = node
+        return node
+
+    def _dequantize(self, site: Site, operand: Operand, spec: QuantSpec) -> fx.Node:
+        quantized = operand.quantized
+        assert quantized is not None
+        if quantized not in self._dequantized:
+            with self.emitter.at(site.node, like=site.node):
+                parts = sorted((u for u in quantized.users if u.target is operator.getitem), key=lambda n: n.args[1])
+                self._dequantized[quantized] = self.emitter.call(
+                    DEQUANTIZE,
+                    (parts, str(spec), quantized.args[2], self.emitter.size(operand.base, quantized.args[2])),
+                    name=_suffixed(_label(site, operand), "dequantized", site),
+                )
+        return self._dequantized[quantized]
+
+    def _place(self, site: Site, operand: Operand) -> tuple[fx.Node, fx.Node]:
+        """Where to quantize, and whose metadata to carry: an activation that backward needs, in the forward."""
+        forward = self.forward_products.get(site.seq)
+        if site.gemm != "fprop" and operand.role == "activation" and forward is not None:
+            if self.emitter.precedes(operand.base, forward):
+                return forward, forward
+        return site.node, site.node
+
+    def _product_in_float32(self, site: Site, args: list[Any]) -> None:
+        node = site.node
+        with self.emitter.at(node, like=node):
+            args = [self.emitter.cast(a, torch.float32) if isinstance(a, fx.Node) else a for a in args]
+            product = self.emitter.call(node.target, tuple(args), node.kwargs, name=f"{node.name}_float32")
+            result = self.emitter.cast(product, node.meta["val"].dtype)
+        node.replace_all_uses_with(result)
+        self.emitter.graph.erase_node(node)
+        if self.forward_products.get(site.seq) is node:
+            self.forward_products[site.seq] = product
+        site.node = product
+
+
+def _two_part_names(spec: QuantSpec) -> tuple[str, ...]:
+    return ("codes", "tensor_scale") if spec.block == "tensor" else ("codes", "block_scales")
+
+
+def _label(site: Site, operand: Operand) -> str:
+    owner = re.sub(r"\W+", "_", site.module) or site.op
+    return f"{owner}_{operand.role}"
+
+
+def _suffixed(label: str, part: str, site: Site) -> str:
+    return f"{label}_{part}" if site.gemm == "fprop" else f"{label}_{part}_{site.gemm}"

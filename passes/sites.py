@@ -1,0 +1,81 @@
+"""What the passes know about a matrix product: a `Site`, its two `Operand`s, and the sites that belong together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
+    from torch import fx
+
+    from metis_compile.policy import Decision
+
+Gemm = Literal["fprop", "dgrad", "wgrad"]
+Role = Literal["weight", "activation", "gradient"]
+
+
+@dataclass(kw_only=True, eq=False)
+class Operand:
+    """One matrix of a product, as the graph has it and as it was before it was transposed or broadcast.
+
+    `node` is the product's argument, `[..., rows, k]` on the left and `[..., k, columns]` on the right. `base` is the
+    tensor that `views` turn into it; sites that read the same `base` along the same `axis` share its quantization.
+    """
+
+    node: fx.Node
+    role: Role
+    axis: int  # the contraction axis of `base`
+    base: fx.Node
+    views: tuple[fx.Node, ...]  # from base to node, first to last
+    length: Any  # size of the contraction axis, int or SymInt
+    decision: Decision | None = None
+    quantized: fx.Node | None = None  # the metis.quantize node, once rewritten
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.base.meta["val"].dtype
+
+
+@dataclass(kw_only=True, eq=False)
+class Site:
+    """One matrix product of the joint graph.
+
+    m, n, k are ints or SymInts: the product is `[batch, m, k] @ [batch, k, n]`. `reason` says why a site was left
+    alone, and is None when it was rewritten.
+    """
+
+    node: fx.Node
+    gemm: Gemm
+    op: str  # what the model wrote: linear, matmul, einsum, ...
+    module: str  # dotted path of the module that called it, "" for none
+    source: str  # "file.py:12"
+    lhs: Operand | None
+    rhs: Operand | None
+    batch: Any = 1
+    m: Any = 0
+    n: Any = 0
+    k: Any = 0
+    seq: int | None = None  # autograd's number, shared by a fprop, its dgrad and its wgrad
+    block: tuple[int, int] | None = None  # index and number of blocks along the model's depth
+    reason: str | None = None
+    weights: tuple[str, ...] = field(default=())  # names of the parameters among the operands
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        return tuple(o for o in (self.lhs, self.rhs) if o is not None)
+
+    @property
+    def has_weight(self) -> bool:
+        return bool(self.weights) or any(o.role == "weight" for o in self.operands)
+
+    def __str__(self) -> str:
+        return f"{self.gemm} of {self.op} in {self.module or '<model>'} ({self.source})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphInputs:
+    """Which inputs of Dynamo's graph are parameters and buffers, by position."""
+
+    parameters: dict[int, str]  # position -> dotted name
+    buffers: frozenset[int] = frozenset()  # constants: they make an operand neither weight nor activation

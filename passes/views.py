@@ -1,0 +1,125 @@
+"""Views: which tensor an operand is a rearrangement of, and which operands are the same tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+aten = torch.ops.aten
+
+RESHAPES = {aten.view.default, aten.reshape.default, aten._unsafe_view.default}
+COPIES = {aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default}
+CASTS = {aten._to_copy.default, torch.ops.prims.convert_element_type.default}
+REARRANGEMENTS = (
+    RESHAPES
+    | COPIES
+    | {
+        aten.permute.default,
+        aten.transpose.int,
+        aten.t.default,
+        aten.unsqueeze.default,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.expand.default,
+    }
+)
+
+
+def shape_of(node: fx.Node) -> Sequence[Any]:
+    """The node's sizes, ints or SymInts."""
+    return node.meta["val"].shape
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two sizes are known to be equal, without adding a guard."""
+    return statically_known_true(a == b)
+
+
+class ValueNumbers:
+    """Names equal rearrangements and casts by one node each, so that q, k and v are seen to read one tensor.
+
+    AOTAutograd repeats `view(x, [tokens, features])` for every linear that reads x; these nodes hold the same values.
+    """
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self._representative: dict[fx.Node, fx.Node] = {}
+        seen: dict[Any, fx.Node] = {}
+        for node in graph.nodes:
+            if node.op == "call_function" and (node.target in REARRANGEMENTS or node.target in CASTS):
+                key = (node.target, self._key(node.args), self._key(node.kwargs))
+                self._representative[node] = seen.setdefault(key, node)
+
+    def __getitem__(self, node: fx.Node) -> fx.Node:
+        return self._representative.get(node, node)
+
+    def _key(self, value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            return self[value]
+        if isinstance(value, (list, tuple)):
+            return tuple(self._key(v) for v in value)
+        if isinstance(value, dict):
+            return tuple((k, self._key(v)) for k, v in value.items())
+        return (type(value), value)
+
+
+def root(node: fx.Node, through_casts: bool = True) -> fx.Node:
+    """The tensor that `node` is a rearrangement (and a cast) of."""
+    while node.op == "call_function" and (node.target in REARRANGEMENTS or (through_casts and node.target in CASTS)):
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
+def strip_views(node: fx.Node, axis: int) -> tuple[fx.Node, int, tuple[fx.Node, ...]]:
+    """Walks back from `node` through transposes, broadcasts, copies and unit dimensions, following `axis`.
+
+    Returns (base, axis of base, views from base to node). The matrix stays in the last two dimensions of `base`, so
+    that two-dimensional blocks cover the same elements before and after.
+    """
+    views: list[fx.Node] = []
+    while node.op == "call_function" and node.target in REARRANGEMENTS:
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        before = _axis_before(node, source, axis)
+        if before is None:
+            break
+        views.append(node)
+        node, axis = source, before
+    return node, axis, tuple(reversed(views))
+
+
+def _axis_before(node: fx.Node, source: fx.Node, axis: int) -> int | None:
+    """The axis of `source` that `axis` of `node` was, or None where the two matrices differ."""
+    old, new = shape_of(source), shape_of(node)
+    if len(old) < 2:
+        return None
+    if node.target in COPIES:
+        return axis
+    if node.target is aten.t.default:
+        return 1 - axis if len(old) == 2 else axis
+    if node.target in (aten.permute.default, aten.transpose.int):
+        order = _order(node, len(old))
+        batch = list(range(len(old) - 2))
+        return order[axis] if order[: len(batch)] == batch else None
+    if node.target is aten.expand.default:
+        matrix_kept = all(same(a, b) for a, b in zip(old[-2:], new[-2:], strict=True))
+        return axis - (len(new) - len(old)) if matrix_kept else None
+    # unsqueeze, squeeze, view: only leading dimensions of size 1 may come or go
+    lead = abs(len(old) - len(new))
+    longer, shorter = (old, new) if len(old) > len(new) else (new, old)
+    units_lead = all(same(s, 1) for s in longer[:lead])
+    if units_lead and all(same(a, b) for a, b in zip(longer[lead:], shorter, strict=True)):
+        return axis + len(old) - len(new)
+    return None
+
+
+def _order(node: fx.Node, rank: int) -> list[int]:
+    if node.target is aten.permute.default:
+        return [int(d) % rank for d in node.args[1]]  # type: ignore[union-attr, arg-type]
+    a, b = (int(d) % rank for d in node.args[1:3])  # type: ignore[arg-type]
+    order = list(range(rank))
+    order[a], order[b] = order[b], order[a]
+    return order
