@@ -1,6 +1,7 @@
 """A run on disk: written whole or not at all, read with a clear word when it does not fit."""
 
 import os
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,13 @@ def load(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise TrainError(f"there is no {path} to resume from: leave out --resume to start a new run")
     try:
+        # torch.load does not compare the checksums of the zip that it reads.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"bad checksum in {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for a damaged file
+    except Exception as error:  # both raise many kinds for a damaged file
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise TrainError(
             f"{path} is damaged and cannot be resumed ({reason[:120]}): start again without --resume"

@@ -55,7 +55,7 @@ class Corpus:
 
     def validation_batches(self, *, count: int, batch: int, context: int) -> list[tuple[Tensor, Tensor]]:
         """``count`` batches spread evenly over the validation text, the same for every run."""
-        last = self.validation.numel() - context - 1
+        last = self.validation.numel() - context - 1  # the last place with a token after the sequence
         places = count * batch
         starts = torch.tensor([i * last // max(1, places - 1) for i in range(places)])
         return [windows(self.validation, chunk, context) for chunk in starts.split(batch)]

@@ -1,0 +1,37 @@
+import torch
+from torch import nn
+
+from metis_compile.train.learner import Learner, bytes_saved_for_backward
+
+
+def test_saved_bytes_are_the_activations_and_not_the_parameters() -> None:
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    x = torch.randn(10, 8)
+    # The first linear keeps its input, the ReLU its output, which is the last one's input too: counted once.
+    assert bytes_saved_for_backward(model, x) == 4 * 10 * (8 + 32)
+
+
+def test_saved_bytes_are_counted_on_the_compiled_graph() -> None:
+    model = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 4))
+    compiled = torch.compile(model, backend="aot_eager")
+    x = torch.randn(10, 8)
+    compiled(x).sum().backward()
+    eager, graph = (bytes_saved_for_backward(m, x) for m in (model, compiled))
+    assert graph == eager == 4 * 10 * (8 + 32 + 32)
+
+
+def test_two_learners_start_alike_and_learn(settings, variants, backend) -> None:
+    first, second = (Learner(variant, settings(steps=40, learning_rate=1e-2)) for variant in variants())
+    for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    tokens = torch.arange(32).reshape(2, 16)
+    losses = [first.step(step, tokens, tokens + 1) for step in range(40)]
+    assert losses[-1] < 0.5 * losses[0]
+    assert first.history.losses == losses
+    assert len(first.history.seconds) == 39  # the first step is compile_seconds
+    assert first.history.compile_seconds > 0
+
+
+def test_a_different_seed_gives_different_weights(settings, variants, backend) -> None:
+    a, b = (Learner(variants()[0], settings(seed=seed)).model.token.weight for seed in (0, 1))
+    assert not torch.equal(a, b)

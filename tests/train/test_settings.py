@@ -1,0 +1,61 @@
+import pytest
+
+from metis_compile.train.errors import TrainError
+from metis_compile.train.settings import Settings, derived_seed, resolve_device
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"width": 30, "heads": 4}, "width must be a multiple of heads, got width 30, heads 4"),
+        ({"learning_rate": 0.0}, "learning rate must be above 0"),
+        ({"learning_rate": float("nan")}, "learning rate must be above 0"),
+        ({"dtype": "float16"}, "dtype must be float32 or bfloat16, got 'float16'"),
+    ],
+)
+def test_a_bad_setting_is_named_with_its_value(changes: dict, message: str) -> None:
+    with pytest.raises(TrainError, match=message):
+        Settings(**changes)
+
+
+def test_the_learning_rate_rises_then_falls_to_a_tenth() -> None:
+    settings = Settings(steps=100, learning_rate=1.0)
+    rates = [settings.learning_rate_at(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates.index(max(rates)) in (4, 5)
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert rates[-1] == pytest.approx(0.1, abs=0.01)
+    assert Settings(steps=1).learning_rate_at(0) > 0
+
+
+def test_differences_name_both_values() -> None:
+    assert Settings(width=256).differences(Settings(width=128)) == ["width 256 and not 128"]
+    assert Settings().differences(Settings()) == []
+
+
+def test_derived_seeds_differ_in_every_part() -> None:
+    seeds = {derived_seed(name, seed, step) for name in "ab" for seed in range(5) for step in range(50)}
+    assert len(seeds) == 500
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert derived_seed("noise", 0, 7) == 1341283399428282042  # a resumed run must find the same streams
+
+
+def test_a_device_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert resolve_device("auto") == "cpu"
+    assert resolve_device("cpu") == "cpu"
+    with pytest.raises(TrainError, match="'cuda' is not there: torch sees 0 CUDA GPUs"):
+        resolve_device("cuda")
+    with pytest.raises(TrainError, match="got 'gpu'"):
+        resolve_device("gpu")
+    with pytest.raises(TrainError, match="got 'meta'"):
+        resolve_device("meta")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert resolve_device("auto") == "cuda"
+    assert resolve_device("cuda:0") == "cuda:0"
+    with pytest.raises(TrainError, match="'cuda:1' is not there: torch sees 1"):
+        resolve_device("cuda:1")
