@@ -101,9 +101,7 @@ def _check(node: ast.expr, text: str, *, boolean: bool) -> None:
         case ast.Compare(left=left, ops=ops, comparators=right):
             for op in ops:
                 if type(op) not in _COMPARE:
-                    raise _mistake(
-                        text, f"compares with something other than < <= > >= == != in {show(part)}"
-                    )
+                    raise _mistake(text, f"compares with something other than < <= > >= == != in {show(part)}")
             for operand in (left, *right):
                 _check(operand, text, boolean=False)
         case ast.Constant(value=int()) if isinstance(node.value, bool):
@@ -115,9 +113,7 @@ def _check(node: ast.expr, text: str, *, boolean: bool) -> None:
         case ast.BinOp(op=op) if type(op) not in _ARITHMETIC:
             hint = "; whole-number division is //" if isinstance(op, ast.Div) else ""
             raise _mistake(text, f"has {show(part)}, an arithmetic that is not allowed{hint}")
-        case (
-            ast.Name() | ast.Constant(value=int()) | ast.BinOp() | ast.UnaryOp(op=ast.USub() | ast.UAdd())
-        ) if boolean:
+        case ast.Name() | ast.Constant(value=int()) | ast.BinOp() | ast.UnaryOp(op=ast.USub() | ast.UAdd()) if boolean:
             raise _mistake(text, f"uses the number {show(part)} as a truth value; compare it: {part} == 0")
         case ast.Name() | ast.Constant(value=int()):
             pass

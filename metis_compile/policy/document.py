@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metis_compile.policy.errors import PolicyError, nearest_name, show, unknown_name
+from metis_compile.policy.errors import PolicyError, nearest_name, show, unknown_key, unknown_name
 from metis_compile.policy.lines import Path as KeyPath
 from metis_compile.policy.lines import key_lines, line_of
 from metis_compile.policy.presets import preset_path, presets
@@ -47,23 +47,22 @@ def _locate(reference: str | os.PathLike[str], folder: Path) -> Path:
     known = presets()
     if isinstance(reference, str) and reference in known:
         return preset_path(reference)
+    text = os.fspath(reference)
     try:
         path = folder / Path(reference).expanduser()
         if path.is_file():
             return path
-    except (OSError, RuntimeError, ValueError):  # an over-long name, an unknown ~user, a null byte
-        path = Path(str(reference).replace("\0", "?"))
-    text = os.fspath(reference)
-    if not isinstance(reference, str) or text.endswith(".toml") or "/" in text or os.sep in text:
-        problem = f"{show(text)} is {'a folder' if path.is_dir() else 'not there'}"
-        near = nearest_name(path.name, [file.name for file in path.parent.glob("*.toml")])
-        if near is None and path.stem in known:
-            near = path.stem
-        hint = f"; did you mean {show(near)}?" if near else ""
-        names = ", ".join(show(name) for name in known)
-        problem += f"; a policy must be a file, or one of the presets {names}{hint}"
-        raise PolicyError(problem, file=None, value=text, allowed=known, nearest=near)
-    raise unknown_name("a policy that is not a path", text, known)
+        is_folder = path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # an over-long name, an unknown ~user, a null byte
+        raise PolicyError(f"{show(text)} cannot be looked up: {error}", value=text, allowed=known) from None
+    if isinstance(reference, str) and not text.endswith(".toml") and "/" not in text and os.sep not in text:
+        raise unknown_name(text, known, of="a policy that is not a path")
+    near = nearest_name(path.name, [file.name for file in path.parent.glob("*.toml")], cutoff=0.7)
+    if near is None and path.stem in known:
+        near = path.stem
+    problem = f"{show(text)} is {'a folder' if is_folder else 'not there'}; a policy must be a file, or one of "
+    problem += ", ".join(show(name) for name in known) + (f"; did you mean {show(near)}?" if near else "")
+    raise PolicyError(problem, value=text, allowed=known, nearest=near)
 
 
 def _read_file(path: Path, chain: tuple[Path, ...]) -> Document:
@@ -99,14 +98,6 @@ def _parse(text: str, name: str, file: str, folder: Path, chain: tuple[Path, ...
         raise here.error(error, ("extends",), "extends") from None
     parent = _read_file(path, chain)
     return Document(name=name, file=file, data=data, lines=here.lines, parent=parent)
-
-
-def unknown_key(what: str, key: str, allowed: tuple[str, ...]) -> PolicyError:
-    """The error for a key that does not exist in this place."""
-    nearest = nearest_name(key, allowed)
-    hint = f"; did you mean {show(nearest)}?" if nearest else ""
-    problem = f"unknown key {show(key)}; {what} has the keys {', '.join(allowed)}{hint}"
-    return PolicyError(problem, value=key, allowed=allowed, nearest=nearest)
 
 
 def _syntax_error(error: tomllib.TOMLDecodeError, text: str, file: str) -> PolicyError:

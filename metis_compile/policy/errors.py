@@ -42,9 +42,7 @@ class PolicyError(ValueError):
         place = "".join(f"{part}: " for part in (file, self.key) if part)
         return place + self.problem
 
-    def at(
-        self, *, file: str | None = None, line: int | None = None, key: str | None = None
-    ) -> "PolicyError":
+    def at(self, *, file: str | None = None, line: int | None = None, key: str | None = None) -> "PolicyError":
         """The same error with its place given, or given more exactly."""
         return PolicyError(
             self.problem,
@@ -78,20 +76,29 @@ def show(value: object) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def nearest_name(value: object, allowed: Iterable[str]) -> str | None:
+def nearest_name(value: object, allowed: Iterable[str], *, cutoff: float = 0.5) -> str | None:
     """The allowed name closest to ``value`` by spelling, letter case aside; None if none is close."""
     if not isinstance(value, str):
         return None
     names = {name.casefold(): name for name in allowed}
-    found = difflib.get_close_matches(value.casefold(), list(names), n=1, cutoff=0.5)
+    found = difflib.get_close_matches(value.casefold(), list(names), n=1, cutoff=cutoff)
     return names[found[0]] if found else None
 
 
-def unknown_name(what: str, value: object, allowed: Sequence[str], *, key: str | None = None) -> PolicyError:
-    """The error for a value that is not one of a fixed set of names."""
+def unknown_name(value: object, allowed: Sequence[str], *, key: str | None = None, of: str = "") -> PolicyError:
+    """The error for a value that is not one of a fixed set of names; ``of`` says whose names they are."""
     nearest = nearest_name(value, allowed)
     names = ", ".join(show(name) for name in allowed)
-    problem = f"{what} must be {'one of ' if len(allowed) > 1 else ''}{names}, got {show(value)}"
+    one_of = "one of " if len(allowed) > 1 else ""
+    problem = f"must be {one_of}{names}{f' for {of}' if of else ''}, got {show(value)}"
     if nearest is not None:
         problem += f"; did you mean {show(nearest)}?"
     return PolicyError(problem, key=key, value=value, allowed=allowed, nearest=nearest)
+
+
+def unknown_key(what: str, key: str, allowed: Sequence[str]) -> PolicyError:
+    """The error for a key that does not exist in this place."""
+    nearest = nearest_name(key, allowed)
+    hint = f"; did you mean {show(nearest)}?" if nearest else ""
+    problem = f"unknown key {show(key)}; {what} has the keys {', '.join(allowed)}{hint}"
+    return PolicyError(problem, value=key, allowed=allowed, nearest=nearest)

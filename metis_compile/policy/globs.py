@@ -17,8 +17,6 @@ _LARGEST_RANGE = 10_000  # a range becomes that many alternatives
 @lru_cache(maxsize=1024)
 def compile_glob(glob: str) -> re.Pattern[str]:
     """The regular expression that a module name must match fully. Raises PolicyError on a malformed glob."""
-    if not glob:
-        raise _mistake(glob, "is empty")
     rest, pattern = glob, ""
     if rest.startswith("*."):
         rest, pattern = rest[2:], r"(?:.*\.)?"

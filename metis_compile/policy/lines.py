@@ -59,7 +59,8 @@ class _Scan:
         if array:
             self._counts[path] = self._counts.get(path, -1) + 1
             path += (self._counts[path],)
-        self._mark(path, start)
+        for end in range(1, len(path) + 1):
+            self._mark(path[:end], start)  # a table around it counts from here if it has no header of its own
         return path
 
     def _resolve(self, key: Path) -> Path:

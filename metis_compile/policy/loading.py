@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from metis_compile.policy.document import Document, read_reference, unknown_key
-from metis_compile.policy.errors import PolicyError, show, unknown_name
+from metis_compile.policy.document import Document, read_reference
+from metis_compile.policy.errors import PolicyError, show, unknown_key, unknown_name
 from metis_compile.policy.lines import Path as KeyPath
 from metis_compile.policy.presets import preset_path, presets
 from metis_compile.policy.rule import Rule
@@ -28,7 +28,7 @@ def load_recipes_and_rules(document: Document) -> tuple[list[Recipe], list[Rule]
             if rule.recipe != HIGH and rule.recipe not in recipes:
                 stock = _stock_recipe(rule.recipe)
                 if stock is None:
-                    error = unknown_name("recipe", rule.recipe, _known(recipes))
+                    error = unknown_name(rule.recipe, _known(recipes))
                     raise inner.error(error, (*path, "recipe"), f"rule {rule.number}, recipe")
                 recipes[rule.recipe] = stock
             rules.append(rule)
@@ -49,14 +49,15 @@ def _rules(document: Document) -> list[tuple[KeyPath, Rule]]:
             if key not in RULE_KEYS:
                 error = unknown_key("a rule", key, RULE_KEYS)
                 if key == "extends":
-                    error = PolicyError(
-                        f"{key} belongs at the top of the file, before any [table]", value=key
-                    )
+                    error = PolicyError("belongs above the first [table] of the file", value=key)
                 raise document.error(error, (*path, key), f"{place}, {key}")
         if "recipe" not in table:
-            raise document.error(
-                PolicyError("a rule must name a recipe", allowed=("recipe",)), path, f"{place}, recipe"
-            )
+            error = PolicyError('a rule must name a recipe: recipe = "NAME"', allowed=("recipe",))
+            raise document.error(error, path, f"{place}, recipe")
+        if isinstance(table["recipe"], dict):
+            problem = "a recipe is defined outside of the rules: above the first [[rule]], or as [recipe.NAME]"
+            error = PolicyError(problem, value=table["recipe"])
+            raise document.error(error, (*path, "recipe"), f"{place}, recipe")
         try:
             rules.append((path, Rule(**table, source=document.name, number=index + 1)))
         except PolicyError as error:
@@ -64,9 +65,7 @@ def _rules(document: Document) -> list[tuple[KeyPath, Rule]]:
     return rules
 
 
-def _placed(
-    error: PolicyError, document: Document, path: KeyPath, place: str, table: dict[str, Any]
-) -> PolicyError:
+def _placed(error: PolicyError, document: Document, path: KeyPath, place: str, table: dict[str, Any]) -> PolicyError:
     """``error``, whose key is one of ``table`` at ``path``, with the line of that key or list entry."""
     if error.key is None:
         return document.error(error, path, place)
@@ -107,16 +106,15 @@ class _RecipeReader:
         if name == HIGH:
             problem = 'the recipe "high" is built in and cannot be redefined; choose another name'
             raise self.document.error(PolicyError(problem, value=name), path, place)
+        if name in RECIPE_KEYS:
+            problem = f"{name} is a key of a recipe, not a recipe's name: write [recipe.NAME] and below it {name}"
+            raise self.document.error(PolicyError(problem, value=name), path, place)
         if not isinstance(given, dict):
             problem = f"a recipe must be a table, or the name of another recipe, got {show(given)}"
-            if name in OPERANDS or name == "extends":
-                problem += f"; a recipe has a name: [recipe.NAME] and then {name} = ..."
             raise self.document.error(PolicyError(problem, value=given), path, place)
         for key in given:
             if key not in RECIPE_KEYS:
-                raise self.document.error(
-                    unknown_key("a recipe", key, RECIPE_KEYS), (*path, key), f"{place}, {key}"
-                )
+                raise self.document.error(unknown_key("a recipe", key, RECIPE_KEYS), (*path, key), f"{place}, {key}")
         treatments: dict[str, Treatment] = {}
         if "extends" in given:
             try:
@@ -132,8 +130,8 @@ class _RecipeReader:
         missing = [operand for operand in OPERANDS if operand not in treatments]
         if missing:
             problem = (
-                f"{' and '.join(missing)} missing; a recipe gives weight, activation and gradient (each a "
-                'format name, a table, or "high"), or takes the missing ones from another recipe: extends = "NAME"'
+                f"{', '.join(missing)} missing; a recipe gives weight, activation and gradient (each "
+                'a format, a table, or "high"), or takes those left out from another: extends = "NAME"'
             )
             raise self.document.error(PolicyError(problem, allowed=RECIPE_KEYS), path, place)
         try:
@@ -156,7 +154,7 @@ class _RecipeReader:
         base = self.inherited.get(extends) or _stock_recipe(extends)
         if base is None:
             known = [known for known in _known({**self.inherited, **self.table}) if known != name]
-            raise unknown_name("recipe", extends, known)
+            raise unknown_name(extends, known)
         return base
 
     def _treatment(self, given: object, path: KeyPath, place: str) -> Treatment:

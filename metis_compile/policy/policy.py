@@ -11,7 +11,7 @@ from metis_compile.policy.document import Document, read_reference, read_text
 from metis_compile.policy.errors import PolicyError, unknown_name
 from metis_compile.policy.loading import RULE_KEYS, load_recipes_and_rules
 from metis_compile.policy.rule import DecideCondition, Decision, Query, Rule
-from metis_compile.policy.treatment import HIGH, HIGH_RECIPE, OPERANDS, Recipe
+from metis_compile.policy.treatment import HIGH, HIGH_RECIPE, TREATMENT_KEYS, Recipe, Treatment
 from metis_compile.policy.writing import to_toml
 
 _DIGEST_VERSION = 1  # raised when the meaning of an unchanged policy changes
@@ -41,7 +41,7 @@ class Policy:
         rules = []
         for number, rule in enumerate(self.rules, start=1):
             if rule.recipe != HIGH and rule.recipe not in recipes:
-                raise unknown_name("recipe", rule.recipe, [*recipes, HIGH], key=f"rule {number}, recipe")
+                raise unknown_name(rule.recipe, [*recipes, HIGH], key=f"rule {number}, recipe")
             rules.append(rule if rule.number else replace(rule, source=self.name, number=number))
         object.__setattr__(self, "recipes", tuple(recipes[name] for name in sorted(recipes)))
         object.__setattr__(self, "rules", tuple(rules))
@@ -79,7 +79,7 @@ class Policy:
         for recipe in (HIGH_RECIPE, *self.recipes):
             if recipe.name == name:
                 return recipe
-        raise unknown_name("recipe", name, [HIGH, *(recipe.name for recipe in self.recipes)])
+        raise unknown_name(name, [HIGH, *(recipe.name for recipe in self.recipes)])
 
     def decide(self, query: Query, decide_condition: DecideCondition | None = None) -> Decision:
         """The treatment of one operand of one GEMM, by the first rule that matches.
@@ -112,10 +112,11 @@ class Policy:
         """A SHA-256 in hex of what the policy means: equal for equal policies, the same in every process."""
         meaning = {
             "version": _DIGEST_VERSION,
-            "recipes": [
-                [recipe.name, *(str(recipe.treatment(operand)) for operand in OPERANDS)]
-                for recipe in self.recipes
-            ],
+            "recipes": [[recipe.name, *map(_treatment_values, recipe.treatments)] for recipe in self.recipes],
             "rules": [[getattr(rule, key) for key in RULE_KEYS] for rule in self.rules],
         }
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()
+
+
+def _treatment_values(treatment: Treatment) -> list[object]:
+    return [getattr(treatment, key) for key in TREATMENT_KEYS]

@@ -23,9 +23,7 @@ class Query:
     """One operand of one GEMM, as the passes see it."""
 
     module: str  # dotted name of the module whose forward holds the op, "" for none
-    block: (
-        tuple[int, int] | None
-    )  # (index from 0, count) of the repeated block around it; None outside of any
+    block: tuple[int, int] | None  # (index from 0, count) of the repeated block around it; None outside of any
     op: str  # one of OPS
     gemm: str  # one of GEMMS
     operand: str  # one of OPERANDS
@@ -68,39 +66,35 @@ class Rule:
 
     def __post_init__(self) -> None:
         if not isinstance(self.recipe, str):
-            problem = f"recipe must be the name of a recipe, got {show(self.recipe)}"
+            problem = f"must be the name of a recipe, got {show(self.recipe)}"
             raise PolicyError(problem, key="recipe", value=self.recipe)
         self._settle("module", lambda glob: compile_glob(glob) and glob)
         self._settle("blocks", canonical_blocks)
         for key, names in (("op", OPS), ("gemm", GEMMS), ("operand", OPERANDS), ("dtype", DTYPES)):
-            self._settle(key, _one_of(key, names), order=names)
+            self._settle(key, _one_of(names), order=names)
         if self.has_weight is not None and not isinstance(self.has_weight, bool):
-            problem = f"has_weight must be true or false, got {show(self.has_weight)}"
+            problem = f"must be true or false, got {show(self.has_weight)}"
             raise PolicyError(problem, key="has_weight", value=self.has_weight, allowed=("true", "false"))
         if self.when is not None:
             if not isinstance(self.when, str):
-                problem = f"when must be a condition in quotes, got {show(self.when)}"
+                problem = f"must be a condition in quotes, got {show(self.when)}"
                 raise PolicyError(problem, key="when", value=self.when)
             try:
                 object.__setattr__(self, "when", parse_condition(self.when).text)
             except PolicyError as error:
                 raise error.at(key="when") from None
 
-    def _settle(
-        self, key: str, canonical: Callable[[str], str], *, order: tuple[str, ...] | None = None
-    ) -> None:
+    def _settle(self, key: str, canonical: Callable[[str], str], *, order: tuple[str, ...] | None = None) -> None:
         """Replaces a list by its canonical form: a tuple without repeats, in ``order`` where there is one."""
         given = getattr(self, key)
         if given is None:
             return
         entries = [given] if isinstance(given, str) else given
         if not isinstance(entries, (list, tuple)) or not all(isinstance(entry, str) for entry in entries):
-            raise PolicyError(
-                f"{key} must be a text or a list of texts, got {show(given)}", key=key, value=given
-            )
+            raise PolicyError(f"must be a text or a list of texts, got {show(given)}", key=key, value=given)
         if not entries:
             raise PolicyError(
-                f"{key} is an empty list, which matches nothing; leave it out to match anything",
+                "is an empty list, which matches nothing; leave it out to match anything",
                 key=key,
                 value=given,
             )
@@ -134,9 +128,7 @@ class Rule:
         The shape condition is looked at last, so that ``decide_condition`` is asked (and a guard on a
         symbolic size is made) only for a rule that everything else says applies.
         """
-        if self.module is not None and not any(
-            compile_glob(glob).fullmatch(query.module) for glob in self.module
-        ):
+        if self.module is not None and not any(compile_glob(glob).fullmatch(query.module) for glob in self.module):
             return False
         if self.blocks is not None and (
             query.block is None or not any(in_blocks(text, *query.block) for text in self.blocks)
@@ -171,10 +163,10 @@ class Rule:
         return bool(decide_condition(result))
 
 
-def _one_of(key: str, names: tuple[str, ...]) -> Callable[[str], str]:
+def _one_of(names: tuple[str, ...]) -> Callable[[str], str]:
     def check(entry: str) -> str:
         if entry not in names:
-            raise unknown_name(key, entry, names)
+            raise unknown_name(entry, names)
         return entry
 
     return check

@@ -3,12 +3,12 @@
 import re
 from dataclasses import dataclass, fields
 
-from metis_compile.numerics.formats import FORMATS, QuantSpec
+from metis_compile.numerics.formats import FORMATS, ROUNDINGS, QuantSpec
 from metis_compile.policy.errors import PolicyError, show, unknown_name
 
 OPERANDS = ("weight", "activation", "gradient")
 HIGH = "high"
-_QUANTIZED_KEYS = ("block", "rounding", "guard", "scale_mode")
+_QUANTIZER_KEYS = ("block", "rounding", "guard", "scale_mode")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,38 +26,50 @@ class Treatment:
     scale_mode: str | None = None  # rounding of a power-of-two scale; None: the format's default
 
     def __post_init__(self) -> None:
-        choices = (HIGH, *FORMATS)
-        if not isinstance(self.format, str) or self.format not in choices:
-            raise unknown_name("format", self.format, choices, key="format")
-        for key in _QUANTIZED_KEYS:
-            value = getattr(self, key)
-            if value is not None and not isinstance(value, str):
-                raise PolicyError(f"{key} must be a text, got {show(value)}", key=key, value=value)
-            if value is not None and self.format == HIGH:
-                problem = (
-                    f'{key} = {show(value)} has no meaning with format "high", which leaves the operand alone'
-                )
-                raise PolicyError(problem, key=key, value=value)
+        names = (HIGH, *FORMATS)
+        if not isinstance(self.format, str) or self.format not in names:
+            raise unknown_name(self.format, names, key="format")
+        for key in _QUANTIZER_KEYS:
+            self._check(key)
         spec = self.spec
         if spec is not None:
-            for key in _QUANTIZED_KEYS:
+            for key in _QUANTIZER_KEYS:
                 object.__setattr__(self, key, getattr(spec, key))
+
+    def _check(self, key: str) -> None:
+        value = getattr(self, key)
+        if value is None:
+            return
+        if self.format == HIGH:
+            problem = f'{show(value)} means nothing with format "high", which leaves the operand alone'
+            raise PolicyError(problem, key=key, value=value, allowed=())
+        format = FORMATS[self.format]
+        allowed = {
+            "block": format.blocks,
+            "rounding": ROUNDINGS,
+            "guard": format.guards if self.rounding == "stochastic" else ("none",),
+            "scale_mode": format.scale_modes,
+        }[key]
+        if value in allowed:
+            return
+        if key == "guard" and value in format.guards:
+            problem = f'{show(value)} is for rounding = "stochastic" only; leave it out'
+            raise PolicyError(problem, key=key, value=value, allowed=allowed)
+        if not allowed:
+            problem = f"{show(value)} means nothing for {self.format}, whose scale is {format.scale}"
+            raise PolicyError(f"{problem}; leave it out", key=key, value=value, allowed=())
+        raise unknown_name(value, allowed, key=key, of=self.format)
 
     @property
     def spec(self) -> QuantSpec | None:
         """The quantizer's full specification; None for "high"."""
         if self.format == HIGH:
             return None
-        given: dict[str, str] = {}
-        for key in _QUANTIZED_KEYS:
-            value = getattr(self, key)
-            if value is not None:
-                given[key] = value
-                try:
-                    QuantSpec.make(self.format, **given)
-                except ValueError as error:
-                    raise PolicyError(str(error), key=key, value=value) from None
-        return QuantSpec.make(self.format, **given)
+        given = {key: getattr(self, key) for key in _QUANTIZER_KEYS}
+        try:
+            return QuantSpec.make(self.format, **{key: text for key, text in given.items() if text is not None})
+        except ValueError as error:  # a combination that the single keys do not show to be wrong
+            raise PolicyError(str(error), value=given) from None
 
     def __str__(self) -> str:
         return HIGH if self.spec is None else str(self.spec)
@@ -79,9 +91,14 @@ class Recipe:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
             problem = f"a recipe's name holds letters, digits, - and _ only, got {show(self.name)}"
             raise PolicyError(problem, value=self.name)
-        if self.name == HIGH and any(self.treatment(operand).format != HIGH for operand in OPERANDS):
+        if self.name == HIGH and any(treatment.format != HIGH for treatment in self.treatments):
             problem = 'the recipe "high" is built in and cannot be redefined; choose another name'
             raise PolicyError(problem, value=self.name)
+
+    @property
+    def treatments(self) -> tuple[Treatment, ...]:
+        """In the order of OPERANDS."""
+        return tuple(self.treatment(operand) for operand in OPERANDS)
 
     def treatment(self, operand: str) -> Treatment:
         """The treatment for "weight", "activation" or "gradient"; ValueError for anything else."""

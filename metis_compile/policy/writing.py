@@ -29,7 +29,7 @@ def to_toml(name: str, recipes: Sequence[Recipe], rules: Sequence[Rule]) -> str:
 
 
 def _leaves_all_high(recipe: Recipe) -> bool:
-    return all(recipe.treatment(operand).format == HIGH for operand in OPERANDS)
+    return all(treatment.format == HIGH for treatment in recipe.treatments)
 
 
 def _recipe(recipe: Recipe) -> Table:

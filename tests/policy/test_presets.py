@@ -1,0 +1,112 @@
+import pytest
+
+from metis_compile.policy import OPERANDS, Policy, Query, presets
+from metis_compile.policy.presets import preset_path
+
+QUANTIZED = ["fp8", "mxfp4", "mxfp8", "nvfp4"]
+
+TREATMENTS = {
+    "fp8": ["fp8 tensor nearest", "fp8 tensor nearest", "fp8_e5m2 tensor nearest"],
+    "mxfp4": ["mxfp4 1x32 nearest floor"] * 2 + ["mxfp4 1x32 stochastic round_up floor"],
+    "mxfp8": ["mxfp8 1x32 nearest floor"] * 3,
+    "nvfp4": ["nvfp4 1x16 nearest"] * 2 + ["nvfp4 1x16 stochastic round_up"],
+}
+
+HEADS = [
+    "lm_head",  # GPT-2, Llama, Qwen
+    "model.lm_head",
+    "lm_head.decoder",  # RoBERTa
+    "head",  # nanoGPT
+    "head.fc",  # timm
+    "embed_out",  # GPT-NeoX
+    "output",  # torchtitan
+    "proj_out",  # Whisper
+    "cls.predictions.decoder",  # BERT
+    "decoder",  # ModernBERT
+    "generator_lm_head",  # ELECTRA
+    "classifier",
+    "classifier.out_proj",
+    "score",
+    "qa_outputs",
+]
+ROUTERS = ["model.layers.0.block_sparse_moe.gate", "encoder.block.1.layer.1.mlp.router.classifier", "mlp.router"]
+LINEARS = [
+    "",
+    "model.layers.0.mlp.gate_proj",
+    "model.layers.0.self_attn.q_proj",
+    "transformer.h.0.attn.c_attn",
+    "bert.encoder.layer.0.output.dense",
+    "bert.encoder.layer.0.attention.output.dense",
+    "blocks.3.attn.proj_out",
+    "blocks.0.heads.1.q",
+    "model.decoder.layers.0.fc1",
+]
+
+
+def test_the_presets_that_ship() -> None:
+    assert presets() == sorted(presets())
+    assert {"high", *QUANTIZED} <= set(presets())
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_what_a_preset_does_to_a_linear(name: str, query: "type[Query]") -> None:
+    policy = Policy.load(name)
+    for module in LINEARS:
+        decisions = [policy.decide(query(module=module, operand=operand)) for operand in OPERANDS]
+        assert [str(decision.treatment) for decision in decisions] == TREATMENTS[name], module
+        assert {decision.rule for decision in decisions} == {f"{name}.toml rule 4 (any)"}
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+@pytest.mark.parametrize(
+    ("recipe", "queries"),
+    [
+        ("heads", [{"module": module} for module in HEADS]),
+        ("routers", [{"module": module} for module in ROUTERS]),
+        ("attention", [{"has_weight": False, "op": "bmm"}, {"has_weight": False, "op": "matmul", "gemm": "dgrad"}]),
+    ],
+)
+def test_what_stays_high_by_rule_and_one_line_that_changes_it(
+    name: str, recipe: str, queries: list[dict[str, object]], query: "type[Query]"
+) -> None:
+    policy = Policy.load(name)
+    changed = Policy.from_toml(f"extends = '{name}'\nrecipe.{recipe} = '{name}'")
+    for changes in queries:
+        for operand in OPERANDS:
+            asked = query(operand=operand, **changes)
+            assert policy.decide(asked).treatment.format == "high", changes
+            assert policy.decide(asked).recipe == recipe
+            assert changed.decide(asked).treatment == policy.recipe(name).treatment(operand)
+
+
+def test_high_leaves_everything(query: "type[Query]") -> None:
+    policy = Policy.load("high")
+    assert policy.recipes == ()
+    for changes in ({}, {"module": "lm_head"}, {"has_weight": False}, {"operand": "gradient", "gemm": "wgrad"}):
+        decision = policy.decide(query(**changes))
+        assert decision.treatment.format == "high"
+        assert decision.index == 0
+
+
+@pytest.mark.parametrize("name", presets())
+def test_a_preset_is_commented_and_ends_with_a_rule_for_everything(name: str) -> None:
+    text = preset_path(name).read_text()
+    assert text.startswith("# ")
+    assert max(map(len, text.split("\n"))) <= 110
+    last = Policy.load(name).rules[-1]
+    assert last.label == f"{name}.toml rule {last.number} (any)"
+    assert Policy.load(name).name == f"{name}.toml"
+
+
+def test_presets_keep_the_same_things_high() -> None:
+    first, *others = (Policy.load(name).rules[:3] for name in QUANTIZED)
+    assert all(rules == first for rules in others)
+    assert [rule.recipe for rule in first] == ["routers", "heads", "attention"]
+
+
+def test_a_recipe_name_means_the_same_in_every_preset() -> None:
+    meanings: dict[str, object] = {}
+    for name in presets():
+        for recipe in Policy.load(name).recipes:
+            assert meanings.setdefault(recipe.name, recipe) == recipe
+    assert meanings["w4a4g4"].treatments == meanings["nvfp4"].treatments  # type: ignore[attr-defined]
