@@ -1,7 +1,8 @@
 """The operators that stand for quantization in a graph. Each runs the plain-torch numerics; no second definition.
 
-`metis::quantize(x, spec, axis, noise?) -> [codes, block_scales?, tensor_scale?]` and its inverse
+`metis::quantize(x, spec, axis, seed?, stream) -> [codes, block_scales?, tensor_scale?]` and its inverse
 `metis::dequantize(parts, spec, axis, length)`; a spec is the text of a `QuantSpec`, such as "nvfp4 1x16 nearest".
+Stochastic rounding draws its noise from the seed, an int64 tensor that the graph draws from torch's generator.
 `metis::materialize(x)` is the identity; it tells Inductor to compute x once, into a buffer.
 """
 
@@ -9,20 +10,30 @@ from __future__ import annotations
 
 import torch
 
-from metis_compile.numerics import QuantSpec, decode, encode
+from metis_compile.numerics import QuantSpec, decode, encode, uniform_noise
 
 __all__ = ["DEQUANTIZE", "MATERIALIZE", "QUANTIZE", "dequantize", "materialize", "quantize"]
 
 
 @torch.library.custom_op("metis::quantize", mutates_args=())
-def quantize(x: torch.Tensor, spec: str, axis: int, noise: torch.Tensor | None = None) -> list[torch.Tensor]:
-    """Packed codes and scales of `x` along `axis`: see `metis_compile.numerics.encode`."""
-    return [part.clone() for part in encode(x, QuantSpec.parse(spec), axis, noise)]
+def quantize(
+    x: torch.Tensor, spec: str, axis: int, seed: torch.Tensor | None = None, stream: int = 0
+) -> list[torch.Tensor]:
+    """Packed codes and scales of `x` along `axis`: see `metis_compile.numerics.encode`.
+
+    seed, stream: what stochastic rounding takes its noise from, see `metis_compile.numerics.uniform_noise`.
+    """
+    return [part.clone() for part in encode(x, QuantSpec.parse(spec), axis, noise_of(x, seed, stream))]
 
 
 @quantize.register_fake
-def _(x: torch.Tensor, spec: str, axis: int, noise: torch.Tensor | None = None) -> list[torch.Tensor]:
-    return encode(x, QuantSpec.parse(spec), axis, noise)
+def _(x: torch.Tensor, spec: str, axis: int, seed: torch.Tensor | None = None, stream: int = 0) -> list[torch.Tensor]:
+    return encode(x, QuantSpec.parse(spec), axis, noise_of(x, seed, stream))
+
+
+def noise_of(x: torch.Tensor, seed: torch.Tensor | None, stream: int) -> torch.Tensor | None:
+    """The noise for `x`, or None where nothing is drawn."""
+    return None if seed is None else uniform_noise(seed, stream, x.shape)
 
 
 @torch.library.custom_op("metis::dequantize", mutates_args=())

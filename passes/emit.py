@@ -11,6 +11,7 @@ from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
 from metis_compile.compat import detect_fake_mode
+from metis_compile.numerics.noise import SEED_BITS
 
 aten = torch.ops.aten
 # what a new node takes over from the node it stands for; `val` is its own
@@ -44,6 +45,7 @@ class Emitter:
             if n.op == "placeholder" and isinstance(n.meta.get("val"), torch.SymInt)
         }
         self._like: fx.Node | None = None
+        self._seeds: dict[torch.device, fx.Node] = {}
 
     @contextmanager
     def at(self, before: fx.Node, *, like: fx.Node) -> Iterator[None]:
@@ -95,9 +97,14 @@ class Emitter:
             return known
         return self.call(aten.sym_size.int, (node, axis), name=f"{node.name}_size_{axis}")
 
-    def uniform_like(self, node: fx.Node, name: str) -> fx.Node:
-        """float32 uniform noise in [0, 1) of `node`'s shape, from torch's generator."""
-        value = node.meta["val"]
-        sizes = [self.size(node, i) for i in range(value.dim())]
-        kwargs = {"dtype": torch.float32, "device": value.device, "pin_memory": False}
-        return self.call(aten.rand.default, (sizes,), kwargs, name=name)
+    def seed(self, device: torch.device) -> fx.Node:
+        """The graph's seed on `device`, one int64 drawn from torch's generator each time the graph runs."""
+        if device not in self._seeds:
+            first = next(n for n in self.graph.nodes if n.op not in ("placeholder", "get_attr"))
+            previous, self._like = self._like, None
+            with self.graph.inserting_before(first):
+                kwargs = {"dtype": torch.int64, "device": device, "pin_memory": False}
+                args = (0, 2**SEED_BITS - 1, [1])
+                self._seeds[device] = self.call(aten.randint.low, args, kwargs, name="metis_seed")
+            self._like = previous
+        return self._seeds[device]

@@ -16,7 +16,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from metis_compile.compat import enable_python_dispatcher, fx_graph_cse, select_decomp_table
 from metis_compile.kernels.materialize import register_materialize
-from metis_compile.numerics import QuantSpec, decode, encode, fake_quantize, materializing
+from metis_compile.numerics import QuantSpec, decode, encode, fake_quantize, materializing, uniform_noise
+from metis_compile.numerics.noise import stream_seed
 from metis_compile.ops import DEQUANTIZE, MATERIALIZE, QUANTIZE
 from metis_compile.passes.emit import Emitter
 
@@ -45,23 +46,29 @@ class _Lowering:
     def quantize(self, node: fx.Node) -> None:
         """Emits the parts that leave the graph, and the values for each dequantize of the parts in this graph."""
         x, text, axis = node.args[:3]
-        noise = node.args[3:]
+        seed, stream = (*node.args[3:], None, 0)[:2]
         spec = QuantSpec.parse(str(text))
         parts = [u for u in node.users if u.target is operator.getitem]
         decoders = {u for p in parts for u in p.users if _decodes(u, node)}
         stored = [p for p in parts if any(u not in decoders for u in p.users)]
 
-        def run(x: torch.Tensor, *noise: torch.Tensor) -> list[torch.Tensor]:
-            kept = encode(x, spec, axis, *noise) if stored else []  # type: ignore[arg-type]
-            values = [fake_quantize(x, spec, axis, *noise)] if decoders else []  # type: ignore[arg-type]
+        def run(x: torch.Tensor, *seed: torch.Tensor) -> list[torch.Tensor]:
+            noise = uniform_noise(*seed, 0, x.shape) if seed else None  # type: ignore[misc]
+            kept = encode(x, spec, axis, noise) if stored else []  # type: ignore[arg-type]
+            values = [fake_quantize(x, spec, axis, noise)] if decoders else []  # type: ignore[arg-type]
             return [kept[int(p.args[1])] for p in stored] + values  # type: ignore[arg-type]
 
         key = (text, axis, tuple(p.args[1] for p in stored), bool(decoders))
-        results = self._emit(node, key, run, [x, *noise])
+        results = self._emit(node, key, run, [x] if seed is None else [x, self._stream(node, seed, stream)])
         for part, result in zip(stored, results, strict=False):
             part.replace_all_uses_with(result, delete_user_cb=lambda u: u not in decoders)
         for decoder in decoders:
             decoder.replace_all_uses_with(results[-1])
+
+    def _stream(self, node: fx.Node, seed: Any, stream: Any) -> fx.Node:
+        """The seed of one stream, as a node: what is traced for one stream then serves all."""
+        (result,) = self._emit(node, ("stream", stream), lambda seed: [stream_seed(seed, stream)], [seed])
+        return result
 
     def dequantize(self, node: fx.Node) -> None:
         """Emits the decoding of parts that another graph made."""

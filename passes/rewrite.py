@@ -36,6 +36,7 @@ class Rewriter:
         self.forward_products = {s.seq: s.node for s in sites if s.gemm == "fprop" and s.operands}
         self._quantized: dict[Any, fx.Node] = {}
         self._dequantized: dict[Any, fx.Node] = {}
+        self._streams = 0  # numbers the tensors that round at random: each draws its own noise
 
     def rewrite(self, site: Site) -> None:
         """Replaces the site's operands. A float32 product stays the node it was; others are replaced."""
@@ -67,12 +68,13 @@ class Rewriter:
         label = _label(site, operand)
         before, like = self._place(site, operand)
         with self.emitter.at(before, like=like):
-            noise = []
-            if spec.rounding == "stochastic":
-                noise = [self.emitter.uniform_like(operand.base, name=f"{label}_noise")]
+            random: tuple[Any, ...] = ()
+            if spec.stochastic:
+                self._streams += 1
+                random = (self.emitter.seed(operand.base.meta["val"].device), self._streams)
             node = self.emitter.call(
                 QUANTIZE,
-                (operand.base, str(spec), operand.axis, *noise),
+                (operand.base, str(spec), operand.axis, *random),
                 name=_suffixed(label, "quantized", site),
             )
             parts = len(node.meta["val"])
@@ -98,10 +100,9 @@ class Rewriter:
     def _place(self, site: Site, operand: Operand) -> tuple[fx.Node, fx.Node]:
         """Where to quantize, and whose metadata to carry: an activation that backward needs, in the forward."""
         forward = self.forward_products.get(site.seq)
-        if site.gemm != "fprop" and operand.role == "activation" and forward is not None:
-            if self.emitter.precedes(operand.base, forward):
-                return forward, forward
-        return site.node, site.node
+        saved = site.gemm != "fprop" and operand.role == "activation" and forward is not None
+        place = forward if saved and self.emitter.precedes(operand.base, forward) else site.node
+        return place, place
 
     def _product_in_float32(self, site: Site, args: list[Any]) -> None:
         node = site.node

@@ -35,12 +35,8 @@ def keep_packed(sites: list[Site]) -> list[fx.Node]:
             continue
         parts = [u for u in quantized.users if u.target is operator.getitem]
         marked += [u for p in parts for u in p.users if u.target is DEQUANTIZE]
-        if quantized in weights and _is_deterministic(quantized):
+        if quantized in weights:  # drawn again from the same seed where it rounds at random
             marked += [quantized, *parts]
     for node in marked:
         node.meta.setdefault("recompute", CheckpointPolicy.PREFER_RECOMPUTE)
     return marked
-
-
-def _is_deterministic(quantized: fx.Node) -> bool:
-    return len(quantized.args) < 4 or quantized.args[3] is None

@@ -1,4 +1,4 @@
-"""Check a rewritten graph: dtypes, shapes, metadata, and that every operand is read along the axis it was blocked on."""
+"""Check a rewritten graph: dtypes, shapes, metadata, and that products contract over the axis that is blocked."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def has_value(node: fx.Node) -> str | None:
 
 
 def quantize_is_typed(node: fx.Node) -> str | None:
-    """metis.quantize reads a 16- or 32-bit float along one of its axes, with noise exactly when it rounds at random."""
+    """metis.quantize reads a 16- or 32-bit float along one of its axes, with a seed only to round at random."""
     if node.target is not QUANTIZE:
         return None
     x = node.args[0]
@@ -50,7 +50,7 @@ def quantize_is_typed(node: fx.Node) -> str | None:
         return f"axis {node.args[2]} of a {x.meta['val'].dim()}-dimensional tensor"
     noisy = len(node.args) > 3 and node.args[3] is not None
     if noisy != (spec.rounding == "stochastic"):
-        return f"rounds {spec.rounding} {'with' if noisy else 'without'} noise"
+        return f"rounds {spec.rounding} {'with' if noisy else 'without'} a seed"
     return None
 
 

@@ -2,6 +2,7 @@
 
 from metis_compile.numerics.formats import FORMATS, Format, QuantSpec
 from metis_compile.numerics.materialize import materialize, materializing
+from metis_compile.numerics.noise import uniform_noise
 from metis_compile.numerics.quantize import decode, encode, fake_quantize
 from metis_compile.numerics.quantized_tensor import QuantizedTensor, quantize
 
@@ -16,4 +17,5 @@ __all__ = [
     "materialize",
     "materializing",
     "quantize",
+    "uniform_noise",
 ]
