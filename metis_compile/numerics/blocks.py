@@ -57,8 +57,8 @@ class BlockLayout:
         for dim, size in self.tiles:
             blocks = blocks.flatten(dim, dim + 1)
             if not statically_known_true(shape[dim] % size == 0):
-                blocks = blocks.narrow(dim, 0, shape[dim])
-        return blocks.contiguous() if self.tiles else blocks
+                blocks = take_first(blocks, dim, shape[dim])
+        return blocks
 
     def amax(self, blocks: Tensor) -> Tensor:
         """Largest magnitude of each block of a split tensor, keeping dimensions of 1; 0 of no elements."""
@@ -87,6 +87,15 @@ def normalize_axis(axis: int, ndim: int) -> int:
     if not -ndim <= axis < ndim:
         raise IndexError(f"axis must be between {-ndim} and {ndim - 1} for {ndim} dimensions, got {axis}")
     return axis % ndim
+
+
+def take_first(x: Tensor, dim: int, length: int) -> Tensor:
+    """A copy of the first ``length`` of x along ``dim``.
+
+    Not a slice: asking whether a slice of symbolic length is contiguous puts a guard on the length. Inductor
+    turns the index, an arange, into plain addressing.
+    """
+    return x.index_select(dim, torch.arange(length, device=x.device))
 
 
 def pad_to_multiple(x: Tensor, dim: int, size: int) -> Tensor:

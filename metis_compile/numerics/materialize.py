@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
 from torch import Tensor
 
 _marker: ContextVar[Callable[[Tensor], Tensor] | None] = ContextVar("metis_materialize", default=None)
@@ -17,6 +18,8 @@ _marker: ContextVar[Callable[[Tensor], Tensor] | None] = ContextVar("metis_mater
 
 def materialize(t: Tensor) -> Tensor:
     """``t``, passed through the marker installed by :func:`materializing`, if any."""
+    if torch.compiler.is_dynamo_compiling():  # which cannot trace a ContextVar; users' own code has no marker
+        return t
     marker = _marker.get()
     return t if marker is None else marker(t)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from metis_compile.numerics.blocks import BlockLayout, pad_to_multiple
+from metis_compile.numerics.blocks import BlockLayout, pad_to_multiple, take_first
 from metis_compile.numerics.elements import e2m1_codes, e2m1_values, round_to_element
 from metis_compile.numerics.formats import QuantSpec
 from metis_compile.numerics.scales import Scaling, e8m0_value, scaling
@@ -119,4 +119,4 @@ def _unpack(packed: Tensor, axis: int, length: int) -> Tensor:
     shift = torch.arange(2, dtype=torch.int32, device=packed.device) * 4
     shift = shift.reshape([2] + [1] * (packed.dim() - 1 - axis))
     codes = ((packed.to(torch.int32).unsqueeze(axis + 1) >> shift) & 15).flatten(axis, axis + 1)
-    return codes if statically_known_true(length % 2 == 0) else codes.narrow(axis, 0, length)
+    return codes if statically_known_true(length % 2 == 0) else take_first(codes, axis, length)

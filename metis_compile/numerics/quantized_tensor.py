@@ -65,7 +65,7 @@ def quantize(
     if generator is not None and (noise is not None or not spec.stochastic):
         raise ValueError("generator must be None unless rounding is 'stochastic' and noise is None")
     if spec.stochastic and noise is None:
-        noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=torch.float32)
+        noise = _draw(x, generator)
     parts = encode(x, spec, axis, noise)
     return QuantizedTensor(
         codes=parts[0],
@@ -76,3 +76,9 @@ def quantize(
         shape=x.shape,
         dtype=x.dtype,
     )
+
+
+def _draw(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    # The overload with a generator refuses symbolic sizes, even when the generator is None.
+    given = {} if generator is None else {"generator": generator}
+    return torch.rand(x.shape, device=x.device, dtype=torch.float32, **given)

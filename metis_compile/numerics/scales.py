@@ -19,7 +19,6 @@ from metis_compile.numerics.materialize import materialize
 FP32_MAX = torch.finfo(torch.float32).max
 E8M0_NAN = 255
 _EXPONENT_BITS = 0x7F800000
-_QUIET_NAN_BITS = 0x7FC00000
 
 
 class Scaling(NamedTuple):
@@ -44,8 +43,8 @@ def nvfp4_scaling(block_amax: Tensor, spec: QuantSpec) -> Scaling:
     """enc = min(2688 / amax, fp32_max), 1 where amax is 0;  dec = 1 / enc;
     scale = e4m3(min(block_amax * (enc * (1/6)), 448));  multiplier = min(1 / (scale * dec), fp32_max)."""
     amax = torch.amax(block_amax) if _has_elements(block_amax) else block_amax.new_zeros(())
-    enc = _encode_scale(amax, 448.0 * 6.0)
-    dec = torch.reciprocal(enc)
+    enc = materialize(_encode_scale(amax, 448.0 * 6.0))
+    dec = materialize(torch.reciprocal(enc))
     ideal = block_amax * (enc * (1 / 6))
     if spec.guard == "17/16":
         ideal = ideal * (17 / 16)
@@ -67,8 +66,8 @@ def e8m0_scaling(block_amax: Tensor, spec: QuantSpec) -> Scaling:
     """scale = 2^(byte - 127), multiplier = its inverse; byte 255 is NaN: the block is not finite."""
     byte = materialize(_e8m0_byte(block_amax, spec))
     # The inverse is never subnormal: bytes of finite blocks end at 253.
-    inverse = torch.where(byte == E8M0_NAN, _QUIET_NAN_BITS, (254 - byte) << 23)
-    return Scaling(materialize(inverse.view(torch.float32)), materialize(e8m0_value(byte)), byte)
+    inverse = _float_of_bits((254 - byte) << 23, byte)
+    return Scaling(materialize(inverse), materialize(e8m0_value(byte)), byte)
 
 
 def _e8m0_byte(block_amax: Tensor, spec: QuantSpec) -> Tensor:
@@ -89,8 +88,12 @@ def _e8m0_byte(block_amax: Tensor, spec: QuantSpec) -> Tensor:
 
 def e8m0_value(byte: Tensor) -> Tensor:
     """fp32 values of int32 E8M0 bytes; 0 is 2^-127, subnormal in fp32."""
-    bits = torch.clamp(byte << 23, min=1 << 22)
-    return torch.where(byte == E8M0_NAN, _QUIET_NAN_BITS, bits).view(torch.float32)
+    return _float_of_bits(torch.clamp(byte << 23, min=1 << 22), byte)
+
+
+def _float_of_bits(bits: Tensor, byte: Tensor) -> Tensor:
+    # The NaN is put in as fp32, so that what may become a buffer is fp32 and not a view of int32.
+    return torch.where(byte == E8M0_NAN, torch.nan, bits.view(torch.float32))
 
 
 def _encode_scale(amax: Tensor, target: float) -> Tensor:
