@@ -11,7 +11,21 @@ from metis_compile.policy.errors import PolicyError, show, unknown_name
 from metis_compile.policy.globs import compile_glob
 from metis_compile.policy.treatment import OPERANDS, Treatment
 
-OPS = ("linear", "mm", "addmm", "matmul", "bmm", "baddbmm", "einsum", "grouped_mm")
+OPS = (  # what the model called; a rule that names none matches any other op too
+    "linear",
+    "mm",
+    "addmm",
+    "matmul",
+    "bmm",
+    "baddbmm",
+    "addbmm",
+    "einsum",
+    "tensordot",
+    "bilinear",
+    "grouped_mm",
+    "scaled_dot_product_attention",
+    "multi_head_attention_forward",
+)
 GEMMS = ("fprop", "dgrad", "wgrad")
 DTYPES = ("float32", "bfloat16", "float16")  # no other dtype is ever quantized
 
@@ -24,7 +38,7 @@ class Query:
 
     module: str  # dotted name of the module whose forward holds the op, "" for none
     block: tuple[int, int] | None  # (index from 0, count) of the repeated block around it; None outside of any
-    op: str  # one of OPS
+    op: str  # the function that the model called, such as "linear"
     gemm: str  # one of GEMMS
     operand: str  # one of OPERANDS
     dtype: str  # such as "bfloat16"
