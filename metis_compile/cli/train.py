@@ -20,9 +20,7 @@ SIZE = "Size of the model and its batches"
 
 
 def train(
-    policy: Annotated[
-        str | None, typer.Option(help="A preset's name or a policy file.", show_default="nvfp4")
-    ] = None,
+    policy: Annotated[str | None, typer.Option(help="A preset's name or a policy file.", show_default="nvfp4")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.", show_default="400")] = None,
     seed: Annotated[
         int | None, typer.Option(help="Of weights, batches and stochastic rounding.", show_default="0")
@@ -43,24 +41,16 @@ def train(
             show_default="float32 on cpu, bfloat16 on cuda",
         ),
     ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="AdamW's, at its highest.", show_default="0.002")
-    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="AdamW's, at its highest.", show_default="0.002")] = None,
     text: Annotated[
         str | None,
         typer.Option(help="A file to train on.", show_default="Python's standard library"),
     ] = None,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
     average: Annotated[int, typer.Option(help="Last steps in the training loss of the table.")] = 50,
-    width: Annotated[
-        int | None, typer.Option(rich_help_panel=SIZE, help="Features.", show_default="256")
-    ] = None,
-    layers: Annotated[
-        int | None, typer.Option(rich_help_panel=SIZE, help="Blocks.", show_default="4")
-    ] = None,
-    heads: Annotated[
-        int | None, typer.Option(rich_help_panel=SIZE, help="Attention heads.", show_default="4")
-    ] = None,
+    width: Annotated[int | None, typer.Option(rich_help_panel=SIZE, help="Features.", show_default="256")] = None,
+    layers: Annotated[int | None, typer.Option(rich_help_panel=SIZE, help="Blocks.", show_default="4")] = None,
+    heads: Annotated[int | None, typer.Option(rich_help_panel=SIZE, help="Attention heads.", show_default="4")] = None,
     context: Annotated[
         int | None, typer.Option(rich_help_panel=SIZE, help="Bytes in a sequence.", show_default="256")
     ] = None,

@@ -65,9 +65,7 @@ def load(folder: Path) -> dict[str, Any]:
             f"{path} is damaged and cannot be resumed ({reason[:120]}): start again without --resume"
         ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise TrainError(
-            f"{path} was not written by this version of metis train: start again without --resume"
-        )
+        raise TrainError(f"{path} was not written by this version of metis train: start again without --resume")
     return state
 
 
@@ -85,16 +83,12 @@ def restore(folder: Path, *, settings: Settings, text: str, learners: dict[str, 
     path = folder / FILE
     differences = Settings.from_dict(state["settings"]).differences(settings)
     if differences:
-        raise TrainError(
-            f"{path} is of a run with {', '.join(differences)}: it cannot go on with these settings"
-        )
+        raise TrainError(f"{path} is of a run with {', '.join(differences)}: it cannot go on with these settings")
     if state["text"] != text:
         raise TrainError(f"{path} is of a run on another text (another Python or a changed file)")
     for name, learner in learners.items():
         if state["policies"].get(name) != learner.variant.digest:
-            raise TrainError(
-                f"{path} is of a run whose policy {settings.policy!r} read otherwise: it was changed"
-            )
+            raise TrainError(f"{path} is of a run whose policy {settings.policy!r} read otherwise: it was changed")
     for name, learner in learners.items():
         learner.load_state_dict(state["learners"][name])
     return state["step"]

@@ -35,9 +35,7 @@ class Corpus:
         for part in (train, validation):
             hasher.update(f"{len(part)}:".encode())
             hasher.update(part)
-        return cls(
-            source=source, train=as_tensor(train), validation=as_tensor(validation), digest=hasher.hexdigest()
-        )
+        return cls(source=source, train=as_tensor(train), validation=as_tensor(validation), digest=hasher.hexdigest())
 
     def require(self, context: int) -> None:
         """TrainError unless each part holds a sequence of ``context`` tokens and the token after it."""

@@ -99,9 +99,7 @@ class Learner:
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=self.settings.dtype == "bfloat16"
-        )
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.dtype == "bfloat16")
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a later process needs to go on."""

@@ -60,9 +60,7 @@ def run(
     left as it was. Raises TrainError if the run cannot start or resume, PolicyError for a bad policy.
     """
     variants = variants or (FULL_PRECISION, policy_variant(settings.policy))
-    text = (
-        corpus.load_library() if settings.text is None else corpus.load_file(Path(settings.text).expanduser())
-    )
+    text = corpus.load_library() if settings.text is None else corpus.load_file(Path(settings.text).expanduser())
     text.require(settings.context)
     try:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -116,17 +114,11 @@ class _Run:
     def _start(self) -> None:
         out = self.options.out
         if self.options.resume:
-            self.done = checkpoint.restore(
-                out, settings=self.settings, text=self.text.digest, learners=self.learners
-            )
+            self.done = checkpoint.restore(out, settings=self.settings, text=self.text.digest, learners=self.learners)
             self.saved = self.done
-            self.progress.note(
-                f"resuming {out / checkpoint.FILE} after step {self.done}/{self.settings.steps}"
-            )
+            self.progress.note(f"resuming {out / checkpoint.FILE} after step {self.done}/{self.settings.steps}")
         elif (out / checkpoint.FILE).exists():
-            self.progress.note(
-                f"starting anew: the checkpoint in {out} will be replaced (--resume goes on with it)"
-            )
+            self.progress.note(f"starting anew: the checkpoint in {out} will be replaced (--resume goes on with it)")
         self.progress.note(f"text: {self.text.source}, {self.text.train.numel() / 1e6:.1f} MB to train on")
         if self.done < self.settings.steps:
             self._warm_up()
@@ -173,9 +165,7 @@ class _Run:
 
     def _report(self) -> Report:
         settings, out = self.settings, self.options.out
-        batches = self.text.validation_batches(
-            count=VALIDATION_BATCHES, batch=settings.batch, context=settings.context
-        )
+        batches = self.text.validation_batches(count=VALIDATION_BATCHES, batch=settings.batch, context=settings.context)
         averaged = min(self.options.average, settings.steps)
         files = {"plot": out / "loss.png", "report": out / "report.json", "checkpoint": out / checkpoint.FILE}
         report = Report(

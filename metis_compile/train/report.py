@@ -55,9 +55,7 @@ class Report:
                 "full_precision": asdict(self.full_precision),
                 "policy": asdict(self.policy),
                 "train_gap_percent": gap(self.policy.train_loss, self.full_precision.train_loss),
-                "validation_gap_percent": gap(
-                    self.policy.validation_loss, self.full_precision.validation_loss
-                ),
+                "validation_gap_percent": gap(self.policy.validation_loss, self.full_precision.validation_loss),
                 "step_time_ratio": ratio(self.policy.step_seconds, self.full_precision.step_seconds),
                 "saved_bytes_ratio": ratio(self.policy.saved_bytes, self.full_precision.saved_bytes),
                 "compile_time_ratio": ratio(self.policy.compile_seconds, self.full_precision.compile_seconds),
@@ -74,8 +72,7 @@ class Report:
         """The comparison, for a terminal."""
         full, policy, numbers = self.full_precision, self.policy, self.to_dict()
         table = Table(
-            title=f"{self.parameters:,} parameters, {self.settings.steps} steps, "
-            f"{self.settings.dtype}, {self.device}"
+            title=f"{self.parameters:,} parameters, {self.settings.steps} steps, {self.settings.dtype}, {self.device}"
         )
         table.add_column("")
         for heading in (full.label, policy.label, "policy / full"):
@@ -83,9 +80,7 @@ class Report:
 
         def gap_row(name: str, left: float, right: float, key: str) -> None:
             percent = numbers[key]
-            table.add_row(
-                name, f"{left:.4f}", f"{right:.4f}", "-" if percent is None else f"{percent:+.2f} %"
-            )
+            table.add_row(name, f"{left:.4f}", f"{right:.4f}", "-" if percent is None else f"{percent:+.2f} %")
 
         def ratio_row(name: str, left: str, right: str, key: str) -> None:
             value = numbers[key]

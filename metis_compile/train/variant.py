@@ -1,6 +1,7 @@
 """The two ways a run compiles its model."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 __all__ = ["FULL_PRECISION", "Variant", "policy_variant"]
@@ -24,4 +25,5 @@ def policy_variant(policy: str) -> Variant:
     from metis_compile.policy import Policy
 
     loaded = Policy.load(policy)
-    return Variant(label=loaded.name, backend="metis", options={"policy": loaded}, digest=loaded.digest())
+    label = Path(loaded.name).name.removesuffix(".toml")
+    return Variant(label=label, backend="metis", options={"policy": loaded}, digest=loaded.digest())

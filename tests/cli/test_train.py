@@ -1,0 +1,175 @@
+import json
+import os
+import shlex
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from metis_compile.cli import app
+from metis_compile.train import loop
+from metis_compile.train.variant import Variant
+
+SIZES = {"steps": 5, "width": 16, "layers": 1, "heads": 2, "context": 16, "batch": 2}
+TINY = [*(f"--{name}={value}" for name, value in SIZES.items()), "--device=cpu"]
+Metis = Callable[..., Result]
+
+
+@pytest.fixture
+def metis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Metis:
+    """Run ``metis train`` on a short text, in a folder of its own, with torch.compile left out."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch, "compile", lambda model, **how: model)
+    Path("text.txt").write_text("all work and no play makes jack a dull boy. " * 200)
+
+    def call(*arguments: str, tiny: bool = True) -> Result:
+        settings = [*TINY, "--text", "text.txt"] if tiny else []
+        return CliRunner().invoke(app, ["train", *settings, *arguments])
+
+    return call
+
+
+def one_line(result: Result) -> str:
+    """The only line of a user's error."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    lines = [line for line in result.stderr.splitlines() if line.startswith("metis: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in result.stderr
+    return lines[0]
+
+
+def test_the_table_and_the_files(metis: Metis) -> None:
+    result = metis()
+    assert result.exit_code == 0, result.output
+    for row in ("train loss", "validation loss", "step time", "saved for backward", "first step (compiles)"):
+        assert row in result.stdout
+    assert "nvfp4" in result.stdout
+    assert ".toml" not in result.stdout
+    for name in ("loss.png", "report.json", "checkpoint.pt"):
+        assert f"runs/train/{name}" in result.stdout
+        assert Path("runs/train", name).is_file()
+
+
+def test_json_is_all_that_stdout_gets(metis: Metis) -> None:
+    numbers = json.loads(metis("--json", "--policy", "mxfp8", "--average", "2").stdout)
+    assert set(numbers) == {
+        "settings",
+        "device",
+        "text",
+        "parameters",
+        "averaged_steps",
+        "full_precision",
+        "policy",
+        "train_gap_percent",
+        "validation_gap_percent",
+        "step_time_ratio",
+        "saved_bytes_ratio",
+        "compile_time_ratio",
+        "files",
+        "versions",
+    }
+    assert numbers["settings"]["policy"] == numbers["policy"]["label"] == "mxfp8"
+    assert numbers["settings"]["dtype"] == "float32"
+    assert numbers["averaged_steps"] == 2
+    assert numbers["policy"]["train_loss"] == pytest.approx(sum(numbers["policy"]["losses"][-2:]) / 2)
+    assert set(numbers["policy"]) == set(numbers["full_precision"])
+    assert numbers["full_precision"]["backend"] == "inductor"
+    assert numbers["policy"]["backend"] == "metis"
+    assert len(numbers["policy"]["losses"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--policy", "nvfp5"], "nvfp4"),
+        (["--policy", "nowhere.toml"], "nowhere.toml"),
+        (["--steps", "0"], "steps must be at least 1, got 0"),
+        (["--heads", "3"], "width must be a multiple of heads"),
+        (["--device", "tpu"], "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
+        (["--dtype", "fp64"], "dtype must be float32 or bfloat16, got 'fp64'"),
+        (["--text", "nowhere.txt"], "cannot read the text nowhere.txt"),
+        (["--context", "5000"], "bytes for validation, a context of 5000 needs more"),
+        (["--out", "text.txt"], "cannot make the folder text.txt"),
+        (["--checkpoint-every", "0"], "checkpoint-every must be at least 1, got 0"),
+        (["--resume"], "leave out --resume"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(metis: Metis, arguments: list[str], message: str) -> None:
+    assert message in one_line(metis(*arguments))
+
+
+def test_a_mistake_in_a_policy_file_is_one_line(metis: Metis) -> None:
+    Path("bad.toml").write_text('[[rule]]\nrecipe = "nvfp44"\n')
+    assert "bad.toml" in one_line(metis("--policy", "bad.toml"))
+
+
+class Interrupting(torch.nn.Module):
+    """A compiled model during whose third step Ctrl-C is pressed."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model, self.calls = model, 0
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.calls == 4:  # the second forward counts saved bytes
+            os.kill(os.getpid(), signal.SIGINT)
+        return self.model(tokens)
+
+
+def test_ctrl_c_says_the_command_that_goes_on_and_it_does(metis: Metis, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile(model: torch.nn.Module, *, backend: str, options: Any) -> torch.nn.Module:
+        return Interrupting(model) if backend == "metis" else model
+
+    whole = json.loads(metis("--json", "--out", "whole").stdout)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", compile)
+        patch.setattr("sys.argv", [".venv/bin/metis"])
+        result = metis("--out", "a folder")
+    assert result.exit_code == 130
+    assert "step 3/5 is saved" in result.stderr
+    command = shlex.split(result.stderr.splitlines()[-1])
+    assert command == [".venv/bin/metis", "train", "--resume", "--out", "a folder"]
+    resumed = metis(*command[2:], "--json", tiny=False)
+    assert resumed.exit_code == 0, resumed.output
+    numbers = json.loads(resumed.stdout)
+    assert numbers["policy"]["losses"] == whole["policy"]["losses"]
+    assert numbers["settings"] == whole["settings"]
+
+
+def test_the_command_names_the_interpreter_when_run_as_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    from metis_compile.cli.train import how_to_go_on
+
+    stopped = loop.Interrupted(signal=2, step=3, saved=3)
+    monkeypatch.setattr("sys.argv", ["/x/metis_compile/cli/__main__.py", "train"])
+    monkeypatch.setattr("sys.executable", "/usr/bin/python3")
+    text = how_to_go_on(stopped, 5, Path("runs/train"))
+    assert text.endswith("/usr/bin/python3 -m metis_compile.cli train --resume --out runs/train")
+    monkeypatch.setattr("sys.argv", [".venv/bin/metis", "train"])
+    assert how_to_go_on(stopped, 5, Path("o")).endswith("\n  .venv/bin/metis train --resume --out o")
+    nothing = loop.Interrupted(signal=2, step=0, saved=None)
+    assert "the same command starts again" in how_to_go_on(nothing, 5, Path("o"))
+
+
+def test_resuming_with_another_setting_is_an_error(metis: Metis) -> None:
+    assert metis().exit_code == 0
+    assert "is of a run with width 16 and not 32" in one_line(metis("--resume", "--width", "32", tiny=False))
+
+
+def test_starting_anew_over_a_checkpoint_says_so(metis: Metis) -> None:
+    assert "will be replaced" not in metis().stderr
+    assert "will be replaced" in metis().stderr
+
+
+def test_a_fault_of_ours_keeps_its_traceback(metis: Metis, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(policy: str) -> Variant:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(loop, "policy_variant", broken)
+    result = metis()
+    assert isinstance(result.exception, RuntimeError)
