@@ -28,12 +28,8 @@ class Element:
 
 ELEMENTS = {
     "e2m1": Element(name="e2m1", bits=4, mantissa_bits=1, min_exponent=0, max=6.0, dtype=None),
-    "e4m3": Element(
-        name="e4m3", bits=8, mantissa_bits=3, min_exponent=-6, max=448.0, dtype=torch.float8_e4m3fn
-    ),
-    "e5m2": Element(
-        name="e5m2", bits=8, mantissa_bits=2, min_exponent=-14, max=57344.0, dtype=torch.float8_e5m2
-    ),
+    "e4m3": Element(name="e4m3", bits=8, mantissa_bits=3, min_exponent=-6, max=448.0, dtype=torch.float8_e4m3fn),
+    "e5m2": Element(name="e5m2", bits=8, mantissa_bits=2, min_exponent=-14, max=57344.0, dtype=torch.float8_e5m2),
 }
 
 SCALE_DTYPES = {"e4m3": torch.float8_e4m3fn, "e8m0": torch.float8_e8m0fnu, "fp32": torch.float32}
@@ -212,6 +208,5 @@ def _require(field: str, value: object, allowed: Iterable[str], of: str | None =
     near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(
-        f"{field}{f' of {of}' if of else ''} must be one of {', '.join(map(repr, names))}, "
-        f"got {value!r}{hint}"
+        f"{field}{f' of {of}' if of else ''} must be one of {', '.join(map(repr, names))}, got {value!r}{hint}"
     )

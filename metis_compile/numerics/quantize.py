@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from metis_compile.numerics.blocks import BlockLayout, pad_to_multiple, take_first
+from metis_compile.numerics.e8m0 import e8m0_from_bytes, e8m0_to_bytes, e8m0_value
 from metis_compile.numerics.elements import e2m1_codes, e2m1_values, round_to_element
 from metis_compile.numerics.formats import QuantSpec
-from metis_compile.numerics.scales import Scaling, e8m0_value, scaling
+from metis_compile.numerics.scales import Scaling, scaling
 
 
 def encode(x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None = None) -> list[Tensor]:
@@ -40,7 +41,7 @@ def encode(x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None = None) -
         codes = layout.join(rounded, x.shape).to(spec.element.dtype).view(torch.uint8)
     stored = layout.store(scales.stored)
     if spec.fmt.scale == "e8m0":
-        stored = stored.to(torch.uint8).view(torch.float8_e8m0fnu)
+        stored = e8m0_from_bytes(stored.to(torch.uint8))
     else:
         stored = stored.to(spec.fmt.scale_dtype)
     return [codes, stored] if scales.tensor_scale is None else [codes, stored, scales.tensor_scale]
@@ -57,7 +58,7 @@ def decode(
     else:
         values = codes.view(spec.element.dtype).to(torch.float32)
     if spec.fmt.scale == "e8m0":
-        scale = e8m0_value(stored.view(torch.uint8).to(torch.int32))
+        scale = e8m0_value(e8m0_to_bytes(stored).to(torch.int32))
     else:
         scale = stored.to(torch.float32)
     result = layout.split(values) * layout.load(scale)
@@ -77,9 +78,7 @@ def fake_quantize(
     return layout.join(result, x.shape).to(dtype)
 
 
-def _quantize(
-    x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None
-) -> tuple[BlockLayout, Tensor, Scaling]:
+def _quantize(x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None) -> tuple[BlockLayout, Tensor, Scaling]:
     """Rounded fp32 elements, split into blocks, and their scales."""
     if not x.dtype.is_floating_point or x.dtype == torch.float64:
         raise TypeError(f"x must be float32, bfloat16, float16 or float8 to be quantized, got {x.dtype}")

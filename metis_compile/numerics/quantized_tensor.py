@@ -80,5 +80,6 @@ def quantize(
 
 def _draw(x: Tensor, generator: torch.Generator | None) -> Tensor:
     # The overload with a generator refuses symbolic sizes, even when the generator is None.
-    given = {} if generator is None else {"generator": generator}
-    return torch.rand(x.shape, device=x.device, dtype=torch.float32, **given)
+    if generator is None:
+        return torch.rand(x.shape, device=x.device, dtype=torch.float32)
+    return torch.rand(x.shape, generator=generator, device=x.device, dtype=torch.float32)

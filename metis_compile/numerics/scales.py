@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from metis_compile.numerics.e8m0 import E8M0_NAN, e8m0_inverse, e8m0_value
 from metis_compile.numerics.elements import round_magnitude, round_magnitude_up
 from metis_compile.numerics.formats import ELEMENTS, QuantSpec
 from metis_compile.numerics.materialize import materialize
 
 FP32_MAX = torch.finfo(torch.float32).max
-E8M0_NAN = 255
 _EXPONENT_BITS = 0x7F800000
 
 
@@ -65,9 +65,7 @@ def fp32_scaling(block_amax: Tensor, spec: QuantSpec) -> Scaling:
 def e8m0_scaling(block_amax: Tensor, spec: QuantSpec) -> Scaling:
     """scale = 2^(byte - 127), multiplier = its inverse; byte 255 is NaN: the block is not finite."""
     byte = materialize(_e8m0_byte(block_amax, spec))
-    # The inverse is never subnormal: bytes of finite blocks end at 253.
-    inverse = _float_of_bits((254 - byte) << 23, byte)
-    return Scaling(materialize(inverse), materialize(e8m0_value(byte)), byte)
+    return Scaling(materialize(e8m0_inverse(byte)), materialize(e8m0_value(byte)), byte)
 
 
 def _e8m0_byte(block_amax: Tensor, spec: QuantSpec) -> Tensor:
@@ -84,16 +82,6 @@ def _e8m0_byte(block_amax: Tensor, spec: QuantSpec) -> Tensor:
     bits = block_amax.view(torch.int32)
     byte = torch.clamp(((bits + carry) >> 23) - element.max_exponent, min=0)
     return torch.where(bits >= _EXPONENT_BITS, E8M0_NAN, byte)
-
-
-def e8m0_value(byte: Tensor) -> Tensor:
-    """fp32 values of int32 E8M0 bytes; 0 is 2^-127, subnormal in fp32."""
-    return _float_of_bits(torch.clamp(byte << 23, min=1 << 22), byte)
-
-
-def _float_of_bits(bits: Tensor, byte: Tensor) -> Tensor:
-    # The NaN is put in as fp32, so that what may become a buffer is fp32 and not a view of int32.
-    return torch.where(byte == E8M0_NAN, torch.nan, bits.view(torch.float32))
 
 
 def _encode_scale(amax: Tensor, target: float) -> Tensor:
