@@ -15,7 +15,7 @@ class UserError(Exception):
 @contextmanager
 def user_errors(*kinds: type[Exception]) -> Iterator[None]:
     """Turn UserError, and the ``kinds`` given, into one line and exit status 2."""
-    caught = (UserError, *kinds)
+    caught: tuple[type[Exception], ...] = (UserError, *kinds)
     try:
         yield
     except caught as error:

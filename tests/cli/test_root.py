@@ -21,7 +21,8 @@ def test_version() -> None:
 def test_help_is_quick_because_torch_is_not_imported() -> None:
     code = (
         "import sys; from metis_compile.cli import app; app(['train', '--help'], standalone_mode=False);"
-        "heavy = [m for m in ('torch', 'matplotlib', 'numpy', 'sympy') if m in sys.modules]; sys.exit(', '.join(heavy) or 0)"
+        "heavy = [m for m in ('torch', 'matplotlib', 'numpy', 'sympy') if m in sys.modules];"
+        "sys.exit(', '.join(heavy) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
