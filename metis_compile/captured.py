@@ -128,7 +128,11 @@ class RecordingPartitioner(CustomPartitionerFn):
 
 
 def _copy(graph: fx.Graph) -> fx.GraphModule:
-    return fx.GraphModule(graph.owning_module, copy.deepcopy(graph))
+    """The graph as it is now, called with its inputs one after the other and returning a tuple."""
+    copied = fx.Graph()
+    result, output = copied.graph_copy(graph, {}, return_output_node=True)  # type: ignore[misc]
+    copied.output(result).meta = copy.copy(output.meta)
+    return fx.GraphModule(graph.owning_module, copied)
 
 
 def _outputs(gm: fx.GraphModule) -> list[Any]:

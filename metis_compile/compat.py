@@ -12,6 +12,7 @@
 | OpOverload | 1.12 | tells an operator of the dispatcher from a Python function in a graph |
 | trace_structured | 2.3 | puts graphs where `TORCH_TRACE` and tlparse find them |
 | register_lowering, TensorBox | 2.0 | how `metis::materialize` becomes a buffer |
+| make_boxed_func | 2.0 | the calling convention of a compiled graph, for one that runs eagerly |
 | fx_graph_cse | 2.0 | traced numerics compute each thing once |
 | select_decomp_table | 2.0 | Inductor's decompositions, for traced numerics |
 | enable_python_dispatcher | 2.0 | traces symbolic sizes through composite operators |
@@ -24,6 +25,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
+from torch._functorch.aot_autograd import make_boxed_func
 from torch._functorch.compile_utils import fx_graph_cse
 from torch._functorch.partitioners import min_cut_rematerialization_partition as partition
 from torch._guards import detect_fake_mode
@@ -51,6 +53,7 @@ __all__ = [
     "is_buffer_input",
     "is_parameter_input",
     "list_mode_options",
+    "make_boxed_func",
     "partition",
     "register_lowering",
     "select_decomp_table",

@@ -12,7 +12,8 @@ from torch import fx
 
 from metis_compile.compat import OpOverload
 from metis_compile.passes.sites import Gemm, GraphInputs, Operand, Role, Site
-from metis_compile.passes.views import ValueNumbers, root, same, shape_of, strip_views
+from metis_compile.passes.views import ValueNumbers, history, root, same, shape_of, strip_views
+from metis_compile.policy import OPS
 
 aten = torch.ops.aten
 
@@ -190,6 +191,7 @@ def _operand(node: fx.Node, axis: int, depends: _Dependencies, numbers: ValueNum
         base=numbers[base],
         views=views,
         length=shape_of(node)[axis],
+        kept_as=tuple(n.name for n in history(node)),
     )
 
 
@@ -311,7 +313,7 @@ def _op_name(node: fx.Node) -> str:
         function = stack[-1][1]
         name = function if isinstance(function, str) else getattr(function, "__name__", "")
         name = name.lower().strip("_")
-        if name and name != "builtin_function_or_method":
+        if name in OPS:
             return name
     return _schema_name(node).removeprefix("aten::")
 

@@ -55,6 +55,7 @@ class Rewriter:
         if spec is None:
             return operand.node
         operand.quantized = self._quantize(site, operand, spec)
+        operand.kept_as = tuple(u.name for u in operand.quantized.users if u.target is operator.getitem)
         value = self._dequantize(site, operand, spec)
         with self.emitter.at(site.node, like=site.node):
             for view in operand.views:

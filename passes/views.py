@@ -66,11 +66,18 @@ class ValueNumbers:
         return (type(value), value)
 
 
-def root(node: fx.Node, through_casts: bool = True) -> fx.Node:
-    """The tensor that `node` is a rearrangement (and a cast) of."""
+def history(node: fx.Node, through_casts: bool = True) -> list[fx.Node]:
+    """`node`, and what it is a rearrangement (and a cast) of, back to the tensor itself."""
+    nodes = [node]
     while node.op == "call_function" and (node.target in REARRANGEMENTS or (through_casts and node.target in CASTS)):
         node = node.args[0]  # type: ignore[assignment]
-    return node
+        nodes.append(node)
+    return nodes
+
+
+def root(node: fx.Node, through_casts: bool = True) -> fx.Node:
+    """The tensor that `node` is a rearrangement (and a cast) of."""
+    return history(node, through_casts)[-1]
 
 
 def strip_views(node: fx.Node, axis: int) -> tuple[fx.Node, int, tuple[fx.Node, ...]]:

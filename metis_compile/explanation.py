@@ -1,0 +1,215 @@
+"""Explain what a policy does to a model: one row per matrix product, without training or keeping anything."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from io import StringIO
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+from metis_compile.captured import CapturedGraph, SavedTensor, capture
+from metis_compile.policy import Policy
+
+if TYPE_CHECKING:
+    import os
+
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+    from metis_compile.passes.sites import Operand, Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainedSite:
+    """One matrix product, `[batch, m, k] @ [batch, k, n]`. Sizes that are symbolic are texts."""
+
+    graph: int  # which of the model's graphs; more than one where the graph breaks
+    module: str  # dotted path of the module that called it, "" for none
+    source: str  # "file.py:12"
+    op: str  # what the model wrote: linear, matmul, einsum, ...
+    gemm: str  # fprop, dgrad or wgrad
+    batch: int | str
+    m: int | str
+    n: int | str
+    k: int | str
+    weights: tuple[str, ...]  # names of the parameters in it
+    treatment: Mapping[str, str]  # operand role (or lhs/rhs where both have one role) -> "nvfp4 1x16 nearest" or "high"
+    recipe: str
+    rule: str  # which rule of which file decided
+    reason: str | None  # why the product was left alone; None where it was rewritten
+    saved: tuple[str, ...]  # tensors kept for this product by the forward
+    saved_bytes: int  # several products may share them: see Explanation.saved_bytes for the sum
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """What `explain` found. Prints as a table."""
+
+    policy: str
+    sites: tuple[ExplainedSite, ...]
+    unused_rules: tuple[str, ...]  # labels of the rules that decided nothing
+    graphs: int
+    saved_bytes: int  # all that forward keeps for backward, parameters not counted
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        text = StringIO()
+        width = 200 if not sys.stdout.isatty() else None
+        Console(file=text, width=width).print(self)
+        return text.getvalue().rstrip()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.table import Table
+
+        table = Table(title=f"policy {self.policy}: {self._counts()}", title_justify="left")
+        for name in ("module", "source", "gemm", "m x n x k", "operands", "rule, or why it was left", "saved"):
+            table.add_column(name, overflow="fold")
+        for site in self.sites:
+            size = f"{site.m} x {site.n} x {site.k}"
+            table.add_row(
+                site.module or f"({site.op})",
+                site.source,
+                site.gemm,
+                size if site.batch == 1 else f"{site.batch} x {size}",
+                "\n".join(f"{role}: {text}" for role, text in site.treatment.items()) if site.reason is None else "",
+                site.reason or site.rule,
+                f"{site.saved_bytes:,} bytes" if site.saved else "",
+            )
+        yield table
+        yield f"saved for backward: {self.saved_bytes:,} bytes, parameters not counted"
+        for rule in self.unused_rules:
+            yield f"matched nothing: {rule}"
+
+    def _counts(self) -> str:
+        done = sum(s.reason is None for s in self.sites)
+        graphs = "1 graph" if self.graphs == 1 else f"{self.graphs} graphs"
+        return f"{done} of {len(self.sites)} products rewritten, in {graphs}"
+
+
+def explain(
+    model: Callable[..., Any],
+    *args: Any,
+    policy: str | os.PathLike[str] | Policy | None = None,
+    **kwargs: Any,
+) -> Explanation:
+    """Shows what backend="metis" with this policy does to `model(*args, **kwargs)`.
+
+    The model is captured anew, past all caches, and its forward runs once, eagerly; no backward runs. Buffers,
+    gradients and the states of torch's, Python's and NumPy's generators are left as they were. `model` may be compiled
+    already.
+    Raises PolicyError for a mistake in the policy, and whatever the model raises.
+    """
+    from metis_compile.backend import compile_graph
+    from metis_compile.config import read_options
+
+    config, patches = read_options({} if policy is None else {"policy": policy}, None)
+    model = getattr(model, "_orig_mod", model)
+
+    def backend(gm: fx.GraphModule, example_inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
+        return compile_graph(gm, example_inputs, config, patches, inner_compile=_run_eagerly)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return model(*args, **kwargs)
+
+    with _undisturbed(model), capture() as captured:
+        torch.compile(_own_code(run), backend=backend)(*args, **kwargs)
+    return _explanation(config.policy, captured.graphs)
+
+
+def _explanation(policy: Policy, graphs: Sequence[CapturedGraph]) -> Explanation:
+    counts = Counter(
+        o.decision.index
+        for graph in graphs
+        for site in graph.sites
+        for o in site.operands
+        if o.decision is not None and o.decision.index is not None
+    )
+    return Explanation(
+        policy=policy.name,
+        sites=tuple(explained_site(i, s, graph.saved) for i, graph in enumerate(graphs) for s in graph.sites),
+        unused_rules=tuple(rule.label for rule in policy.unused(counts)),
+        graphs=len(graphs),
+        saved_bytes=sum(g.saved_bytes for g in graphs),
+    )
+
+
+def explained_site(graph: int, site: Site, saved: Sequence[SavedTensor]) -> ExplainedSite:
+    """The row of one site, given what its graph saves."""
+    names = {name for operand in site.operands for name in operand.kept_as}
+    kept = [t for t in saved if t.name in names and not t.is_parameter] if site.gemm != "fprop" else []
+    decisions = [o.decision for o in site.operands if o.decision is not None]
+    return ExplainedSite(
+        graph=graph,
+        module=site.module,
+        source=site.source,
+        op=site.op,
+        gemm=site.gemm,
+        batch=_plain(site.batch),
+        m=_plain(site.m),
+        n=_plain(site.n),
+        k=_plain(site.k),
+        weights=site.weights,
+        treatment=_treatments(site.operands),
+        recipe=" and ".join(dict.fromkeys(d.recipe for d in decisions)),
+        rule="; ".join(dict.fromkeys(d.rule for d in decisions)),
+        reason=site.reason,
+        saved=tuple(t.name for t in kept),
+        saved_bytes=sum(t.nbytes for t in kept),
+    )
+
+
+def _treatments(operands: Sequence[Operand]) -> dict[str, str]:
+    labels: list[str] = [o.role for o in operands]
+    if len(set(labels)) < len(labels):
+        labels = [f"{side} {o.role}" for side, o in zip(("lhs", "rhs"), operands, strict=True)]
+    texts = [str(o.decision.treatment) if o.decision is not None else "high" for o in operands]
+    return dict(zip(labels, texts, strict=True))
+
+
+def _plain(size: Any) -> int | str:
+    return size if isinstance(size, int) else str(size)
+
+
+def _run_eagerly(gm: fx.GraphModule, example_inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
+    """In place of Inductor's code generation: the graph as it is."""
+    from metis_compile.compat import make_boxed_func
+
+    return make_boxed_func(gm.forward)
+
+
+def _own_code(function: FunctionType) -> FunctionType:
+    """`function` with a code object of its own, so that Dynamo's cache of earlier calls has no part in this one."""
+    code = function.__code__.replace(co_name="explained_model")
+    return FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
+
+
+@contextmanager
+def _undisturbed(model: Any) -> Iterator[None]:
+    """Puts buffers and generators back as they were."""
+    buffers = dict(model.named_buffers()) if isinstance(model, torch.nn.Module) else {}
+    kept = {name: (buffer, buffer.detach().clone()) for name, buffer in buffers.items()}
+    python = random.getstate()
+    numpy: Any = sys.modules.get("numpy")
+    numpy_state = numpy.random.get_state() if numpy is not None else None
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in kept.values():
+                    buffer.copy_(value)
+            random.setstate(python)
+            if numpy is not None:
+                numpy.random.set_state(numpy_state)
