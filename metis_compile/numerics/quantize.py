@@ -39,12 +39,8 @@ def encode(x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None = None) -
         codes = _pack(layout.join(e2m1_codes(rounded), x.shape), layout.axis)
     else:
         codes = layout.join(rounded, x.shape).to(spec.element.dtype).view(torch.uint8)
-    stored = layout.store(scales.stored)
-    if spec.fmt.scale == "e8m0":
-        stored = e8m0_from_bytes(stored.to(torch.uint8))
-    else:
-        stored = stored.to(spec.fmt.scale_dtype)
-    return [codes, stored] if scales.tensor_scale is None else [codes, stored, scales.tensor_scale]
+    parts = [codes, _store(scales.stored, spec)]
+    return parts if scales.tensor_scale is None else [*parts, scales.tensor_scale]
 
 
 def decode(
@@ -57,11 +53,7 @@ def decode(
         values = e2m1_values(_unpack(codes, layout.axis, length))
     else:
         values = codes.view(spec.element.dtype).to(torch.float32)
-    if spec.fmt.scale == "e8m0":
-        scale = e8m0_value(e8m0_to_bytes(stored).to(torch.int32))
-    else:
-        scale = stored.to(torch.float32)
-    result = layout.split(values) * layout.load(scale)
+    result = layout.split(values) * layout.spread(_load(stored, spec), values.shape)
     if spec.fmt.tensor_scale:
         result = result * parts[2]
     return layout.join(result, values.shape).to(dtype)
@@ -72,7 +64,7 @@ def fake_quantize(
 ) -> Tensor:
     """``decode(encode(x))`` without the codes: x's shape, in ``dtype``. Errors as for :func:`encode`."""
     layout, rounded, scales = _quantize(x, spec, axis, noise)
-    result = rounded * scales.scale
+    result = rounded * layout.spread(scales.scale, x.shape)
     if scales.tensor_scale is not None:
         result = result * scales.tensor_scale
     return layout.join(result, x.shape).to(dtype)
@@ -86,11 +78,21 @@ def _quantize(x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None) -> tu
     layout = BlockLayout.of(spec, x.dim(), axis)
     if x.requires_grad:
         x = x.detach()
-    blocks = layout.split(x.to(torch.float32))
-    scales = scaling(layout.amax(blocks), spec)
-    if noise is not None:
-        noise = layout.split(noise)
-    return layout, round_to_element(blocks * scales.multiplier, spec.element, noise), scales
+    x = x.to(torch.float32)
+    scales = scaling(layout.amax(x), spec)
+    scaled = layout.split(x) * layout.spread(scales.multiplier, x.shape)
+    rounded = round_to_element(scaled, spec.element, None if noise is None else layout.split(noise))
+    return layout, rounded, scales
+
+
+def _store(scale: Tensor, spec: QuantSpec) -> Tensor:
+    """Scales in their own dtype, of fp32 values or int32 E8M0 bytes."""
+    return e8m0_from_bytes(scale.to(torch.uint8)) if spec.fmt.scale == "e8m0" else scale.to(spec.fmt.scale_dtype)
+
+
+def _load(stored: Tensor, spec: QuantSpec) -> Tensor:
+    """The fp32 values of stored scales."""
+    return e8m0_value(e8m0_to_bytes(stored).to(torch.int32)) if spec.fmt.scale == "e8m0" else stored.to(torch.float32)
 
 
 def _check_noise(x: Tensor, spec: QuantSpec, noise: Tensor | None) -> None:

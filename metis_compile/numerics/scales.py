@@ -22,7 +22,7 @@ _EXPONENT_BITS = 0x7F800000
 
 
 class Scaling(NamedTuple):
-    """The scales of a tensor: per-block tensors are fp32 and keep a dimension of 1 for what they scale."""
+    """The scales of a tensor: per-block tensors are fp32 and have one value per block."""
 
     multiplier: Tensor  # an element is rounded after multiplying by this
     scale: Tensor  # a rounded element is multiplied by this to get it back (nvfp4: and by tensor_scale)
