@@ -78,7 +78,6 @@ def _read_file(path: Path, chain: tuple[Path, ...]) -> Document:
 
 
 def _parse(text: str, name: str, file: str, folder: Path, chain: tuple[Path, ...]) -> Document:
-    text = text.replace("\r\n", "\n")
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -183,8 +183,8 @@ def _known(recipes: dict[str, Any]) -> list[str]:
 
 
 def _stock_recipe(name: str) -> Recipe | None:
-    """The recipe ``name`` of whichever preset has one; a preset called ``name`` is asked first."""
-    for preset in sorted(presets(), key=lambda preset: preset != name):
+    """The recipe ``name`` of whichever preset has one; those of several presets are the same."""
+    for preset in presets():
         document = _preset(preset)
         if name in document.data.get("recipe", {}):
             return _recipes(document)[name]

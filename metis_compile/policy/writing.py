@@ -16,8 +16,7 @@ def to_toml(name: str, recipes: Sequence[Recipe], rules: Sequence[Rule]) -> str:
     document = tomlkit.document()
     if recipes:
         table = tomlkit.table()
-        # TOML needs a table's plain keys before its subtables.
-        for recipe in sorted(recipes, key=lambda recipe: not _leaves_all_high(recipe)):
+        for recipe in recipes:
             table.add(recipe.name, HIGH if _leaves_all_high(recipe) else _recipe(recipe))
         document.add("recipe", table)
     if rules:

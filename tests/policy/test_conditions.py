@@ -2,7 +2,7 @@ import re
 
 import pytest
 import sympy
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.source import ConstantSource
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
@@ -62,12 +62,14 @@ _conditions = st.recursive(
 )
 
 
+@settings(deadline=None, max_examples=60)
 @given(_conditions, SIZES, SIZES, SIZES)
 def test_a_condition_means_what_python_says(text: str, m: int, n: int, k: int) -> None:
     expected = eval(text, {"m": m, "n": n, "k": k})
     assert parse_condition(text).evaluate({"m": m, "n": n, "k": k}) is expected
 
 
+@settings(deadline=None, max_examples=60)
 @given(_conditions, SIZES, SIZES, SIZES)
 def test_symbols_put_in_late_give_the_same(text: str, m: int, n: int, k: int) -> None:
     s0, s1 = sympy.symbols("s0 s1", integer=True, positive=True)

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tomlkit
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from metis_compile.policy import Policy, PolicyError, Recipe, Rule, Treatment
 from metis_compile.policy.errors import nearest_name, show
@@ -309,3 +312,65 @@ def test_the_nearest_name_and_how_values_are_shown() -> None:
     assert show("é") == '"é"'
     assert len(show("x" * 1000)) == 120
     assert show({1, 2} - {1}) == "{2}"
+
+
+_words = st.sampled_from(
+    [
+        "extends",
+        "recipe",
+        "rule",
+        "high",
+        "fp8",
+        "nvfp4",
+        "main",
+        "weight",
+        "activation",
+        "gradient",
+        "format",
+        "block",
+        "rounding",
+        "guard",
+        "module",
+        "blocks",
+        "gemm",
+        "when",
+        "has_weight",
+        "1x16",
+        "stochastic",
+        "round_up",
+        "fprop",
+        "k%2==0",
+        "{",
+    ]
+)
+_values = st.recursive(
+    _words | st.integers(-2, 40) | st.booleans() | st.floats(allow_nan=False) | st.dates(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_words, inner, max_size=4),
+    max_leaves=12,
+)
+_tables = st.dictionaries(_words, _values, max_size=4)
+_files = st.fixed_dictionaries(
+    {},
+    optional={
+        "extends": st.sampled_from(["nvfp4", "high", "nvfp", 3]),
+        "recipe": st.dictionaries(_words, _tables | _values, max_size=3),
+        "rule": st.lists(_tables, max_size=3),
+    },
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(_files | _tables)
+def test_whatever_is_in_a_file_is_a_policy_or_a_placed_mistake(data: dict[str, object]) -> None:
+    text = tomlkit.dumps(data)
+    result: Policy | PolicyError
+    try:
+        result = Policy.from_toml(text, name="run.toml")
+    except PolicyError as error:
+        result = error
+    if isinstance(result, Policy):
+        assert Policy.from_toml(result.to_toml()) == result
+    else:
+        assert result.line is not None
+        assert 1 <= result.line <= text.count("\n") + 1
+        assert str(result).startswith(f"run.toml:{result.line}: ")

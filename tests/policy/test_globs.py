@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metis_compile.policy import PolicyError
@@ -64,6 +64,7 @@ def test_malformed_glob_is_named_with_what_is_allowed(glob: str, said: str) -> N
     assert caught.value.value == glob
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.text(st.characters(exclude_characters="*{}?[]()|^$\\+/,", exclude_categories=("Z", "C")), min_size=1))
 def test_a_glob_without_signs_matches_itself_only(name: str) -> None:
     assert compile_glob(name).fullmatch(name)
@@ -71,6 +72,7 @@ def test_a_glob_without_signs_matches_itself_only(name: str) -> None:
     assert not compile_glob(name).fullmatch("x" + name)
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.integers(0, 200), st.integers(0, 200), st.integers(0, 400))
 def test_a_range_holds_both_ends_and_nothing_outside(first: int, length: int, number: int) -> None:
     pattern = compile_glob(f"layers.{{{first}..{first + length}}}.q")

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import tomlkit
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metis_compile.policy.lines import key_lines, line_of
@@ -100,6 +100,7 @@ _values = st.recursive(
 )
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.dictionaries(st.text(max_size=4), _values, max_size=4))
 def test_every_path_of_any_toml_is_found_on_a_line_of_the_text(data: dict[str, object]) -> None:
     text = tomlkit.dumps(data)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metis_compile.numerics.formats import FORMATS
@@ -60,6 +60,7 @@ def policies(draw: st.DrawFn) -> Policy:
     return Policy(name="made", recipes=tuple(recipes), rules=tuple(draw(st.lists(rule, max_size=4))))
 
 
+@settings(deadline=None, max_examples=60)
 @given(policies())
 def test_any_policy_comes_back_from_its_toml(policy: Policy) -> None:
     back = Policy.from_toml(policy.to_toml())
@@ -118,6 +119,7 @@ recipe = "high"
     )
 
 
+@settings(deadline=None, max_examples=60)
 @given(policies(), policies())
 def test_equality_hash_and_digest_agree(a: Policy, b: Policy) -> None:
     assert (a == b) == (a.digest() == b.digest())
