@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import sympy
 
@@ -52,7 +54,7 @@ def policy() -> Policy:
     ids=str,
 )
 def test_the_first_rule_that_matches_decides(
-    policy: Policy, query: "type[Query]", changes: dict[str, object], index: int | None, treatment: str
+    policy: Policy, query: Callable[..., Query], changes: dict[str, object], index: int | None, treatment: str
 ) -> None:
     decision = policy.decide(query(**changes))
     assert decision.index == index
@@ -62,14 +64,14 @@ def test_the_first_rule_that_matches_decides(
         assert decision.recipe == policy.rules[index].recipe
 
 
-def test_no_rule_leaves_the_operand_high_and_says_so(policy: Policy, query: "type[Query]") -> None:
+def test_no_rule_leaves_the_operand_high_and_says_so(policy: Policy, query: Callable[..., Query]) -> None:
     decision = policy.decide(query(op="einsum"))
     assert decision.treatment == Treatment(format="high")
     assert decision.treatment.spec is None
     assert (decision.recipe, decision.rule, decision.index) == ("high", "no rule of run.toml matched", None)
 
 
-def test_the_three_operands_of_a_recipe(query: "type[Query]") -> None:
+def test_the_three_operands_of_a_recipe(query: Callable[..., Query]) -> None:
     treatments = {
         "weight": Treatment(format="nvfp4", block="16x16"),
         "activation": Treatment(format="mxfp8"),
@@ -93,11 +95,13 @@ def test_labels_name_the_file_the_place_and_what_matched(policy: Policy) -> None
     assert [rule.label for rule in built.rules] == ["mine rule 1 (any)", "mine rule 2 (module=a|b|c|+3 more)"]
 
 
-def test_a_symbolic_size_is_asked_about_only_where_the_rest_matches(policy: Policy, query: "type[Query]") -> None:
+def test_a_symbolic_size_is_asked_about_only_where_the_rest_matches(
+    policy: Policy, query: Callable[..., Query]
+) -> None:
     s0 = sympy.Symbol("s0", integer=True, positive=True)
     asked: list[sympy.Basic] = []
 
-    def decide(answer: bool) -> object:
+    def decide(answer: bool) -> Callable[[sympy.Basic], bool]:
         def answering(condition: sympy.Basic) -> bool:
             asked.append(condition)
             return answer
@@ -117,13 +121,13 @@ def test_a_symbolic_size_is_asked_about_only_where_the_rest_matches(policy: Poli
         policy.decide(gradient)
 
 
-def test_a_division_by_zero_names_the_rule(query: "type[Query]") -> None:
+def test_a_division_by_zero_names_the_rule(query: Callable[..., Query]) -> None:
     policy = Policy.from_toml("[[rule]]\nrecipe = 'high'\nwhen = 'k % (n - 16) == 0'", name="run.toml")
     with pytest.raises(PolicyError, match=r"run.toml rule 1 .*, when: .* divides by zero where .*n = 16"):
         policy.decide(query(n=16))
 
 
-def test_rules_that_decided_nothing_are_told(query: "type[Query]") -> None:
+def test_rules_that_decided_nothing_are_told(query: Callable[..., Query]) -> None:
     policy = Policy.from_toml("extends = 'nvfp4'\n" + TEXT, name="run.toml")
     counts: dict[int, int] = {}
     for changes in ({}, {"module": "lm_head"}, {"has_weight": False}):

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def test_every_example_loads_and_round_trips(path: Path) -> None:
     ],
 )
 def test_w4a4g4_and_fp8_in_one_model_and_a_format_for_each_gemm(
-    module: str, expected: dict[str, dict[str, str]], gemm: str, query: "type[Query]"
+    module: str, expected: dict[str, dict[str, str]], gemm: str, query: Callable[..., Query]
 ) -> None:
     policy = Policy.load(MIXED)
     for operand in OPERANDS_OF[gemm]:
@@ -51,7 +52,7 @@ def test_w4a4g4_and_fp8_in_one_model_and_a_format_for_each_gemm(
         assert str(policy.decide(asked).treatment) == expected[gemm][operand]
 
 
-def test_what_the_mixed_policy_leaves_high(query: "type[Query]") -> None:
+def test_what_the_mixed_policy_leaves_high(query: Callable[..., Query]) -> None:
     policy = Policy.load(MIXED)
     for changes, label in [
         ({"module": "model.layers.6.mlp.up_proj", "block": (6, 8)}, "mixed.toml rule 1 (blocks=last 2)"),

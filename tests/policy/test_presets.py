@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 
 from metis_compile.policy import OPERANDS, Policy, Query, presets
@@ -49,7 +51,7 @@ def test_the_presets_that_ship() -> None:
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
-def test_what_a_preset_does_to_a_linear(name: str, query: "type[Query]") -> None:
+def test_what_a_preset_does_to_a_linear(name: str, query: Callable[..., Query]) -> None:
     policy = Policy.load(name)
     for module in LINEARS:
         decisions = [policy.decide(query(module=module, operand=operand)) for operand in OPERANDS]
@@ -67,7 +69,7 @@ def test_what_a_preset_does_to_a_linear(name: str, query: "type[Query]") -> None
     ],
 )
 def test_what_stays_high_by_rule_and_one_line_that_changes_it(
-    name: str, recipe: str, queries: list[dict[str, object]], query: "type[Query]"
+    name: str, recipe: str, queries: list[dict[str, object]], query: Callable[..., Query]
 ) -> None:
     policy = Policy.load(name)
     changed = Policy.from_toml(f"extends = '{name}'\nrecipe.{recipe} = '{name}'")
@@ -79,7 +81,7 @@ def test_what_stays_high_by_rule_and_one_line_that_changes_it(
             assert changed.decide(asked).treatment == policy.recipe(name).treatment(operand)
 
 
-def test_high_leaves_everything(query: "type[Query]") -> None:
+def test_high_leaves_everything(query: Callable[..., Query]) -> None:
     policy = Policy.load("high")
     assert policy.recipes == ()
     for changes in ({}, {"module": "lm_head"}, {"has_weight": False}, {"operand": "gradient", "gemm": "wgrad"}):
