@@ -1,0 +1,77 @@
+"""Specs: defaults, their text, what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from metis_compile.numerics import FORMATS, QuantSpec
+
+ALL = [
+    QuantSpec.make(f.name, block, rounding, guard, mode)
+    for f in FORMATS.values()
+    for block in f.blocks
+    for rounding, guards in (("nearest", (None,)), ("stochastic", f.guards))
+    for guard in guards
+    for mode in f.scale_modes or (None,)
+]
+
+
+@pytest.mark.parametrize("spec", ALL, ids=str)
+def test_text_round_trips(spec: QuantSpec) -> None:
+    assert QuantSpec.parse(str(spec)) == spec
+    assert hash(QuantSpec.parse(str(spec))) == hash(spec)
+
+
+def test_texts_are_distinct() -> None:
+    assert len({str(spec) for spec in ALL}) == len(ALL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("nvfp4",), "nvfp4 1x16 nearest"),
+        (("nvfp4", "16x16", "stochastic"), "nvfp4 16x16 stochastic round_up"),
+        (("nvfp4", None, "nearest", "none"), "nvfp4 1x16 nearest"),
+        (("mxfp4",), "mxfp4 1x32 nearest floor"),
+        (("mxfp8", None, "stochastic", "none", "even"), "mxfp8 1x32 stochastic none even"),
+        (("fp8",), "fp8 tensor nearest"),
+        (("fp8_e5m2", "128x128", "stochastic"), "fp8_e5m2 128x128 stochastic round_up"),
+    ],
+)
+def test_defaults(arguments: tuple[str, ...], text: str) -> None:
+    assert str(QuantSpec.make(*arguments)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nvfp4", "a spec must read"),
+        ("nvfp4 1x16 nearest floor", "scale_mode must be None for nvfp4"),
+        ("nvfp4 1x16 stochastic", "guard of stochastic nvfp4 must be one of"),
+        ("mxfp4 1x32 nearest", "scale_mode of mxfp4 must be one of 'floor', 'rceil', 'even', got None"),
+        ("mxfp4 1x32 stochastic 17/16 floor", "must be one of 'round_up', 'none', got '17/16'"),
+        ("mxfp4 1x32 nearest floor even", "got also 'even'"),
+        ("mxfp6 1x32 nearest floor", "did you mean 'mxfp"),
+    ],
+)
+def test_texts_that_are_no_spec(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        QuantSpec.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "bits"),
+    [
+        (("nvfp4",), 4.5),
+        (("nvfp4", "16x16"), 4 + 8 / 256),
+        (("mxfp4",), 4.25),
+        (("mxfp8",), 8.25),
+        (("mxfp8_e5m2",), 8.25),
+        (("fp8",), 8.0),
+        (("fp8", "row"), 8.0),
+        (("fp8", "1x128"), 8.25),
+        (("fp8", "128x128"), 8 + 32 / 16384),
+    ],
+)
+def test_bits_per_element(arguments: tuple[str, ...], bits: float) -> None:
+    assert QuantSpec.make(*arguments).bits_per_element == bits

@@ -1,0 +1,204 @@
+"""Quantization a second time, in NumPy: block by block in Python loops, rounding by ml_dtypes' casts and by tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+F32 = np.float32
+FP32_MAX = np.finfo(np.float32).max
+
+ELEMENT_TYPES: dict[str, Any] = {
+    "nvfp4": ml_dtypes.float4_e2m1fn,
+    "mxfp4": ml_dtypes.float4_e2m1fn,
+    "mxfp8": ml_dtypes.float8_e4m3fn,
+    "mxfp8_e5m2": ml_dtypes.float8_e5m2,
+    "fp8": ml_dtypes.float8_e4m3fn,
+    "fp8_e5m2": ml_dtypes.float8_e5m2,
+}
+
+
+@dataclass
+class Quantized:
+    codes: Array  # uint8, packed for E2M1
+    scales: Array | None  # uint8, or float32 for fp8; None for one scale per tensor
+    tensor_scale: np.float32 | None
+    values: Array  # float32
+
+
+def grid(element_type: Any) -> Array:
+    """The finite magnitudes of an element type, ascending."""
+    bits = 4 if element_type is ml_dtypes.float4_e2m1fn else 8
+    every = np.arange(2 ** (bits - 1), dtype=np.uint8).view(element_type).astype(np.float64)
+    return every[np.isfinite(every)]
+
+
+def round_element(value: np.float32, element_type: Any, noise: float | None) -> Any:
+    """Saturate, then round: to nearest by ml_dtypes' cast, or stochastically between neighbours in the table."""
+    largest = grid(element_type)[-1]
+    clamped = np.clip(value, F32(-largest), F32(largest))
+    if noise is None or not np.isfinite(clamped):
+        return clamped.astype(element_type)
+    magnitudes = grid(element_type)
+    above = int(np.searchsorted(magnitudes, abs(float(clamped)), side="left"))
+    if magnitudes[above] == abs(float(clamped)):
+        chosen = magnitudes[above]
+    else:
+        low, high = magnitudes[above - 1], magnitudes[above]
+        chosen = high if (abs(float(clamped)) - low) / (high - low) + noise >= 1 else low
+    return F32(math.copysign(chosen, clamped)).astype(element_type)
+
+
+def blocks_of(shape: tuple[int, ...], block: str, axis: int) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
+    """(index of the scale, slices of the elements) of every block."""
+    sizes = [1] * len(shape)
+    if block == "tensor":
+        sizes = [max(n, 1) for n in shape]
+    elif block == "row":
+        sizes[axis] = max(shape[axis], 1)
+    elif block.startswith("1x"):
+        sizes[axis] = int(block[2:])
+    else:
+        sizes[-1] = sizes[-2] = int(block.split("x")[0])
+    for index in np.ndindex(*(-(-n // size) for n, size in zip(shape, sizes, strict=True))):
+        yield index, tuple(slice(i * size, (i + 1) * size) for i, size in zip(index, sizes, strict=True))
+
+
+def e8m0_byte(amax: float, element_type: Any, mode: str) -> int:
+    """The biased exponent by exact arithmetic on Python floats."""
+    if not math.isfinite(amax):
+        return 255
+    if amax == 0:
+        return 0
+    largest = grid(element_type)[-1]
+    if mode == "rceil":
+        exponent = next(e for e in range(-200, 200) if math.ldexp(largest, e) >= amax)
+    else:
+        mantissa, exponent = math.frexp(amax)  # mantissa in [0.5, 1)
+        if mode == "even":
+            bits = {"float4_e2m1fn": 1, "float8_e4m3fn": 3, "float8_e5m2": 2}[np.dtype(element_type).name]
+            _, carry = math.frexp(round(mantissa * 2 ** (bits + 1)) / 2 ** (bits + 1))
+            exponent += carry
+        exponent -= 1 + int(math.log2(largest))
+    return min(max(exponent + 127, 0), 254)
+
+
+def e4m3_up(value: np.float32) -> Any:
+    magnitudes = grid(ml_dtypes.float8_e4m3fn)
+    return F32(magnitudes[np.searchsorted(magnitudes, float(value), side="left")]).astype(ml_dtypes.float8_e4m3fn)
+
+
+def quantize(
+    x: Array,
+    format: str,
+    block: str,
+    axis: int,
+    *,
+    guard: str | None = None,
+    scale_mode: str | None = None,
+    noise: Array | None = None,
+) -> Quantized:
+    """x: float32. The formulas are those of the documentation, one numpy scalar at a time."""
+    with np.errstate(all="ignore"):
+        family: Callable[..., Quantized] = {"nv": _nvfp4, "mx": _mx, "fp": _fp8}[format[:2]]
+        return family(x, format, block, axis % x.ndim, guard, scale_mode, noise)
+
+
+def _empty_scales(x: Array, block: str, axis: int, dtype: Any) -> Array:
+    shape = list(x.shape)
+    if block == "row":
+        shape[axis] = 1
+    elif block.startswith("1x"):
+        shape[axis] = -(-shape[axis] // int(block[2:]))
+    else:
+        size = int(block.split("x")[0])
+        shape[-2:] = [-(-shape[-2] // size), -(-shape[-1] // size)]
+    return np.zeros(shape, dtype)
+
+
+def _amax(block: Array) -> np.float32:
+    return np.max(np.abs(block)) if block.size else F32(0)
+
+
+def _round_block(x: Array, where: Any, factor: np.float32, element_type: Any, noise: Array | None) -> Array:
+    elements = x[where]
+    rounded = np.zeros(elements.shape, element_type)
+    for i in np.ndindex(*elements.shape):
+        rounded[i] = round_element(
+            elements[i] * factor, element_type, None if noise is None else float(noise[where][i])
+        )
+    return rounded
+
+
+def _nvfp4(
+    x: Array, format: str, block: str, axis: int, guard: str | None, mode: None, noise: Array | None
+) -> Quantized:
+    amax = _amax(x)
+    enc = F32(1) if amax == 0 else np.minimum(F32(448 * 6) / amax, FP32_MAX)
+    dec = F32(1) / enc
+    scales = _empty_scales(x, block, axis, ml_dtypes.float8_e4m3fn)
+    codes = np.zeros(x.shape, ml_dtypes.float4_e2m1fn)
+    values = np.zeros(x.shape, F32)
+    for index, where in blocks_of(x.shape, block, axis):
+        ideal = _amax(x[where]) * (enc * F32(1 / 6))
+        if guard == "17/16":
+            ideal = ideal * F32(1.0625)
+        ideal = np.minimum(ideal, F32(448))
+        up = guard == "round_up" and np.isfinite(ideal)
+        scales[index] = e4m3_up(ideal) if up else ideal.astype(ml_dtypes.float8_e4m3fn)
+        scale = scales[index].astype(F32)
+        factor = np.minimum(F32(1) / (scale * dec), FP32_MAX)
+        codes[where] = _round_block(x, where, factor, ml_dtypes.float4_e2m1fn, noise)
+        values[where] = codes[where].astype(F32) * scale * dec
+    return Quantized(_pack(codes.view(np.uint8), axis), scales.view(np.uint8), dec, values)
+
+
+def _mx(
+    x: Array, format: str, block: str, axis: int, guard: str | None, mode: str | None, noise: Array | None
+) -> Quantized:
+    element_type = ELEMENT_TYPES[format]
+    scales = _empty_scales(x, block, axis, np.uint8)
+    codes = np.zeros(x.shape, element_type)
+    values = np.zeros(x.shape, F32)
+    for index, where in blocks_of(x.shape, block, axis):
+        amax = float(_amax(x[where]))
+        scales[index] = e8m0_byte(amax, element_type, "rceil" if guard == "round_up" else str(mode))
+        scale = scales[index : index + 1] if np.isscalar(index) else np.array(scales[index], np.uint8)
+        scale = scale.view(ml_dtypes.float8_e8m0fnu).astype(F32)[()]
+        codes[where] = _round_block(x, where, F32(1) / scale, element_type, noise)
+        values[where] = codes[where].astype(F32) * scale
+    raw = codes.view(np.uint8)
+    return Quantized(_pack(raw, axis) if format == "mxfp4" else raw, scales, None, values)
+
+
+def _fp8(x: Array, format: str, block: str, axis: int, guard: str | None, mode: None, noise: Array | None) -> Quantized:
+    element_type = ELEMENT_TYPES[format]
+    scales = np.zeros([1] * x.ndim, F32) if block == "tensor" else _empty_scales(x, block, axis, F32)
+    if x.size == 0:
+        scales[...] = 1
+    codes = np.zeros(x.shape, element_type)
+    values = np.zeros(x.shape, F32)
+    for index, where in blocks_of(x.shape, block, axis):
+        amax = _amax(x[where])
+        enc = F32(1) if amax == 0 else np.minimum(F32(grid(element_type)[-1]) / amax, FP32_MAX)
+        scales[index] = F32(1) / enc
+        codes[where] = _round_block(x, where, enc, element_type, noise)
+        values[where] = codes[where].astype(F32) * scales[index]
+    if block == "tensor":
+        return Quantized(codes.view(np.uint8), None, scales.reshape(())[()], values)
+    return Quantized(codes.view(np.uint8), scales, None, values)
+
+
+def _pack(codes: Array, axis: int) -> Array:
+    moved = np.moveaxis(codes, axis, -1)
+    packed = np.zeros((*moved.shape[:-1], -(-moved.shape[-1] // 2)), np.uint8)
+    for i in range(moved.shape[-1]):
+        packed[..., i // 2] |= moved[..., i] << (4 * (i % 2))
+    return np.moveaxis(packed, -1, axis)
