@@ -18,7 +18,6 @@ from metis_compile.numerics.formats import ELEMENTS, QuantSpec
 from metis_compile.numerics.materialize import materialize
 
 FP32_MAX = torch.finfo(torch.float32).max
-_EXPONENT_BITS = 0x7F800000
 
 
 class Scaling(NamedTuple):
@@ -81,7 +80,8 @@ def _e8m0_byte(block_amax: Tensor, spec: QuantSpec) -> Tensor:
         carry = 0
     bits = block_amax.view(torch.int32)
     byte = torch.clamp(((bits + carry) >> 23) - element.max_exponent, min=0)
-    return torch.where(bits >= _EXPONENT_BITS, E8M0_NAN, byte)
+    # Compared as a float: a NaN may have any sign bit once a vectorized maximum has passed it on.
+    return torch.where(block_amax <= FP32_MAX, byte, E8M0_NAN)
 
 
 def _encode_scale(amax: Tensor, target: float) -> Tensor:
