@@ -118,7 +118,7 @@ def explain(
     model = getattr(model, "_orig_mod", model)
 
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
-        return compile_graph(gm, example_inputs, config, patches, inner_compile=_run_eagerly)
+        return compile_graph(gm, example_inputs, config, patches, inner_compile=run_eagerly)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         return model(*args, **kwargs)
@@ -182,7 +182,7 @@ def _plain(size: Any) -> int | str:
     return size if isinstance(size, int) else str(size)
 
 
-def _run_eagerly(gm: fx.GraphModule, example_inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
+def run_eagerly(gm: fx.GraphModule, example_inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
     """In place of Inductor's code generation: the graph as it is."""
     from metis_compile.compat import make_boxed_func
 

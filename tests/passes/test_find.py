@@ -1,0 +1,268 @@
+"""Roles and groups from dependencies: weights, activations, gradients; fprop, dgrad, wgrad; and what is left alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from graphs import capture_graphs, rows, sites_of
+from tiny import MLP, NEAREST_POLICY, Attention, Tied
+from torch import Tensor, nn
+
+from metis_compile import Policy
+
+EVERYTHING = Policy.from_toml(
+    """
+    [recipe.all]
+    weight = { format = "nvfp4" }
+    activation = { format = "nvfp4" }
+    gradient = { format = "nvfp4" }
+    [[rule]]
+    recipe = "all"
+    """,
+    name="everything.toml",
+)
+
+
+def test_linear_has_three_products() -> None:
+    captured = capture_graphs(nn.Linear(32, 48), torch.randn(2, 8, 32, requires_grad=True), policy=EVERYTHING)
+    assert rows(captured) == [
+        ("fprop", "", "activation", "weight"),
+        ("dgrad", "", "gradient", "weight"),
+        ("wgrad", "", "gradient", "activation"),
+    ]
+    sizes = {s.gemm: (s.m, s.n, s.k) for s in sites_of(captured)}
+    assert sizes == {"fprop": (16, 48, 32), "dgrad": (16, 32, 48), "wgrad": (48, 32, 16)}
+
+
+def test_square_weight_and_square_input() -> None:
+    """Everything is 16 x 16: only the graph can tell the operands apart."""
+    captured = capture_graphs(nn.Linear(16, 16), torch.randn(16, 16, requires_grad=True), policy=EVERYTHING)
+    assert rows(captured) == [
+        ("fprop", "", "activation", "weight"),
+        ("dgrad", "", "gradient", "weight"),
+        ("wgrad", "", "gradient", "activation"),
+    ]
+
+
+def test_input_without_gradient_has_no_dgrad_and_frozen_weight_no_wgrad() -> None:
+    assert [r[0] for r in rows(capture_graphs(nn.Linear(16, 16), torch.randn(16, 16), policy=EVERYTHING))] == [
+        "fprop",
+        "wgrad",
+    ]
+    frozen = nn.Linear(16, 16).requires_grad_(False)
+    captured = capture_graphs(frozen, torch.randn(16, 16, requires_grad=True), policy=EVERYTHING)
+    assert rows(captured) == [("fprop", "", "activation", "weight"), ("dgrad", "", "gradient", "weight")]
+
+
+def test_no_grad_has_only_fprops() -> None:
+    captured = capture_graphs(MLP(), torch.randn(16, 32), policy=EVERYTHING, grad=False)
+    assert rows(captured) == [("fprop", "up", "activation", "weight"), ("fprop", "down", "activation", "weight")]
+    assert captured.graphs[0].backward is None
+
+
+def test_attention_products_have_no_weight() -> None:
+    captured = capture_graphs(Attention(), torch.randn(2, 8, 32, requires_grad=True), policy="nvfp4")
+    products = [s for s in sites_of(captured) if not s.has_weight]
+    assert Counter(s.gemm for s in products) == {"fprop": 2, "dgrad": 4}
+    assert all(s.op == "matmul" for s in products)
+    assert all(s.reason is not None and "attention" not in s.module for s in products)
+    assert all("has_weight=false" in str(s.reason) for s in products)
+    linears = [s for s in sites_of(captured) if s.has_weight]
+    assert Counter(s.gemm for s in linears) == {"fprop": 4, "dgrad": 4, "wgrad": 4}
+    assert all(s.reason is None for s in linears)
+
+
+def test_one_line_quantizes_attention_too() -> None:
+    policy = Policy.from_toml('extends = "nvfp4"\nrecipe.attention = "nvfp4"')
+    captured = capture_graphs(Attention(), torch.randn(2, 16, 32, requires_grad=True), policy=policy)
+    assert all(s.reason is None for s in sites_of(captured))
+
+
+def test_tied_weight_is_a_weight_in_both_uses() -> None:
+    captured = capture_graphs(Tied(), torch.randint(0, 32, (2, 8)), policy=EVERYTHING)
+    head = [s for s in sites_of(captured) if "embedding.weight" in s.weights]
+    assert [(s.gemm, s.module) for s in head] == [("fprop", ""), ("wgrad", ""), ("dgrad", "")]
+
+
+def test_weight_used_twice_and_in_two_linears() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+            self.b.weight = self.a.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(self.a(x)))
+
+    captured = capture_graphs(Shared(), torch.randn(16, 16, requires_grad=True), policy=EVERYTHING)
+    assert Counter((s.gemm, s.module) for s in sites_of(captured)) == {
+        ("fprop", "a"): 2,
+        ("fprop", "b"): 1,
+        ("dgrad", "a"): 2,
+        ("dgrad", "b"): 1,
+        ("wgrad", "a"): 2,
+        ("wgrad", "b"): 1,
+    }
+
+
+def test_weight_computed_from_parameters() -> None:
+    """A scaled, masked or merged weight is a weight; the product that makes it is one of two weights."""
+
+    class Merged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base = nn.Parameter(torch.randn(16, 16))
+            self.a, self.b = nn.Parameter(torch.randn(16, 4)), nn.Parameter(torch.randn(4, 16))
+            self.register_buffer("mask", torch.ones(16, 16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, (self.base + self.a @ self.b) * self.mask)
+
+    found = rows(capture_graphs(Merged(), torch.randn(16, 16, requires_grad=True), policy=EVERYTHING))
+    assert found[:2] == [("fprop", "", "weight", "weight"), ("fprop", "", "activation", "weight")]
+    assert Counter(r[0] for r in found) == {"fprop": 2, "dgrad": 1, "wgrad": 3}
+
+
+def test_weight_on_the_left() -> None:
+    class Left(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(16, 32))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.weight @ x
+
+    found = rows(capture_graphs(Left(), torch.randn(32, 8, requires_grad=True), policy=EVERYTHING))
+    assert sorted(found) == [
+        ("dgrad", "", "weight", "gradient"),
+        ("fprop", "", "weight", "activation"),
+        ("wgrad", "", "gradient", "activation"),
+    ]
+
+
+def test_functional_linear_with_plain_tensors() -> None:
+    def f(x: Tensor, w: Tensor) -> Tensor:
+        return F.linear(x, w)
+
+    x, w = torch.randn(16, 16, requires_grad=True), torch.randn(16, 16, requires_grad=True)
+    assert sorted(rows(capture_graphs(f, x, w, policy=EVERYTHING))) == [
+        ("dgrad", "", "gradient", "weight"),
+        ("fprop", "", "activation", "weight"),
+        ("wgrad", "", "gradient", "activation"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("op", "function"),
+    [
+        ("linear", lambda x, w: F.linear(x, w.T)),
+        ("matmul", lambda x, w: x @ w),
+        ("mm", lambda x, w: torch.mm(x.flatten(0, 1), w)),
+        ("addmm", lambda x, w: torch.addmm(w[0], x.flatten(0, 1), w)),
+        ("bmm", lambda x, w: torch.bmm(x, w.expand(2, 32, 32))),
+        ("baddbmm", lambda x, w: torch.baddbmm(w[:16], x, w.expand(2, 32, 32))),
+        ("einsum", lambda x, w: torch.einsum("bti,io->bto", x, w)),
+    ],
+)
+def test_every_way_to_write_a_product(op: str, function: object) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(32, 32))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return function(x, self.weight)
+
+    captured = capture_graphs(Model(), torch.randn(2, 16, 32, requires_grad=True), policy=EVERYTHING)
+    found = sites_of(captured)
+    assert {s.op for s in found} == {op}
+    assert Counter(s.gemm for s in found) == {"fprop": 1, "dgrad": 1, "wgrad": 1}
+    assert all(s.reason is None and s.weights == ("weight",) for s in found)
+
+
+def test_names_and_depth() -> None:
+    model = nn.ModuleDict({"blocks": nn.ModuleList([MLP(), MLP()]), "lm_head": nn.Linear(32, 32)})
+
+    def forward(x: Tensor) -> Tensor:
+        for block in model["blocks"]:
+            x = block(x)
+        return model["lm_head"](x)
+
+    fprops = [s for s in sites_of(capture_graphs(forward, torch.randn(16, 32), policy="nvfp4")) if s.gemm == "fprop"]
+    assert [(s.module, s.block) for s in fprops] == [
+        ("blocks.0.up", (0, 2)),
+        ("blocks.0.down", (0, 2)),
+        ("blocks.1.up", (1, 2)),
+        ("blocks.1.down", (1, 2)),
+        ("lm_head", None),
+    ]
+    assert fprops[0].source.startswith("tiny.py:")
+    assert "high" in str(fprops[-1].reason)
+
+
+LEFT = {
+    "float64": (lambda x, w: (x.double() @ w.double()).sum(), "dtype float64"),
+    "complex": (lambda x, w: (x.to(torch.complex64) @ w.to(torch.complex64)).real.sum(), "dtype complex64"),
+    "integer": (lambda x, w: (x.to(torch.int32) @ w.detach().to(torch.int32)).sum() + w.sum(), "dtype int32"),
+    "float8 weight": (
+        lambda x, w: x @ w.to(torch.float8_e4m3fn).to(torch.float32),
+        "its weight is decoded from float8_e4m3fn",
+    ),
+    "int8 weight": (
+        lambda x, w: x @ (w.detach().to(torch.int8).float() * w.sum()),
+        "its weight is decoded from int8",
+    ),
+    "convolution": (lambda x, w: F.conv1d(x[None], w[:, :, None]), "a convolution"),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_left_alone_with_the_reason(name: str) -> None:
+    function, reason = LEFT[name]
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(16, 16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return function(x, self.weight)
+
+    x = torch.randn(16, 16, requires_grad=True)
+    found = sites_of(capture_graphs(Model(), x, policy=EVERYTHING))
+    assert found
+    assert any(reason in str(s.reason) for s in found), [s.reason for s in found]
+    fprops = [s for s in found if s.gemm == "fprop"]
+    assert all(s.reason is not None for s in fprops)
+
+
+def test_uint8_images_are_not_quantized_operands() -> None:
+    def f(image: Tensor, w: Tensor) -> Tensor:
+        return F.linear(image.float() / 255, w)
+
+    found = sites_of(
+        capture_graphs(
+            f,
+            torch.randint(0, 255, (16, 16), dtype=torch.uint8),
+            torch.randn(16, 16, requires_grad=True),
+            policy=EVERYTHING,
+        )
+    )
+    assert [s.reason for s in found] == [None, None]
+
+
+def test_shared_reads_are_linked() -> None:
+    from metis_compile.passes.find import find_sites
+    from metis_compile.passes.sites import GraphInputs
+
+    captured = capture_graphs(Attention(), torch.randn(2, 16, 32, requires_grad=True), policy=NEAREST_POLICY)
+    graph = captured.graphs[0].joint_before
+    assert graph is not None
+    sites = find_sites(graph.graph, GraphInputs(parameters={}))
+    bases = {s.lhs.base for s in sites.sites if s.gemm == "fprop" and s.op == "linear"}
+    assert len(bases) == 2, "q, k and v read one tensor, the output projection another"
+    fprop = next(s for s in sites.sites if s.gemm == "fprop")
+    assert sorted(s.gemm for s in sites.group(fprop)) == ["dgrad", "wgrad"]
