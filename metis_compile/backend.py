@@ -59,7 +59,9 @@ def compile_graph(
     joint = JointPass(config=config, inputs=inputs, key=uuid, records=records)
     patches = dict(patches)
     patches["joint_custom_pre_pass"] = _before("joint_custom_pre_pass", joint, patches)
-    patches["post_grad_custom_pre_pass"] = _before("post_grad_custom_pre_pass", LoweringPass(key=uuid), patches)
+    patches["post_grad_custom_pre_pass"] = _before(
+        "post_grad_custom_pre_pass", LoweringPass(config=config, key=uuid), patches
+    )
     if records:  # what is shown must come from this compile, not from a cached one
         patches["force_disable_caches"] = True
         inner = patches.get("custom_partitioner_fn", inductor_config.custom_partitioner_fn)
@@ -101,6 +103,7 @@ def _before(option: str, ours: CustomGraphPass, patches: Mapping[str, Any]) -> C
 def _uuid(gm: fx.GraphModule, config: Config, inputs: GraphInputs) -> str:
     """What Inductor's cache key lacks: our version and sources, the policy, and what the rules may look at."""
     text = [metis_compile.__version__, sources_digest(), config.policy.digest(), config.on_error]
+    text += [f"cpu_kernels={config.cpu_kernels}"]
     text += [f"{i}={name}" for i, name in sorted(inputs.parameters.items())]
     text += [str(sorted(inputs.buffers))]
     for node in gm.graph.nodes:
@@ -112,10 +115,10 @@ def _uuid(gm: fx.GraphModule, config: Config, inputs: GraphInputs) -> str:
 
 @cache
 def sources_digest() -> str:
-    """A hash of every Python file of the package, so that a changed pass or kernel is never served from a cache."""
+    """A hash of every source file of the package, so that a changed pass or kernel is never served from a cache."""
     root = Path(metis_compile.__file__).parent
     digest = hashlib.sha256()
     for folder in (root, root / "passes", root / "kernels"):  # the last two may be links
-        for path in sorted(folder.rglob("*.py")):
+        for path in sorted(p for p in folder.rglob("*") if p.suffix in (".py", ".cpp", ".h")):
             digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return digest.hexdigest()

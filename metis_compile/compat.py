@@ -14,6 +14,7 @@
 | register_lowering, TensorBox | 2.0 | how `metis::materialize` becomes a buffer |
 | make_boxed_func | 2.0 | the calling convention of a compiled graph, for one that runs eagerly |
 | fx_graph_cse | 2.0 | traced numerics compute each thing once |
+| CppCodeCache | 2.0 | Inductor's C++ compiler, its flags and its disk cache, for the CPU kernels |
 | select_decomp_table | 2.0 | Inductor's decompositions, for traced numerics |
 | enable_python_dispatcher | 2.0 | traces symbolic sizes through composite operators |
 """
@@ -31,6 +32,7 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition as
 from torch._guards import detect_fake_mode
 from torch._inductor import config as inductor_config
 from torch._inductor import list_mode_options
+from torch._inductor.codecache import CppCodeCache
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn
 from torch._inductor.decomposition import select_decomp_table
@@ -40,6 +42,7 @@ from torch._logging import trace_structured
 from torch._ops import OpOverload
 
 __all__ = [
+    "CppCodeCache",
     "CustomGraphPass",
     "CustomPartitionerFn",
     "OpOverload",

@@ -22,12 +22,14 @@ class Config:
     policy: Policy
     on_error: Literal["raise", "leave"] = "raise"  # "leave": a site whose rewrite fails stays in high precision
     verify: bool = False  # check the graph after every pass
+    cpu_kernels: bool = True  # quantize with C++ kernels on the CPU; False: with ops that Inductor compiles
 
 
 OPTIONS = {
     "policy": "a preset's name, a path to a policy file, or a metis_compile.Policy (or METIS_POLICY)",
     "on_error": "'raise' (default) or 'leave': what an internal error at one site does",
     "verify": "True checks the graph after every pass (or METIS_VERIFY=1)",
+    "cpu_kernels": "True (default) quantizes with C++ kernels on the CPU; False with ops that Inductor compiles",
     "mode": "one of Inductor's modes, since torch.compile takes mode= or options= but not both",
 }
 
@@ -48,10 +50,14 @@ def read_options(options: Mapping[str, Any] | None, mode: str | None) -> tuple[C
     verify = given.pop("verify", os.environ.get("METIS_VERIFY", "") not in ("", "0"))
     if not isinstance(verify, bool):
         raise ValueError(f"metis: option verify must be True or False, got {verify!r}")
+    cpu_kernels = given.pop("cpu_kernels", True)
+    if not isinstance(cpu_kernels, bool):
+        raise ValueError(f"metis: option cpu_kernels must be True or False, got {cpu_kernels!r}")
     patches = _mode_patches(mode)
     for key, value in given.items():
         patches.update([_inductor_option(key, value)])
-    return Config(policy=Policy.load(policy), on_error=on_error, verify=verify), patches
+    config = Config(policy=Policy.load(policy), on_error=on_error, verify=verify, cpu_kernels=cpu_kernels)
+    return config, patches
 
 
 def _mode_patches(mode: str | None) -> dict[str, Any]:

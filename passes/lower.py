@@ -1,7 +1,8 @@
-"""Lower metis ops of a forward or a backward graph to the aten ops that Inductor fuses.
+"""Lower metis ops: to C++ kernels on the CPU, elsewhere to aten ops that Inductor fuses.
 
-What replaces them is traced from `metis_compile.numerics`, so it can't drift from the definition. A quantization whose
-codes are only decoded again in the same graph never packs them: `fake_quantize` gives the same bits.
+The kernels are byte for byte what `metis_compile.numerics` defines; the aten ops are traced from it, so they can't
+drift. A quantization whose codes are only decoded again in the same graph never packs them: the values are made from
+the unquantized tensor, with the same bits.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from metis_compile.compat import enable_python_dispatcher, fx_graph_cse, select_decomp_table
+from metis_compile.kernels.cpu.compile import INPUTS
+from metis_compile.kernels.cpu.ops import CPU_DECODE, CPU_QUANTIZE
 from metis_compile.kernels.materialize import register_materialize
 from metis_compile.numerics import QuantSpec, decode, encode, fake_quantize, materializing, uniform_noise
 from metis_compile.numerics.noise import stream_seed
@@ -22,13 +25,16 @@ from metis_compile.ops import DEQUANTIZE, MATERIALIZE, QUANTIZE
 from metis_compile.passes.emit import Emitter
 
 
-def lower(graph: fx.Graph) -> int:
-    """Replaces every metis.quantize and metis.dequantize of `graph`; returns how many there were."""
+def lower(graph: fx.Graph, *, cpu_kernels: bool = True) -> int:
+    """Replaces every metis.quantize and metis.dequantize of `graph`; returns how many there were.
+
+    cpu_kernels: whether what lies on the CPU goes to the C++ kernels.
+    """
     nodes = [n for n in graph.nodes if n.target is QUANTIZE or n.target is DEQUANTIZE]
     if not nodes:
         return 0
     register_materialize()
-    lowering = _Lowering(graph)
+    lowering = _Lowering(graph, cpu_kernels)
     for node in nodes:
         if node.target is QUANTIZE:
             lowering.quantize(node)
@@ -39,31 +45,54 @@ def lower(graph: fx.Graph) -> int:
 
 
 class _Lowering:
-    def __init__(self, graph: fx.Graph) -> None:
+    def __init__(self, graph: fx.Graph, cpu_kernels: bool) -> None:
         self.emitter = Emitter(graph)
+        self.cpu_kernels = cpu_kernels
         self.templates: dict[Any, fx.GraphModule] = {}
 
     def quantize(self, node: fx.Node) -> None:
         """Emits the parts that leave the graph, and the values for each dequantize of the parts in this graph."""
-        x, text, axis = node.args[:3]
-        seed, stream = (*node.args[3:], None, 0)[:2]
-        spec = QuantSpec.parse(str(text))
+        x = node.args[0]
         parts = [u for u in node.users if u.target is operator.getitem]
         decoders = {u for p in parts for u in p.users if _decodes(u, node)}
         stored = [p for p in parts if any(u not in decoders for u in p.users)]
-
-        def run(x: torch.Tensor, *seed: torch.Tensor) -> list[torch.Tensor]:
-            noise = uniform_noise(*seed, 0, x.shape) if seed else None  # type: ignore[misc]
-            kept = encode(x, spec, axis, noise) if stored else []  # type: ignore[arg-type]
-            values = [fake_quantize(x, spec, axis, noise)] if decoders else []  # type: ignore[arg-type]
-            return [kept[int(p.args[1])] for p in stored] + values  # type: ignore[arg-type]
-
-        key = (text, axis, tuple(p.args[1] for p in stored), bool(decoders))
-        results = self._emit(node, key, run, [x] if seed is None else [x, self._stream(node, seed, stream)])
+        if self._has_kernel(x):
+            results = self._call_kernel(node, bool(decoders), stored)
+        else:
+            results = self._trace_numerics(node, bool(decoders), stored)
         for part, result in zip(stored, results, strict=False):
             part.replace_all_uses_with(result, delete_user_cb=lambda u: u not in decoders)
         for decoder in decoders:
             decoder.replace_all_uses_with(results[-1])
+
+    def _has_kernel(self, x: Any) -> bool:
+        value = x.meta["val"]
+        return self.cpu_kernels and value.device.type == "cpu" and value.dtype in INPUTS
+
+    def _call_kernel(self, node: fx.Node, values: bool, stored: list[fx.Node]) -> list[fx.Node]:
+        """The `stored` parts and then the values, from one call."""
+        x, text, axis = node.args[:3]
+        seed, stream = (*node.args[3:], None, 0)[:2]
+        with self.emitter.at(node, like=node):
+            args = (x, text, axis, seed, stream, values, bool(stored))
+            made = self.emitter.call(CPU_QUANTIZE, args, name=f"{node.name}_kernel")
+            indices = [values + int(p.args[1]) for p in stored] + [0] * values  # type: ignore[arg-type]
+            return [self.emitter.call(operator.getitem, (made, i)) for i in indices]
+
+    def _trace_numerics(self, node: fx.Node, decoded: bool, stored: list[fx.Node]) -> list[fx.Node]:
+        """The `stored` parts and then the values, as aten ops."""
+        x, text, axis = node.args[:3]
+        seed, stream = (*node.args[3:], None, 0)[:2]
+        spec = QuantSpec.parse(str(text))
+
+        def run(x: torch.Tensor, *seed: torch.Tensor) -> list[torch.Tensor]:
+            noise = uniform_noise(*seed, 0, x.shape) if seed else None  # type: ignore[misc]
+            kept = encode(x, spec, axis, noise) if stored else []  # type: ignore[arg-type]
+            values = [fake_quantize(x, spec, axis, noise)] if decoded else []  # type: ignore[arg-type]
+            return [kept[int(p.args[1])] for p in stored] + values  # type: ignore[arg-type]
+
+        key = (text, axis, tuple(p.args[1] for p in stored), decoded)
+        return self._emit(node, key, run, [x] if seed is None else [x, self._stream(node, seed, stream)])
 
     def _stream(self, node: fx.Node, seed: Any, stream: Any) -> fx.Node:
         """The seed of one stream, as a node: what is traced for one stream then serves all."""
@@ -73,6 +102,11 @@ class _Lowering:
     def dequantize(self, node: fx.Node) -> None:
         """Emits the decoding of parts that another graph made."""
         parts, text, axis, length = node.args
+        if self.cpu_kernels and all(p.meta["val"].device.type == "cpu" for p in parts):  # type: ignore[union-attr]
+            with self.emitter.at(node, like=node):
+                values = self.emitter.call(CPU_DECODE, (parts, text, axis, length), name=f"{node.name}_kernel")
+            node.replace_all_uses_with(values)
+            return
         spec = QuantSpec.parse(str(text))
         symbolic = [length] if isinstance(length, fx.Node) else []
 

@@ -43,6 +43,7 @@ def run_pipeline(graph: fx.Graph, config: Config, inputs: GraphInputs) -> list[S
             _rewrite(rewriter, site, config)
     check("rewrite")
 
+    graph.eliminate_dead_code()
     marked = keep_packed([s for s in sites if s.reason is None])
     check("save")
 
@@ -98,11 +99,11 @@ class JointPass(CustomGraphPass):
 class LoweringPass(CustomGraphPass):
     """Inductor's post_grad_custom_pre_pass: metis ops of the forward or the backward graph become what runs."""
 
-    def __init__(self, *, key: str) -> None:
-        self.key = key
+    def __init__(self, *, config: Config, key: str) -> None:
+        self.config, self.key = config, key
 
     def __call__(self, graph: fx.Graph) -> None:
-        lower(graph)
+        lower(graph, cpu_kernels=self.config.cpu_kernels)
 
     def uuid(self) -> str:
         return self.key

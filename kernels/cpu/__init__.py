@@ -1,0 +1,1 @@
+"""Quantization in C++ on the CPU."""

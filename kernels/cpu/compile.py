@@ -1,0 +1,98 @@
+"""Compile the C++ kernels of one `QuantSpec` with Inductor's C++ toolchain, on first use, cached on disk.
+
+A library serves one spec and one input dtype: a second or two of compiling, where all combinations would take minutes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metis_compile.compat import CppCodeCache
+from metis_compile.numerics import QuantSpec
+from metis_compile.numerics.formats import BLOCK_ELEMENTS
+
+FOLDER = Path(__file__).parent
+INPUTS = {torch.float32: "float", torch.bfloat16: "Bfloat16", torch.float16: "Float16"}
+_BLOCKS = {"row": ("row", 1), "tensor": ("tensor", 1), "16x16": ("square", 16), "128x128": ("square", 128)}
+_GUARDS = {None: "none", "none": "none", "round_up": "round_up", "17/16": "seventeen_sixteenths"}
+_I64, _INT, _PTR = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
+_SIGNATURES = {
+    "quantize": [_PTR, _I64, _I64, _I64, _INT, _INT, _PTR, _PTR, _PTR, _PTR, _PTR, _I64, _INT],
+    "decode": [_PTR, _PTR, _PTR, _I64, _I64, _I64, _INT, _INT, _PTR, _INT],
+}
+
+
+class KernelBuildError(RuntimeError):
+    """The C++ compiler failed. The message holds what it printed."""
+
+
+@cache
+def load(kernel: str, spec: QuantSpec, dtype: torch.dtype) -> Any:
+    """The C function of `kernel` ("quantize" or "decode") for this spec and input dtype, as ctypes calls it.
+
+    Raises KernelBuildError, with the compiler's output, where it can't be built.
+    """
+    try:
+        library = CppCodeCache.load(source(kernel, spec, dtype))
+    except Exception as error:
+        output = getattr(error, "output", "")
+        raise KernelBuildError(
+            f"metis: can't build the CPU kernel that {kernel}s {spec} from {dtype}: {type(error).__name__}: {error}\n"
+            f"{output}\n"
+            'A C++20 compiler is needed (set CXX to choose one); options={"cpu_kernels": False} does without.'
+        ) from error
+    function = getattr(library, f"metis_{kernel}")
+    function.argtypes = _SIGNATURES[kernel]
+    function.restype = None
+    return function
+
+
+def source(kernel: str, spec: QuantSpec, dtype: torch.dtype) -> str:
+    """The C++ text that is compiled: the spec as macros, then the file with its headers in place."""
+    macros = "".join(f"#define METIS_{name} {value}\n" for name, value in _constants(spec, dtype).items())
+    return f"// {spec}, {dtype}\n{macros}{_inlined(f'{kernel}.cpp', set())}"
+
+
+def _constants(spec: QuantSpec, dtype: torch.dtype) -> dict[str, Any]:
+    element = spec.element
+    kind, size = _BLOCKS.get(spec.block) or ("line", BLOCK_ELEMENTS[spec.block])
+    return {
+        "MANTISSA_BITS": element.mantissa_bits,
+        "MIN_EXPONENT": element.min_exponent,
+        "ELEMENT_MAX": f"{element.max}f",
+        "MAX_EXPONENT": element.max_exponent,
+        "SCALE": spec.fmt.scale,
+        "BLOCKS": kind,
+        "BLOCK": size,
+        "STOCHASTIC": str(spec.stochastic).lower(),
+        "GUARD": _GUARDS[spec.guard],
+        "E8M0_CARRY": _e8m0_carry(spec),
+        "INPUT": INPUTS[dtype],
+    }
+
+
+def _e8m0_carry(spec: QuantSpec) -> int:
+    """What is added to the bits of an amax before its exponent is taken: see numerics.scales."""
+    element = spec.element
+    if spec.fmt.scale != "e8m0":
+        return 0
+    if spec.guard == "round_up" or spec.scale_mode == "rceil":
+        return 2**23 - 1 - int((element.max / 2.0**element.max_exponent - 1) * 2**23)
+    return 2 ** (22 - element.mantissa_bits) if spec.scale_mode == "even" else 0
+
+
+def _inlined(name: str, seen: set[str]) -> str:
+    """The file with each of our own headers put where it is first included."""
+    seen.add(name)
+
+    def header(match: re.Match[str]) -> str:
+        return "" if match[1] in seen else _inlined(match[1], seen)
+
+    text = (FOLDER / name).read_text().replace("#pragma once\n", "")
+    return re.sub(r'^#include "([\w.]+)"\n', header, text, flags=re.MULTILINE)

@@ -1,0 +1,74 @@
+// Rounding to a minifloat's grid and its codes; metis_compile/numerics/elements.py is the definition.
+#pragma once
+#include "vectors.h"
+
+// A signed minifloat with subnormals. E2M1: <1, 0>, E4M3: <3, -6>, E5M2: <2, -14>.
+template <int mantissa_bits, int min_exponent> struct Minifloat {
+  static constexpr int bits = mantissa_bits == 1 ? 4 : 8;
+  static constexpr int32_t least = (min_exponent + 127) << 23;  // fp32 bits of the smallest normal
+  static constexpr int32_t nan = 0x7F;                          // E2M1 has none
+
+  // The grid around magnitude a: the power of two at or below it, and what has the grid's spacing as fp32's own.
+  struct Grid {
+    I lead;
+    F anchor;
+    static INLINE_MEMBER Grid at(F a) {
+      const I lead = larger((I)a & EXPONENT, splat(least));
+      return {lead, (F)(lead + ((23 - mantissa_bits) << 23))};
+    }
+    INLINE_MEMBER F step() const { return (F)(lead - (mantissa_bits << 23)); }
+    // Of a value `steps` grid steps from zero.
+    INLINE_MEMBER I code(I steps) const { return steps + ((lead - least) >> (23 - mantissa_bits)); }
+  };
+
+  struct Rounded {
+    F magnitude;
+    I code;
+  };
+
+  static INLINE_MEMBER Rounded nearest(F a) {
+    const Grid grid = Grid::at(a);
+    const F t = a + grid.anchor;
+    return {t - grid.anchor, grid.code((I)t - (I)grid.anchor)};
+  }
+
+  static INLINE_MEMBER Rounded up(F a) {
+    const Grid grid = Grid::at(a);
+    const F t = a + grid.anchor, r = t - grid.anchor;
+    const I below = r < a;  // -1 where true
+    return {below ? r + grid.step() : r, grid.code((I)t - (I)grid.anchor - below)};
+  }
+
+  static INLINE_MEMBER Rounded stochastic(F a, F noise) {
+    const Grid grid = Grid::at(a);
+    const F t = a + grid.anchor, r = t - grid.anchor, step = grid.step();
+    const I above = r > a;
+    const F below = above ? r - step : r;
+    const I rises = (a - below) >= step * (1 - noise);
+    return {rises ? below + step : below, grid.code((I)t - (I)grid.anchor + above - rises)};
+  }
+
+  // The code of a rounded value, with the sign of `value`; NaN is E2M1's 0.
+  static INLINE_MEMBER I signed_code(Rounded rounded, F value) {
+    const I sign = (I)((U)((I)value & SIGN) >> (bits == 4 ? 28 : 24));
+    const I a_number = rounded.magnitude == rounded.magnitude;
+    if constexpr (bits == 4) return (rounded.code | sign) & a_number;
+    else return (a_number ? rounded.code : splat(nan)) | sign;
+  }
+
+  // fp32 values of codes.
+  static INLINE_MEMBER F value(I code) {
+    constexpr int sign_bit = bits == 4 ? 8 : 128;
+    constexpr float smallest = 1.0f / (1 << (mantissa_bits - min_exponent));
+    const I m = code & (sign_bit - 1);
+    const I normal = (m << (23 - mantissa_bits)) + ((min_exponent + 126) << 23);
+    const I subnormal = (I)(__builtin_convertvector(m, F) * smallest);
+    I magnitude = m < (1 << mantissa_bits) ? subnormal : normal;
+    if constexpr (mantissa_bits == 3) magnitude = m == nan ? splat(0x7FC00000) : magnitude;
+    if constexpr (mantissa_bits == 2) {
+      magnitude = m == 0x7C ? splat(EXPONENT) : magnitude;
+      magnitude = m > 0x7C ? splat(0x7FC00000) : magnitude;
+    }
+    return (F)(magnitude | ((code & sign_bit) << (bits == 4 ? 28 : 24)));
+  }
+};

@@ -1,0 +1,17 @@
+// Uniform noise from a key and a position; metis_compile/numerics/noise.py is the definition.
+#pragma once
+#include "vectors.h"
+
+INLINE U mix(U x) {
+  x = (x ^ (x >> 16)) * 0x7FEB352Du;
+  x = (x ^ (x >> 15)) * 0x846CA68Bu;
+  return x ^ (x >> 16);
+}
+
+// fp32 in [0, 1) of 16 consecutive row-major positions.
+INLINE F noise_at(uint64_t key, uint64_t position) {
+  const U low = lane_numbers() + (uint32_t)position;
+  const U high = (uint32_t)(position >> 32) - (U)(low < (uint32_t)position);  // a lane that wrapped is 2^32 further
+  const U bits = mix(low ^ (uint32_t)key) + (uint32_t)(key >> 32) + high * 0x85EBCA6Bu;
+  return __builtin_convertvector((I)(mix(bits) >> 8), F) * 0x1p-24f;
+}

@@ -1,0 +1,305 @@
+// Quantizes a dense tensor in blocks, byte for byte as metis_compile.numerics.encode and fake_quantize do.
+//
+// The tensor is [outer, n, inner], the blocked axis n; with inner == 1 blocks lie along contiguous memory. 2-D blocks
+// tile [n, inner], and `pack_rows` says which of the two axes E2M1 codes are packed along. Work is cut into units:
+// a row, a row of blocks, or a strip of columns. A unit reads its elements once for the blocks' largest magnitudes
+// and again, from cache, to round them.
+#include <omp.h>
+
+#include "noise.h"
+#include "scales.h"
+
+enum Values { none, full, exact };  // fp32; or without NVFP4's tensor scale, which is exact in bfloat16
+
+struct Job {
+  const Input* x;
+  int64_t outer, n, inner;
+  bool pack_rows;
+  void* values;
+  uint8_t* codes;
+  Stored* scales;
+  uint64_t key;
+  TensorScale tensor;
+};
+
+constexpr int64_t GROUP = LANES * BLOCK;      // columns that one vector of block scales covers
+constexpr int64_t FLAT_UNIT = 1 << 14;        // elements of a unit where there is one block
+constexpr int64_t MIN_ELEMENTS = 1 << 15;     // of a thread
+
+INLINE I magnitude_bits(F v) { return (I)v & MAGNITUDE; }
+
+// Rounds 16 elements at a row-major position, writes their values at that position, returns their codes.
+template <Values V, bool C> INLINE I element(const Job& job, F x, F multiplier, F scale, int64_t position, int64_t count) {
+  const F value = x * multiplier;
+  const F magnitude = at_most((F)magnitude_bits(value), ELEMENT_MAX);
+  typename Element::Rounded rounded;
+  if constexpr (STOCHASTIC) rounded = Element::stochastic(magnitude, noise_at(job.key, position));
+  else rounded = Element::nearest(magnitude);
+  if constexpr (V != none) {
+    F result = (F)((I)rounded.magnitude | ((I)value & SIGN)) * scale;
+    if constexpr (V == full) {
+      if constexpr (SCALE == ScaleFormat::e4m3) result = result * job.tensor.dec;
+      write_some((float*)job.values + position, result, count);
+    } else {
+      write_some((uint16_t*)job.values + position, bfloat16_of(result), count);
+    }
+  }
+  return C ? Element::signed_code(rounded, value) : I{};
+}
+
+// Writes `count` codes that lie along the packed axis, or are not packed.
+template <class T> INLINE void write_line(uint8_t* codes, T code, int64_t count) {
+  if constexpr (FOUR_BITS) {
+    if (__builtin_expect(count >= LANES, 1)) return write(codes, nibbles_of(code));
+    uint8_t bytes[LANES / 2];
+    write(bytes, nibbles_of(code));
+    memcpy(codes, bytes, (count + 1) / 2);
+  } else {
+    write_some(codes, bytes_of(code), count);
+  }
+}
+
+// Blocks along a contiguous row of `columns`.
+template <Values V, bool C> void line_of_row(const Job& job, int64_t row) {
+  const int64_t columns = job.n, start = row * columns, blocks = ceil_div(columns, BLOCK);
+  const Input* x = job.x + start;
+  uint8_t* codes = job.codes + row * (FOUR_BITS ? ceil_div(columns, 2) : columns);
+  for (int64_t first = 0; first < columns; first += GROUP) {
+    const bool whole = first + GROUP <= columns;
+    I largest_lanes[LANES];
+    for (int64_t b = 0; b < LANES; b++) {
+      I m = I{};
+      for (int64_t i = 0; i < BLOCK; i += LANES) {
+        const int64_t column = first + b * BLOCK + i;
+        if (whole) m = larger(m, magnitude_bits(load(x + column)));
+        else if (column < columns) m = larger(m, magnitude_bits(load_some(x + column, columns - column)));
+      }
+      largest_lanes[b] = m;
+    }
+    const Scales scales = scales_of(largest_of_each(largest_lanes), job.tensor);
+    if constexpr (C) {
+      const int64_t block = first / BLOCK;
+      write_scales(job.scales + row * blocks + block, scales, blocks - block);
+    }
+    float multipliers[LANES], scale_values[LANES];
+    write(multipliers, scales.multiplier);
+    write(scale_values, scales.scale);
+    for (int64_t b = 0; b < LANES; b++) {
+      const F multiplier = splat(multipliers[b]), scale = splat(scale_values[b]);
+      for (int64_t i = 0; i < BLOCK; i += LANES) {
+        const int64_t column = first + b * BLOCK + i;
+        if (whole) {
+          const I code = element<V, C>(job, load(x + column), multiplier, scale, start + column, LANES);
+          if constexpr (C) write_line(codes + (FOUR_BITS ? column / 2 : column), code, LANES);
+        } else if (column < columns) {
+          const int64_t count = columns - column;
+          const I code = element<V, C>(job, load_some(x + column, count), multiplier, scale, start + column, count);
+          if constexpr (C) write_line(codes + (FOUR_BITS ? column / 2 : column), code, count);
+        }
+      }
+    }
+  }
+}
+
+// One element row of a strip: rounds, writes values, returns codes.
+template <Values V, bool C>
+INLINE I strip_row(const Job& job, F x, const Scales& s, int64_t position, int64_t count) {
+  return element<V, C>(job, x, s.multiplier, s.scale, position, count);
+}
+
+// Rows [top, bottom) of matrix `o`, 16 columns from `column`: a block per column.
+template <Values V, bool C>
+INLINE void strip(const Job& job, int64_t o, int64_t top, int64_t bottom, int64_t column, int64_t block, int64_t blocks) {
+  const int64_t inner = job.inner, start = o * job.n * inner + column, count = inner - column;
+  constexpr bool kept = BLOCKS == Blocks::line && BLOCK <= 32;
+  F rows[kept ? BLOCK : 1];  // far-apart rows evict each other from the cache; registers and the stack do not
+  I m = I{};
+  if (kept && bottom - top == BLOCK) {
+    for (int64_t r = 0; r < BLOCK; r++) {
+      rows[kept ? r : 0] = load_some(job.x + start + (top + r) * inner, count);
+      m = larger(m, magnitude_bits(rows[kept ? r : 0]));
+    }
+  } else {
+    for (int64_t r = top; r < bottom; r++) {
+      const F v = load_some(job.x + start + r * inner, count);
+      if (kept) rows[kept ? r - top : 0] = v;
+      m = larger(m, magnitude_bits(v));
+    }
+  }
+  const Scales s = scales_of(m, job.tensor);
+  if constexpr (C) write_scales(job.scales + (o * blocks + block) * inner + column, s, count);
+  const auto at = [&](int64_t r) __attribute__((always_inline)) {
+    return kept ? rows[kept ? r - top : 0] : load_some(job.x + start + r * inner, count);
+  };
+  constexpr int64_t pair = C && FOUR_BITS ? 2 : 1;
+  const auto step = [&](int64_t r) __attribute__((always_inline)) {
+    I code = strip_row<V, C>(job, at(r), s, start + r * inner, count);
+    if constexpr (pair == 2) {
+      if (r + 1 < bottom) code |= strip_row<V, C>(job, at(r + 1), s, start + (r + 1) * inner, count) << 4;
+      write_some(job.codes + (o * ceil_div(job.n, 2) + r / 2) * inner + column, bytes_of(code), count);
+    } else if constexpr (C) {
+      write_some(job.codes + start + r * inner, bytes_of(code), count);
+    }
+  };
+  if (kept && bottom - top == BLOCK) {
+    for (int64_t r = 0; r < BLOCK; r += pair) step(top + r);
+  } else {
+    for (int64_t r = top; r < bottom; r += pair) step(r);
+  }
+}
+
+// A row of square blocks, rows [top, bottom) of matrix `o`.
+template <Values V, bool C> void squares(const Job& job, int64_t o, int64_t top, int64_t bottom) {
+  const int64_t columns = job.inner, blocks = ceil_div(columns, BLOCK), start = o * job.n * columns;
+  Stored* stored = job.scales + (o * ceil_div(job.n, BLOCK) + top / BLOCK) * blocks;
+  for (int64_t first = 0; first < columns; first += GROUP) {
+    const int64_t last = first + GROUP < columns ? first + GROUP : columns;
+    I largest_lanes[LANES] = {};
+    for (int64_t r = top; r < bottom; r++) {
+      const Input* x = job.x + start + r * columns;
+      for (int64_t c = first; c < last; c += LANES) {
+        I& m = largest_lanes[(c - first) / BLOCK];
+        m = larger(m, magnitude_bits(load_some(x + c, columns - c)));
+      }
+    }
+    const Scales s = scales_of(largest_of_each(largest_lanes), job.tensor);
+    if constexpr (C) write_scales(stored + first / BLOCK, s, blocks - first / BLOCK);
+    float multipliers[LANES], scale_values[LANES];
+    write(multipliers, s.multiplier);
+    write(scale_values, s.scale);
+    const auto codes_at = [&](int64_t r, int64_t c) __attribute__((always_inline)) {
+      const int64_t b = (c - first) / BLOCK, position = start + r * columns + c;
+      const F x = load_some(job.x + position, columns - c);
+      return element<V, C>(job, x, splat(multipliers[b]), splat(scale_values[b]), position, columns - c);
+    };
+    if (C && FOUR_BITS && job.pack_rows) {
+      for (int64_t r = top; r < bottom; r += 2)
+        for (int64_t c = first; c < last; c += LANES) {
+          I code = codes_at(r, c);
+          if (r + 1 < bottom) code |= codes_at(r + 1, c) << 4;
+          write_some(job.codes + (o * ceil_div(job.n, 2) + r / 2) * columns + c, bytes_of(code), columns - c);
+        }
+    } else {
+      const int64_t stride = FOUR_BITS ? ceil_div(columns, 2) : columns;
+      for (int64_t r = top; r < bottom; r++)
+        for (int64_t c = first; c < last; c += LANES) {
+          const I code = codes_at(r, c);
+          if constexpr (C) {
+            uint8_t* codes = job.codes + (o * job.n + r) * stride;
+            write_line(codes + (FOUR_BITS ? c / 2 : c), code, columns - c);
+          }
+        }
+    }
+  }
+}
+
+INLINE int32_t amax_of(const Input* x, int64_t count) {
+  I m[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * LANES <= count; i += 4 * LANES)
+    for (int k = 0; k < 4; k++) m[k] = larger(m[k], magnitude_bits(load(x + i + k * LANES)));
+  for (; i < count; i += LANES) m[0] = larger(m[0], magnitude_bits(load_some(x + i, count - i)));
+  return largest(larger(larger(m[0], m[1]), larger(m[2], m[3])));
+}
+
+// A contiguous run of elements under one scale.
+template <Values V, bool C> void run(const Job& job, const Scales& s, int64_t start, int64_t count) {
+  static_assert(!FOUR_BITS || BLOCKS == Blocks::line || BLOCKS == Blocks::square, "4-bit formats have small blocks");
+  for (int64_t i = start; i < start + count; i += LANES) {
+    const int64_t left = start + count - i;
+    const I code = element<V, C>(job, load_some(job.x + i, left), s.multiplier, s.scale, i, left);
+    if constexpr (C) write_some(job.codes + i, bytes_of(code), left);
+  }
+}
+
+struct Units {
+  int64_t outer, inner;
+};
+
+Units units_of(const Job& job) {
+  if constexpr (BLOCKS == Blocks::tensor) return {ceil_div(job.outer * job.n * job.inner, FLAT_UNIT), 1};
+  if constexpr (BLOCKS == Blocks::square) return {job.outer, ceil_div(job.n, BLOCK)};
+  if (job.inner == 1) return {job.outer, 1};
+  return {job.outer, BLOCKS == Blocks::row ? ceil_div(job.inner, LANES) : ceil_div(job.n, BLOCK)};
+}
+
+template <Values V, bool C> void unit(const Job& job, const Units& units, int64_t index, int32_t amax) {
+  const int64_t o = index / units.inner, i = index % units.inner;
+  const int64_t top = i * BLOCK, bottom = top + BLOCK < job.n ? top + BLOCK : job.n;
+  if constexpr (BLOCKS == Blocks::tensor) {
+    const int64_t start = index * FLAT_UNIT, left = job.outer * job.n * job.inner - start;
+    run<V, C>(job, scales_of(splat(amax), job.tensor), start, left < FLAT_UNIT ? left : FLAT_UNIT);
+  } else if constexpr (BLOCKS == Blocks::square) {
+    squares<V, C>(job, o, top, bottom);
+  } else if constexpr (BLOCKS == Blocks::row) {
+    if (job.inner == 1) {
+      const Scales s = scales_of(splat(amax_of(job.x + o * job.n, job.n)), job.tensor);
+      if constexpr (C) write_scales(job.scales + o, s, 1);
+      run<V, C>(job, s, o * job.n, job.n);
+    } else {
+      strip<V, C>(job, o, 0, job.n, i * LANES, 0, 1);
+    }
+  } else if (job.inner == 1) {
+    line_of_row<V, C>(job, o);
+  } else {
+    for (int64_t column = 0; column < job.inner; column += LANES) strip<V, C>(job, o, top, bottom, column, i, units.inner);
+  }
+}
+
+template <Values V, bool C> void run_units(const Job& job, const Units& units, int64_t first, int64_t last, int32_t amax) {
+  for (int64_t index = first; index < last; index++) unit<V, C>(job, units, index, amax);
+}
+
+void run_units(const Job& job, Values values, const Units& units, int64_t first, int64_t last, int32_t amax) {
+  if (job.codes == nullptr) {
+    if (values == full) run_units<full, false>(job, units, first, last, amax);
+    else run_units<exact, false>(job, units, first, last, amax);
+  } else if (values == none) {
+    run_units<none, true>(job, units, first, last, amax);
+  } else if (values == full) {
+    run_units<full, true>(job, units, first, last, amax);
+  } else {
+    run_units<exact, true>(job, units, first, last, amax);
+  }
+}
+
+// values: 0 none, 1 fp32, 2 bfloat16 without the tensor scale. codes and scales may be null; tensor_scale is written
+// where the format has one. seed: of stochastic rounding.
+extern "C" void metis_quantize(const void* x, int64_t outer, int64_t n, int64_t inner, int pack_rows, int values_kind,
+                               void* values, void* codes, void* scales, float* tensor_scale_out, const int64_t* seed,
+                               int64_t stream, int threads) {
+  Job job{(const Input*)x, outer, n, inner, pack_rows != 0, values, (uint8_t*)codes, (Stored*)scales, 0, {1, 1}};
+  if (STOCHASTIC) job.key = (uint64_t)*seed + (uint64_t)stream * 0x9E3779B97F4A7C15u;
+  const int64_t numel = outer * n * inner;
+  if (BLOCKS == Blocks::line && inner == 1 && n % BLOCK == 0 && numel % GROUP == 0) {  // one long line of blocks
+    job.outer = numel / GROUP;
+    job.n = GROUP;
+  }
+  const Units units = units_of(job);
+  const int64_t count = numel == 0 ? 0 : units.outer * units.inner;
+  const int64_t most = numel / MIN_ELEMENTS;
+  if (threads > most) threads = most < 1 ? 1 : (int)most;
+  constexpr bool whole = SCALE == ScaleFormat::e4m3 || BLOCKS == Blocks::tensor;
+  int32_t amax = 0;
+#pragma omp parallel num_threads(threads) if (threads > 1) default(shared)
+  {
+    const int64_t t = omp_get_thread_num(), of = omp_get_num_threads();
+    if constexpr (whole) {
+      const int64_t first = numel * t / of, last = numel * (t + 1) / of;
+      const int32_t mine = amax_of((const Input*)x + first, last - first);
+#pragma omp critical
+      amax = mine > amax ? mine : amax;
+#pragma omp barrier
+#pragma omp single
+      {
+        if (SCALE == ScaleFormat::e4m3) {
+          job.tensor = tensor_scale(amax);
+          if (tensor_scale_out != nullptr) *tensor_scale_out = job.tensor.dec;
+        } else if (tensor_scale_out != nullptr) {
+          *tensor_scale_out = scales_of(splat(amax), job.tensor).scale[0];
+        }
+      }
+    }
+    run_units(job, (Values)values_kind, units, count * t / of, count * (t + 1) / of, amax);
+  }
+}

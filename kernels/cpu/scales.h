@@ -1,0 +1,73 @@
+// Block scales from the largest magnitude of each block; metis_compile/numerics/scales.py is the definition.
+#pragma once
+#include <cfloat>
+
+#include "spec.h"
+
+constexpr int E8M0_NAN = 255;
+
+// NVFP4's scale of the whole tensor.
+struct TensorScale {
+  float enc_sixth;  // enc / 6
+  float dec;
+};
+
+struct Scales {
+  F multiplier;  // an element is rounded after multiplying by this
+  F scale;       // a rounded element is multiplied by this (NVFP4: and by dec)
+  I stored;      // the E4M3 or E8M0 byte
+};
+
+INLINE F at_most(F v, float limit) { return v > limit ? splat(limit) : v; }  // NaN stays
+
+INLINE F encode_scale(F amax, float target) {
+  return amax == 0 ? splat(1.0f) : at_most(splat(target) / amax, FLT_MAX);
+}
+
+INLINE TensorScale tensor_scale(int32_t amax_bits) {
+  const F enc = encode_scale((F)splat(amax_bits), 448.0f * 6.0f), dec = 1.0f / enc;
+  return {(enc * (float)(1.0 / 6))[0], dec[0]};
+}
+
+INLINE F e8m0_value(I byte) {
+  const I bits = larger(byte << 23, splat(1 << 22));
+  return (F)(byte == E8M0_NAN ? splat(0x7FC00000) : bits);
+}
+
+INLINE Scales scales_of(I amax_bits, TensorScale tensor) {
+  const F amax = (F)amax_bits;
+  if constexpr (SCALE == ScaleFormat::e4m3) {
+    F ideal = amax * tensor.enc_sixth;
+    if constexpr (GUARD == Guard::seventeen_sixteenths) ideal = ideal * (17.0f / 16);
+    ideal = at_most(ideal, 448.0f);
+    const E4M3::Rounded scale = GUARD == Guard::round_up ? E4M3::up(ideal) : E4M3::nearest(ideal);
+    const F multiplier = at_most(1.0f / (scale.magnitude * tensor.dec), FLT_MAX);
+    return {multiplier, scale.magnitude, E4M3::signed_code(scale, splat(0.0f))};
+  } else if constexpr (SCALE == ScaleFormat::e8m0) {
+    I byte = (I)((U)(amax_bits + E8M0_CARRY) >> 23) - MAX_EXPONENT;
+    byte = amax_bits >= EXPONENT ? splat(E8M0_NAN) : larger(byte, I{});
+    const I inverse = byte == E8M0_NAN ? splat(0x7FC00000) : (254 - byte) << 23;
+    return {(F)inverse, e8m0_value(byte), byte};
+  } else {
+    const F enc = encode_scale(amax, ELEMENT_MAX), dec = 1.0f / enc;
+    return {enc, dec, I{}};
+  }
+}
+
+// Stores the first `count` lanes.
+INLINE void write_scales(Stored* p, const Scales& scales, int64_t count) {
+  if constexpr (SCALE == ScaleFormat::fp32) write_some(p, scales.scale, count);
+  else write_some(p, bytes_of(scales.stored), count);
+}
+
+// fp32 values of 16 stored scales.
+INLINE F read_scales(const Stored* p, int64_t count) {
+  if constexpr (SCALE == ScaleFormat::fp32) {
+    return load_some(p, count);
+  } else {
+    uint8_t lanes[LANES] = {};
+    memcpy(lanes, p, count < LANES ? count : LANES);
+    const I byte = __builtin_convertvector(read<U8>(lanes), I);
+    return SCALE == ScaleFormat::e4m3 ? E4M3::value(byte) : e8m0_value(byte);
+  }
+}
