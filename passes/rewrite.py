@@ -23,6 +23,7 @@ from metis_compile.ops import DEQUANTIZE, QUANTIZE
 from metis_compile.passes.emit import Emitter
 from metis_compile.passes.find import PRODUCTS
 from metis_compile.passes.sites import Operand, Site
+from metis_compile.passes.views import undoes
 
 aten = torch.ops.aten
 PART_NAMES = ("codes", "block_scales", "tensor_scale")
@@ -59,7 +60,10 @@ class Rewriter:
         value = self._dequantize(site, operand, spec)
         with self.emitter.at(site.node, like=site.node):
             for view in operand.views:
-                value = self.emitter.call(view.target, (value, *view.args[1:]), view.kwargs, name=view.name)
+                if undoes(view, value):
+                    value = value.args[0]  # type: ignore[assignment]
+                else:
+                    value = self.emitter.call(view.target, (value, *view.args[1:]), view.kwargs, name=view.name)
         return value
 
     def _quantize(self, site: Site, operand: Operand, spec: QuantSpec) -> fx.Node:
@@ -124,6 +128,8 @@ def _two_part_names(spec: QuantSpec) -> tuple[str, ...]:
 
 def _label(site: Site, operand: Operand) -> str:
     owner = re.sub(r"\W+", "_", site.module) or site.op
+    if owner[0].isdigit():
+        owner = f"{site.op}_{owner}"
     return f"{owner}_{operand.role}"
 
 

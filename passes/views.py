@@ -80,6 +80,15 @@ def root(node: fx.Node, through_casts: bool = True) -> fx.Node:
     return history(node, through_casts)[-1]
 
 
+def undoes(view: fx.Node, value: fx.Node) -> bool:
+    """Whether permuting `value` as `view` does gives back what `value` is a permutation of."""
+    if view.target is not aten.permute.default or value.target is not aten.permute.default:
+        return False
+    rank = len(shape_of(value))
+    first, second = _order(value, rank), _order(view, rank)
+    return [first[i] for i in second] == list(range(rank))
+
+
 def strip_views(node: fx.Node, axis: int) -> tuple[fx.Node, int, tuple[fx.Node, ...]]:
     """Walks back from `node` through transposes, broadcasts, copies and unit dimensions, following `axis`.
 

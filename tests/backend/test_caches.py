@@ -1,0 +1,141 @@
+"""Inductor's and AOTAutograd's caches: warm in a second process, never stale, and what is shown is right on a hit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = """
+import json, sys
+import torch
+from torch._dynamo.utils import counters
+
+def run(policy, capture=False):
+    torch.compiler.reset()
+    counters.clear()
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(16, 16))
+    x = torch.randn(16, 16)
+    compiled = torch.compile(model, backend="metis", options={"policy": policy})
+    loss = compiled(x).square().sum()
+    loss.backward()
+    names = ("autograd_cache_hit", "autograd_cache_miss", "autograd_cache_bypass")
+    stats = {k: counters["aot_autograd"][k] for k in names}
+    stats["fx_bypass"] = counters["inductor"]["fxgraph_cache_bypass"]
+    return {"loss": float(loss.detach()), **stats}
+
+results = {}
+"""
+
+
+def python(code: str, cache: Path, **env: str) -> Any:
+    """Runs SCRIPT and `code` in a process of its own and returns its `results`."""
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache), "METIS_VERIFY": "0", **env}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT + code + "\nprint(json.dumps(results))"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inductor")
+    first = python('results["first"] = run("nvfp4")', folder)["first"]
+    assert first["autograd_cache_miss"] == 1
+    assert first["autograd_cache_bypass"] == first["fx_bypass"] == 0
+    return folder
+
+
+def test_found_by_name_and_warm_in_a_second_process(cache: Path) -> None:
+    """The script imports nothing of metis: the entry point is enough."""
+    found = python('results["again"] = run("nvfp4")', cache)
+    assert found["again"]["autograd_cache_hit"] == 1
+    assert found["again"]["autograd_cache_miss"] == 0
+
+
+def test_changes_compile_anew(cache: Path) -> None:
+    code = """
+import metis_compile, metis_compile.backend as backend
+from metis_compile import Policy
+results["same policy, another text"] = run(Policy.load("nvfp4"))
+results["other policy"] = run("mxfp8")
+results["high"] = run("high")
+digest = backend.sources_digest()
+backend.sources_digest = lambda: "changed"
+results["changed source"] = run("nvfp4")
+backend.sources_digest = lambda: digest
+metis_compile.__version__ = "0.0.0"
+results["changed version"] = run("nvfp4")
+"""
+    found = python(code, cache)
+    assert found.pop("same policy, another text")["autograd_cache_hit"] == 1
+    assert {name: r["autograd_cache_hit"] for name, r in found.items()} == dict.fromkeys(found, 0)
+    assert found["other policy"]["loss"] != found["changed source"]["loss"] != found["high"]["loss"]
+
+
+def test_what_is_shown_is_right_on_a_hit(cache: Path) -> None:
+    code = """
+import metis_compile
+with metis_compile.capture() as captured:
+    results["captured"] = run("nvfp4")
+results["sites"] = [s.gemm for g in captured.graphs for s in g.sites]
+results["forward"] = "metis.quantize" in str(captured.graphs[0].forward.graph)
+model = torch.nn.Sequential(torch.nn.Linear(16, 16))
+results["explained"] = [s.gemm for s in metis_compile.explain(model, torch.randn(16, 16), policy="nvfp4").sites]
+results["after"] = run("nvfp4")
+"""
+    found = python(code, cache)
+    assert found["sites"] == ["fprop", "wgrad"] == found["explained"]
+    assert found["forward"]
+    assert found["after"]["autograd_cache_hit"] == 1, "looking did not spoil the cache"
+
+
+def test_sources_digest_covers_every_source_file() -> None:
+    import metis_compile
+    from metis_compile import backend
+
+    root = Path(metis_compile.__file__).parent
+    for name in ("numerics/quantize.py", "passes/rewrite.py", "kernels/materialize.py"):
+        path = root / name
+        before, text = backend.sources_digest(), path.read_bytes()
+        try:
+            path.write_bytes(text + b"\n# changed\n")
+            backend.sources_digest.cache_clear()
+            assert backend.sources_digest() != before, name
+        finally:
+            path.write_bytes(text)
+            backend.sources_digest.cache_clear()
+
+
+def test_uuid_depends_on_what_the_rules_see() -> None:
+    import torch
+    from torch import nn
+
+    from metis_compile.backend import _uuid, graph_inputs
+    from metis_compile.config import read_options
+
+    keys = []
+
+    def key_of(gm: torch.fx.GraphModule, example_inputs: Any, **_: Any) -> Any:
+        for policy in ("nvfp4", "mxfp8"):
+            keys.append(_uuid(gm, read_options({"policy": policy}, None)[0], graph_inputs(gm)))
+        return gm.forward
+
+    for name in ("up", "lm_head"):
+        torch.compiler.reset()
+        torch.compile(nn.ModuleDict({name: nn.Linear(4, 4)})[name].forward, backend=key_of)(torch.randn(2, 4))
+        model = nn.Sequential()
+        model.add_module(name, nn.Linear(4, 4))
+        torch.compile(model, backend=key_of)(torch.randn(2, 4))
+    assert len(set(keys)) >= 6, "policy and module names are in the key"

@@ -1,0 +1,309 @@
+"""The rewritten joint graph: goldens to read, operands quantized once, and the bits of `metis_compile.quantize`."""
+
+from __future__ import annotations
+
+import operator
+
+import pytest
+import torch
+from expecttest import TestCase
+from graphs import capture_graphs, count, sites_of
+from tiny import MLP, NEAREST_POLICY, STOCHASTIC_POLICY, Attention
+from torch import fx, nn
+
+import metis_compile
+from metis_compile import Policy
+from metis_compile.ops import DEQUANTIZE, QUANTIZE
+from metis_compile.passes.verify import GraphError, verify
+
+
+def calls(gm: fx.GraphModule | None) -> str:
+    """One line per call, name = op(arguments); the parts between a quantize and its dequantize are left out."""
+    assert gm is not None
+    lines = []
+    for node in gm.graph.nodes:
+        if node.op == "call_function" and node.target is not operator.getitem:
+            arguments = list(node.args)
+            if node.target is DEQUANTIZE:
+                arguments[0] = arguments[0][0].args[0]
+            name = node.target._overloadpacket.__name__
+            lines.append(f"{node.name} = {name}({', '.join(map(str, arguments))})")
+    return "\n".join(lines)
+
+
+class One(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(32, 32, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.up(x)
+
+
+class Goldens(TestCase):
+    """The graph of one linear [16, 32] -> 32, under each preset. EXPECTTEST_ACCEPT=1 writes them anew."""
+
+    maxDiff = None
+
+    def golden(self, preset: str) -> str:
+        torch.compiler.reset()
+        x = torch.randn(16, 32, requires_grad=True)
+        return calls(capture_graphs(One(), x, policy=preset).graphs[0].joint_after)
+
+    def test_high(self) -> None:
+        self.assertExpectedInline(
+            self.golden("high"),
+            """\
+permute = permute(primals_1, [1, 0])
+mm = mm(primals_2, permute)
+permute_1 = permute(tangents_1, [1, 0])
+mm_1 = mm(permute_1, primals_2)
+permute_2 = permute(mm_1, [1, 0])
+permute_3 = permute(permute, [1, 0])
+mm_2 = mm(tangents_1, permute_3)
+permute_4 = permute(permute_2, [1, 0])""",
+        )
+
+    def test_nvfp4(self) -> None:
+        self.assertExpectedInline(
+            self.golden("nvfp4"),
+            """\
+metis_seed = randint(0, 9223372036854775807, [1])
+up_activation_quantized = quantize(primals_2, nvfp4 1x16 nearest, 1)
+up_activation_dequantized = dequantize(up_activation_quantized, nvfp4 1x16 nearest, 1, 32)
+up_weight_quantized = quantize(primals_1, nvfp4 1x16 nearest, 1)
+up_weight_dequantized = dequantize(up_weight_quantized, nvfp4 1x16 nearest, 1, 32)
+permute_5 = permute(up_weight_dequantized, [1, 0])
+up_activation_quantized_wgrad = quantize(primals_2, nvfp4 1x16 nearest, 0)
+mm = mm(up_activation_dequantized, permute_5)
+up_gradient_quantized_wgrad = quantize(tangents_1, nvfp4 1x16 stochastic round_up, 0, metis_seed, 1)
+up_gradient_dequantized_wgrad = dequantize(up_gradient_quantized_wgrad, nvfp4 1x16 stochastic round_up, 0, 16)
+permute_6 = permute(up_gradient_dequantized_wgrad, [1, 0])
+up_activation_dequantized_wgrad = dequantize(up_activation_quantized_wgrad, nvfp4 1x16 nearest, 0, 16)
+mm_1 = mm(permute_6, up_activation_dequantized_wgrad)
+permute_2 = permute(mm_1, [1, 0])
+up_gradient_quantized_dgrad = quantize(tangents_1, nvfp4 1x16 stochastic round_up, 1, metis_seed, 2)
+up_gradient_dequantized_dgrad = dequantize(up_gradient_quantized_dgrad, nvfp4 1x16 stochastic round_up, 1, 32)
+up_weight_quantized_dgrad = quantize(primals_1, nvfp4 1x16 nearest, 0)
+up_weight_dequantized_dgrad = dequantize(up_weight_quantized_dgrad, nvfp4 1x16 nearest, 0, 32)
+mm_2 = mm(up_gradient_dequantized_dgrad, up_weight_dequantized_dgrad)
+permute_4 = permute(permute_2, [1, 0])""",
+        )
+
+    def test_mxfp4(self) -> None:
+        self.assertExpectedInline(
+            self.golden("mxfp4"),
+            """\
+metis_seed = randint(0, 9223372036854775807, [1])
+up_activation_quantized = quantize(primals_2, mxfp4 1x32 nearest floor, 1)
+up_activation_dequantized = dequantize(up_activation_quantized, mxfp4 1x32 nearest floor, 1, 32)
+up_weight_quantized = quantize(primals_1, mxfp4 1x32 nearest floor, 1)
+up_weight_dequantized = dequantize(up_weight_quantized, mxfp4 1x32 nearest floor, 1, 32)
+permute_5 = permute(up_weight_dequantized, [1, 0])
+up_activation_quantized_wgrad = quantize(primals_2, mxfp4 1x32 nearest floor, 0)
+mm = mm(up_activation_dequantized, permute_5)
+up_gradient_quantized_wgrad = quantize(tangents_1, mxfp4 1x32 stochastic round_up floor, 0, metis_seed, 1)
+up_gradient_dequantized_wgrad = dequantize(up_gradient_quantized_wgrad, mxfp4 1x32 stochastic round_up floor, 0, 16)
+permute_6 = permute(up_gradient_dequantized_wgrad, [1, 0])
+up_activation_dequantized_wgrad = dequantize(up_activation_quantized_wgrad, mxfp4 1x32 nearest floor, 0, 16)
+mm_1 = mm(permute_6, up_activation_dequantized_wgrad)
+permute_2 = permute(mm_1, [1, 0])
+up_gradient_quantized_dgrad = quantize(tangents_1, mxfp4 1x32 stochastic round_up floor, 1, metis_seed, 2)
+up_gradient_dequantized_dgrad = dequantize(up_gradient_quantized_dgrad, mxfp4 1x32 stochastic round_up floor, 1, 32)
+up_weight_quantized_dgrad = quantize(primals_1, mxfp4 1x32 nearest floor, 0)
+up_weight_dequantized_dgrad = dequantize(up_weight_quantized_dgrad, mxfp4 1x32 nearest floor, 0, 32)
+mm_2 = mm(up_gradient_dequantized_dgrad, up_weight_dequantized_dgrad)
+permute_4 = permute(permute_2, [1, 0])""",
+        )
+
+    def test_mxfp8(self) -> None:
+        self.assertExpectedInline(
+            self.golden("mxfp8"),
+            """\
+up_activation_quantized = quantize(primals_2, mxfp8 1x32 nearest floor, 1)
+up_activation_dequantized = dequantize(up_activation_quantized, mxfp8 1x32 nearest floor, 1, 32)
+up_weight_quantized = quantize(primals_1, mxfp8 1x32 nearest floor, 1)
+up_weight_dequantized = dequantize(up_weight_quantized, mxfp8 1x32 nearest floor, 1, 32)
+permute_5 = permute(up_weight_dequantized, [1, 0])
+up_activation_quantized_wgrad = quantize(primals_2, mxfp8 1x32 nearest floor, 0)
+mm = mm(up_activation_dequantized, permute_5)
+up_gradient_quantized_wgrad = quantize(tangents_1, mxfp8 1x32 nearest floor, 0)
+up_gradient_dequantized_wgrad = dequantize(up_gradient_quantized_wgrad, mxfp8 1x32 nearest floor, 0, 16)
+permute_6 = permute(up_gradient_dequantized_wgrad, [1, 0])
+up_activation_dequantized_wgrad = dequantize(up_activation_quantized_wgrad, mxfp8 1x32 nearest floor, 0, 16)
+mm_1 = mm(permute_6, up_activation_dequantized_wgrad)
+permute_2 = permute(mm_1, [1, 0])
+up_gradient_quantized_dgrad = quantize(tangents_1, mxfp8 1x32 nearest floor, 1)
+up_gradient_dequantized_dgrad = dequantize(up_gradient_quantized_dgrad, mxfp8 1x32 nearest floor, 1, 32)
+up_weight_quantized_dgrad = quantize(primals_1, mxfp8 1x32 nearest floor, 0)
+up_weight_dequantized_dgrad = dequantize(up_weight_quantized_dgrad, mxfp8 1x32 nearest floor, 0, 32)
+mm_2 = mm(up_gradient_dequantized_dgrad, up_weight_dequantized_dgrad)
+permute_4 = permute(permute_2, [1, 0])""",
+        )
+
+    def test_fp8(self) -> None:
+        self.assertExpectedInline(
+            self.golden("fp8"),
+            """\
+up_activation_quantized = quantize(primals_2, fp8 tensor nearest, 1)
+up_activation_dequantized = dequantize(up_activation_quantized, fp8 tensor nearest, 1, 32)
+up_weight_quantized = quantize(primals_1, fp8 tensor nearest, 1)
+up_weight_dequantized = dequantize(up_weight_quantized, fp8 tensor nearest, 1, 32)
+permute_5 = permute(up_weight_dequantized, [1, 0])
+mm = mm(up_activation_dequantized, permute_5)
+up_gradient_quantized_wgrad = quantize(tangents_1, fp8_e5m2 tensor nearest, 0)
+up_gradient_dequantized_wgrad = dequantize(up_gradient_quantized_wgrad, fp8_e5m2 tensor nearest, 0, 16)
+permute_6 = permute(up_gradient_dequantized_wgrad, [1, 0])
+mm_1 = mm(permute_6, up_activation_dequantized)
+permute_2 = permute(mm_1, [1, 0])
+mm_2 = mm(up_gradient_dequantized_wgrad, up_weight_dequantized)
+permute_4 = permute(permute_2, [1, 0])""",
+        )
+
+
+def quantizations(captured: metis_compile.Captured) -> list[fx.Node]:
+    graph = captured.graphs[0].joint_after
+    assert graph is not None
+    return [n for n in graph.graph.nodes if n.target is QUANTIZE]
+
+
+def test_shared_operands_are_quantized_once() -> None:
+    captured = capture_graphs(Attention(), torch.randn(2, 16, 32, requires_grad=True), policy=NEAREST_POLICY)
+    # q, k, v share X in both orientations; the output projection has its own; four weights and four gradients, twice
+    assert len(quantizations(captured)) == 2 + 2 + 2 * 4 + 2 * 4
+    names = {n.name for n in quantizations(captured)}
+    assert "q_activation_quantized" in names
+    assert not {"k_activation_quantized", "v_activation_quantized"} & names
+
+
+def test_both_backward_products_share_an_orientation_free_gradient() -> None:
+    policy = Policy.from_toml(
+        """
+        [recipe.square]
+        weight = { format = "nvfp4", block = "16x16" }
+        activation = { format = "nvfp4" }
+        gradient = { format = "fp8", block = "128x128" }
+        [[rule]]
+        recipe = "square"
+        """
+    )
+    captured = capture_graphs(nn.Linear(32, 32), torch.randn(16, 32, requires_grad=True), policy=policy)
+    roles = sorted(n.name.split("_")[1] for n in quantizations(captured))
+    assert roles == ["activation", "activation", "gradient", "weight"]
+
+
+def test_blocks_run_along_the_contraction_axis() -> None:
+    captured = capture_graphs(nn.Linear(32, 64), torch.randn(16, 32, requires_grad=True), policy=NEAREST_POLICY)
+    axes = {(s.gemm, o.role): o.quantized.args[2] for s in sites_of(captured) for o in s.operands}
+    assert axes == {
+        ("fprop", "activation"): 1,
+        ("fprop", "weight"): 1,
+        ("dgrad", "gradient"): 1,
+        ("dgrad", "weight"): 0,
+        ("wgrad", "gradient"): 0,
+        ("wgrad", "activation"): 0,
+    }
+
+
+@pytest.mark.parametrize("preset", ["fp8", "mxfp8", "mxfp4", "nvfp4"])
+def test_the_graph_runs_to_the_bits_of_quantize(preset: str) -> None:
+    """Forward and weight gradient of the captured graph, with the operands quantized by the public function."""
+    model, x = nn.Linear(32, 48, bias=False), torch.randn(16, 32)
+    captured = capture_graphs(model, x, policy=preset)
+    joint = captured.graphs[0].joint_after
+    treatment = {(s.gemm, o.role): o.decision.treatment for s in sites_of(captured) for o in s.operands}
+
+    def q(value: torch.Tensor, gemm: str, role: str, axis: int) -> torch.Tensor:
+        t = treatment[gemm, role]
+        return metis_compile.quantize(value, t.format, axis, t.block, scale_mode=t.scale_mode).dequantize()
+
+    w = model.weight.detach()
+    tangent = torch.ones(16, 48)
+    inputs = {"primals": [w, x] if joint.graph.find_nodes(op="placeholder")[0].meta["val"].shape == w.shape else [x, w]}
+    y, *grads = joint(*inputs["primals"], tangent)
+    torch.testing.assert_close(y, q(x, "fprop", "activation", 1) @ q(w, "fprop", "weight", 1).T, rtol=0, atol=1e-5)
+    (grad,) = [g for g in grads if g is not None and g.shape == w.shape]
+    if treatment["wgrad", "gradient"].rounding == "nearest":
+        expected = q(tangent, "wgrad", "gradient", 0).T @ q(x, "wgrad", "activation", 0)
+        torch.testing.assert_close(grad, expected, rtol=0, atol=1e-5)
+
+
+def test_stochastic_streams_differ() -> None:
+    captured = capture_graphs(MLP(), torch.randn(16, 32, requires_grad=True), policy=STOCHASTIC_POLICY)
+    streams = [n.args[4] for n in quantizations(captured) if len(n.args) > 3]
+    assert len(streams) == len(set(streams)) == 4
+    assert len({n.args[3] for n in quantizations(captured) if len(n.args) > 3}) == 1, "one seed per graph"
+
+
+class TestVerify:
+    """Each rule of the verifier on a graph that breaks it, and nothing to say of a graph that breaks none."""
+
+    def graph(self) -> fx.GraphModule:
+        captured = capture_graphs(nn.Linear(32, 32), torch.randn(16, 32, requires_grad=True), policy=STOCHASTIC_POLICY)
+        graph = captured.graphs[0].joint_after
+        assert graph is not None
+        verify(graph.graph, "nothing")
+        return graph
+
+    def find(self, gm: fx.GraphModule, target: object, number: int = 0) -> fx.Node:
+        return [n for n in gm.graph.nodes if n.target is target][number]
+
+    def test_metadata(self) -> None:
+        gm = self.graph()
+        del self.find(gm, DEQUANTIZE).meta["val"]
+        with pytest.raises(GraphError, match=r"after rewrite: .*_dequantized: no `val`"):
+            verify(gm.graph, "rewrite")
+
+    def test_axis_rule(self) -> None:
+        gm = self.graph()
+        node = self.find(gm, torch.ops.aten.mm.default)
+        node.args = (node.args[0], self.find(gm, DEQUANTIZE, 1))
+        with pytest.raises(GraphError, match=r"contracts over axis 0 of .*, which is blocked along axis 1"):
+            verify(gm.graph, "rewrite")
+
+    def test_view_across_blocks(self) -> None:
+        gm = self.graph()
+        dequantized = self.find(gm, DEQUANTIZE)
+        with gm.graph.inserting_after(dequantized):
+            view = gm.graph.call_function(torch.ops.aten.view.default, (dequantized, [32, 16]))
+            view.meta["val"] = dequantized.meta["val"].view(32, 16)
+        with gm.graph.inserting_after(view):
+            back = gm.graph.call_function(torch.ops.aten.view.default, (view, [16, 32]))
+            back.meta["val"] = dequantized.meta["val"]
+        dequantized.replace_all_uses_with(back, delete_user_cb=lambda user: user is not view)
+        with pytest.raises(GraphError, match="across the blocks"):
+            verify(gm.graph, "rewrite")
+
+    def test_decoding_with_another_spec(self) -> None:
+        gm = self.graph()
+        node = self.find(gm, DEQUANTIZE)
+        node.args = (node.args[0], "nvfp4 16x16 nearest", *node.args[2:])
+        with pytest.raises(GraphError, match="decodes as 'nvfp4 16x16 nearest'"):
+            verify(gm.graph, "rewrite")
+
+    def test_seed(self) -> None:
+        gm = self.graph()
+        node = next(n for n in gm.graph.nodes if n.target is QUANTIZE and "stochastic" in n.args[1])
+        node.args = node.args[:3]
+        with pytest.raises(GraphError, match="rounds stochastic without a seed"):
+            verify(gm.graph, "rewrite")
+
+    def test_quantizing_twice(self) -> None:
+        gm = self.graph()
+        first, last = self.find(gm, DEQUANTIZE), self.find(gm, QUANTIZE, -1)
+        last.args = (first, *last.args[1:])
+        with pytest.raises(GraphError, match="which is quantized already"):
+            verify(gm.graph, "rewrite")
+
+    def test_mixed_dtypes(self) -> None:
+        gm = self.graph()
+        node = self.find(gm, torch.ops.aten.mm.default)
+        node.args[0].meta["val"] = node.args[0].meta["val"].bfloat16()
+        with pytest.raises(GraphError, match=r"multiplies torch\.bfloat16 by torch\.float32"):
+            verify(gm.graph, "rewrite")
+
+
+def test_nothing_is_rewritten_under_high() -> None:
+    captured = capture_graphs(MLP(), torch.randn(16, 32, requires_grad=True), policy="high")
+    assert count(captured.graphs[0].joint_after, QUANTIZE) == 0
+    assert all(str(s.reason).startswith("high: high.toml rule") for s in sites_of(captured))
