@@ -140,3 +140,52 @@ def test_guarded_nvfp4_scales_are_never_too_small(guard: str) -> None:
     plain = quantize(x).block_scales
     assert plain is not None
     assert (amax > plain.float() * 6 * quantized.tensor_scale * (1 + 2.0**-20)).any()
+
+
+def neighbours(x: np.ndarray, count: int) -> np.ndarray:
+    """x and the fp32 numbers up to `count` steps from it, along a new last dimension."""
+    return (x.astype(F32).view(np.int32)[..., None] + np.arange(-count, count + 1, dtype=np.int32)).view(F32)
+
+
+def cast(x: np.ndarray, element_type: type) -> np.ndarray:
+    return x.astype(element_type).astype(F32)
+
+
+def test_nvfp4_scales_where_the_order_of_operations_decides() -> None:
+    """Block maxima next to ties of the scale, at which another order would round the other way."""
+    rng = np.random.default_rng(0)
+    amax = np.exp(rng.uniform(-5, 5, 400)).astype(F32)[:, None]
+    enc = F32(448 * 6) / amax
+    ties = rng.integers(0, 8, (400, 4)) / 8 + 1 + 1 / 16  # midway between two E4M3 values
+    block = neighbours(ties * 2.0 ** rng.integers(0, 8, (400, 4)) * 6 / enc, 3).reshape(400, -1)
+    pinned = cast(block * (enc * F32(1 / 6)), ml_dtypes.float8_e4m3fn)
+    for other in (block * enc * F32(1 / 6), block * (enc / F32(6)), block * enc / F32(6), block / F32(6) * enc):
+        assert (cast(other, ml_dtypes.float8_e4m3fn) != pinned).any()
+    block = np.minimum(block, amax)
+    pinned = cast(np.minimum(block * (enc * F32(1 / 6)), F32(448)), ml_dtypes.float8_e4m3fn)
+    for a, row, want in zip(amax[:, 0], block, pinned, strict=True):
+        x = torch.zeros(1 + row.size, 16)
+        x[0, 0] = float(a)
+        x[1:, 3] = torch.from_numpy(row)
+        scales = quantize(x).block_scales
+        assert scales is not None
+        assert scales[1:, 0].float().numpy().tobytes() == want.tobytes()
+
+
+def test_nvfp4_codes_where_the_order_of_operations_decides() -> None:
+    """Elements next to ties of E2M1, at which another multiplier would round the other way."""
+    rng = np.random.default_rng(0)
+    amax = np.exp(rng.uniform(-5, 5, 200)).astype(F32)[:, None]
+    enc = F32(448 * 6) / amax
+    dec = F32(1) / enc
+    scale = F32(448)  # that of the block which holds the largest
+    factor = F32(1) / (scale * dec)
+    x = neighbours(np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0]) / factor, 2)
+    pinned = cast(x * factor[..., None], ml_dtypes.float4_e2m1fn)
+    for other in (x * (enc / scale)[..., None], x / (scale * dec)[..., None], x * enc[..., None] / scale):
+        assert (cast(other, ml_dtypes.float4_e2m1fn) != pinned).any()
+    for a, row, want, d in zip(amax[:, 0], x.reshape(200, 5, 7), pinned.reshape(200, 5, 7), dec[:, 0], strict=True):
+        blocks = torch.zeros(5, 16)
+        blocks[:, 0] = float(a)
+        blocks[:, 1:8] = torch.from_numpy(row)
+        assert quantize(blocks).dequantize()[:, 1:8].numpy().tobytes() == (want * scale * d).tobytes()
