@@ -21,7 +21,7 @@ SIZE = "Size of the model and its batches"
 
 def train(
     policy: Annotated[str | None, typer.Option(help="A preset's name or a policy file.", show_default="nvfp4")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps.", show_default="400")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps.", show_default="300")] = None,
     seed: Annotated[
         int | None, typer.Option(help="Of weights, batches and stochastic rounding.", show_default="0")
     ] = None,

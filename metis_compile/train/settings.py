@@ -18,7 +18,7 @@ class Settings:
     """The identity of a run: two runs with equal settings, text and policy have the same curves."""
 
     policy: str = "nvfp4"  # a preset's name or a policy file
-    steps: int = 400  # optimizer steps
+    steps: int = 300  # optimizer steps
     seed: int = 0  # of the weights, the batches and the stochastic rounding
     device: str = "cpu"  # cpu, cuda or cuda:N
     dtype: str = "float32"  # what full precision computes in; bfloat16 is autocast

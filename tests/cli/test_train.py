@@ -173,3 +173,18 @@ def test_a_fault_of_ours_keeps_its_traceback(metis: Metis, monkeypatch: pytest.M
     monkeypatch.setattr(loop, "policy_variant", broken)
     result = metis()
     assert isinstance(result.exception, RuntimeError)
+
+
+def test_the_help_names_the_defaults_that_settings_have() -> None:
+    import re
+
+    from metis_compile.cli.train import train
+    from metis_compile.train.settings import Settings
+
+    shown = {}
+    for name, annotation in train.__annotations__.items():
+        default = annotation.__metadata__[0].show_default if hasattr(annotation, "__metadata__") else None
+        if isinstance(default, str) and re.fullmatch(r"[\w.]+", default):
+            shown[name] = default
+    assert shown == {name: str(getattr(Settings(), name)) for name in shown}
+    assert {"policy", "steps", "width", "batch", "learning_rate"} <= set(shown)

@@ -74,3 +74,15 @@ def test_a_failed_write_leaves_the_checkpoint_before_it(go, finished: Path, monk
         go()
     assert finished.read_bytes() == before
     assert [p.name for p in finished.parent.iterdir() if "partial" in p.name] == []
+
+
+def test_the_file_is_put_in_place_by_renaming(go, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = finished.read_bytes()
+
+    def refused(self: Path, target: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(TrainError, match="Permission denied"):
+        go()
+    assert finished.read_bytes() == before

@@ -1,0 +1,37 @@
+"""The main job for real, at its smallest: both models compiled by Inductor."""
+
+import math
+
+from torch._dynamo.utils import counters
+
+import metis_compile
+from metis_compile.train.loop import Options, run
+
+# Few sites, so that it compiles in seconds.
+NARROW = """
+extends = "nvfp4"
+
+[[rule]]
+module = "*.attn.*"
+recipe = "high"
+"""
+
+
+def test_the_policy_trains_beside_full_precision(settings, tmp_path) -> None:
+    counters.clear()
+    policy_file = tmp_path / "narrow.toml"
+    policy_file.write_text(NARROW)
+    with metis_compile.capture() as captured:
+        report = run(settings(policy=str(policy_file), width=32, context=32), Options(out=tmp_path / "out"))
+    full, policy = report.full_precision, report.policy
+    assert (full.backend, policy.backend, policy.label) == ("inductor", "metis", "narrow")
+    # Quantization moves the losses, and not far.
+    assert full.losses != policy.losses
+    for ours, theirs in zip(policy.losses, full.losses, strict=True):
+        assert math.isclose(ours, theirs, rel_tol=0.05)
+    # One graph each for the warm-up and the model: validation compiles nothing.
+    assert len(captured.graphs) == 2
+    assert counters["stats"]["unique_graphs"] == 4
+    # What autograd holds is what the partitioner gave it.
+    assert policy.saved_bytes == captured.graphs[1].saved_bytes
+    assert policy.saved_bytes < full.saved_bytes
