@@ -349,7 +349,7 @@ def test_training_falls_like_the_reference() -> None:
                 loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
-                losses.append(float(loss))
+                losses.append(float(loss.detach()))
         curves.append(losses)
     assert curves[0][-1] < 0.9 * curves[0][0]
     assert curves[0] == pytest.approx(curves[1], rel=2e-2)

@@ -82,6 +82,7 @@ class ByHand(TorchFunctionMode):
 
 class _Linear(torch.autograd.Function):
     @staticmethod
+    @torch.autocast("cpu", enabled=False)
     def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, hand: ByHand, key: int) -> Tensor:
         ctx.save_for_backward(x, w)
         ctx.hand, ctx.key, ctx.has_bias = hand, key, b is not None
@@ -92,6 +93,7 @@ class _Linear(torch.autograd.Function):
         return y.to(x.dtype).reshape(*x.shape[:-1], -1).clone()  # no view: the model may write into it
 
     @staticmethod
+    @torch.autocast("cpu", enabled=False)
     def backward(ctx: Any, g: Tensor) -> Any:
         x, w = ctx.saved_tensors
         hand, key = ctx.hand, ctx.key
