@@ -130,14 +130,16 @@ class RecordingPartitioner(CustomPartitionerFn):
 def _copy(graph: fx.Graph) -> fx.GraphModule:
     """The graph as it is now, called with its inputs one after the other and returning a tuple."""
     copied = fx.Graph()
-    result, output = copied.graph_copy(graph, {}, return_output_node=True)  # type: ignore[misc]
+    returned: Any = copied.graph_copy(graph, {}, return_output_node=True)
+    result, output = returned
     copied.output(result).meta = copy.copy(output.meta)
-    return fx.GraphModule(graph.owning_module, copied)
+    return fx.GraphModule(graph.owning_module or {}, copied)
 
 
 def _outputs(gm: fx.GraphModule) -> list[Any]:
     (output,) = gm.graph.find_nodes(op="output")
-    return list(output.args[0])
+    outputs: Any = output.args[0]
+    return list(outputs)
 
 
 def _is_tensor(node: Any) -> bool:

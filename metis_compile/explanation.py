@@ -123,6 +123,7 @@ def explain(
     def run(*args: Any, **kwargs: Any) -> Any:
         return model(*args, **kwargs)
 
+    assert isinstance(run, FunctionType)
     with _undisturbed(model), capture() as captured:
         torch.compile(_own_code(run), backend=backend)(*args, **kwargs)
     return _explanation(config.policy, captured.graphs)

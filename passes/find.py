@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import Any
 
 import networkx as nx
 import torch
@@ -159,9 +160,9 @@ def _input_position(node: fx.Node, position: int) -> int:
 
 
 def _parameter_name(node: fx.Node, position: int, inputs: GraphInputs) -> str | None:
-    desc = node.meta.get("desc")
+    desc: Any = node.meta.get("desc")
     if type(desc).__name__ == "ParamAOTInput":  # Dynamo left the module's parameters as attributes
-        return desc.target  # type: ignore[union-attr]
+        return desc.target
     return inputs.parameters.get(_input_position(node, position))
 
 

@@ -111,7 +111,7 @@ class LoweringPass(CustomGraphPass):
 
 def _trace(name: str, graph: fx.Graph) -> None:
     def text() -> str:
-        return graph.owning_module.print_readable(print_output=False)
+        return fx.GraphModule(graph.owning_module or {}, graph).print_readable(print_output=False)
 
     trace_structured("artifact", lambda: {"name": name, "encoding": "string"}, payload_fn=text)
     if log.isEnabledFor(logging.DEBUG):

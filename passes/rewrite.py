@@ -23,7 +23,7 @@ from metis_compile.ops import DEQUANTIZE, QUANTIZE
 from metis_compile.passes.emit import Emitter
 from metis_compile.passes.find import PRODUCTS
 from metis_compile.passes.sites import Operand, Site
-from metis_compile.passes.views import undoes
+from metis_compile.passes.views import target_of, undoes
 
 aten = torch.ops.aten
 PART_NAMES = ("codes", "block_scales", "tensor_scale")
@@ -57,13 +57,13 @@ class Rewriter:
             return operand.node
         operand.quantized = self._quantize(site, operand, spec)
         operand.kept_as = tuple(u.name for u in operand.quantized.users if u.target is operator.getitem)
-        value = self._dequantize(site, operand, spec)
+        value: Any = self._dequantize(site, operand, spec)
         with self.emitter.at(site.node, like=site.node):
             for view in operand.views:
                 if undoes(view, value):
-                    value = value.args[0]  # type: ignore[assignment]
+                    value = value.args[0]
                 else:
-                    value = self.emitter.call(view.target, (value, *view.args[1:]), view.kwargs, name=view.name)
+                    value = self.emitter.call(target_of(view), (value, *view.args[1:]), view.kwargs, name=view.name)
         return value
 
     def _quantize(self, site: Site, operand: Operand, spec: QuantSpec) -> fx.Node:
@@ -90,8 +90,7 @@ class Rewriter:
         return node
 
     def _dequantize(self, site: Site, operand: Operand, spec: QuantSpec) -> fx.Node:
-        quantized = operand.quantized
-        assert quantized is not None
+        quantized: Any = operand.quantized
         if quantized not in self._dequantized:
             with self.emitter.at(site.node, like=site.node):
                 parts = sorted((u for u in quantized.users if u.target is operator.getitem), key=lambda n: n.args[1])
@@ -105,15 +104,16 @@ class Rewriter:
     def _place(self, site: Site, operand: Operand) -> tuple[fx.Node, fx.Node]:
         """Where to quantize, and whose metadata to carry: an activation that backward needs, in the forward."""
         forward = self.forward_products.get(site.seq)
-        saved = site.gemm != "fprop" and operand.role == "activation" and forward is not None
-        place = forward if saved and self.emitter.precedes(operand.base, forward) else site.node
-        return place, place
+        in_backward = site.gemm != "fprop" and operand.role == "activation"
+        if in_backward and forward is not None and self.emitter.precedes(operand.base, forward):
+            return forward, forward
+        return site.node, site.node
 
     def _product_in_float32(self, site: Site, args: list[Any]) -> None:
         node = site.node
         with self.emitter.at(node, like=node):
             args = [self.emitter.cast(a, torch.float32) if isinstance(a, fx.Node) else a for a in args]
-            product = self.emitter.call(node.target, tuple(args), node.kwargs, name=f"{node.name}_float32")
+            product = self.emitter.call(target_of(node), tuple(args), node.kwargs, name=f"{node.name}_float32")
             result = self.emitter.cast(product, node.meta["val"].dtype)
         node.replace_all_uses_with(result)
         self.emitter.graph.erase_node(node)

@@ -30,23 +30,22 @@ def verify(graph: fx.Graph, after: str) -> None:
         raise GraphError(f"metis: the graph is wrong after {after}: {error}") from error
 
 
-def has_value(node: fx.Node) -> str | None:
+def has_value(node: Any) -> str | None:
     """Every call has `val` metadata."""
     if node.op == "call_function" and "val" not in node.meta:
         return "no `val` metadata"
     return None
 
 
-def quantize_is_typed(node: fx.Node) -> str | None:
+def quantize_is_typed(node: Any) -> str | None:
     """metis.quantize reads a 16- or 32-bit float along one of its axes, with a seed only to round at random."""
     if node.target is not QUANTIZE:
         return None
     x = node.args[0]
-    assert isinstance(x, fx.Node)
     spec = QuantSpec.parse(str(node.args[1]))
     if not x.meta["val"].dtype.is_floating_point or x.meta["val"].dtype.itemsize not in (2, 4):
         return f"quantizes a {x.meta['val'].dtype}"
-    if not -x.meta["val"].dim() <= int(node.args[2]) < x.meta["val"].dim():  # type: ignore[arg-type]
+    if not -x.meta["val"].dim() <= int(node.args[2]) < x.meta["val"].dim():
         return f"axis {node.args[2]} of a {x.meta['val'].dim()}-dimensional tensor"
     noisy = len(node.args) > 3 and node.args[3] is not None
     if noisy != (spec.rounding == "stochastic"):
@@ -54,61 +53,60 @@ def quantize_is_typed(node: fx.Node) -> str | None:
     return None
 
 
-def quantizes_the_original(node: fx.Node) -> str | None:
+def quantizes_the_original(node: Any) -> str | None:
     """No operand is quantized from values that were quantized already."""
     if node.target is not QUANTIZE:
         return None
-    source, _, _ = strip_views(node.args[0], 0)  # type: ignore[arg-type]
+    source, _, _ = strip_views(node.args[0], 0)
     if source.target is DEQUANTIZE:
         return f"quantizes {source.name}, which is quantized already"
     return None
 
 
-def dequantize_matches(node: fx.Node) -> str | None:
+def dequantize_matches(node: Any) -> str | None:
     """metis.dequantize decodes all parts of one metis.quantize, by its spec, axis and length."""
     if node.target is not DEQUANTIZE:
         return None
     parts, spec, axis = node.args[:3]
-    sources = {p.args[0] if p.target is operator.getitem else None for p in parts}  # type: ignore[union-attr]
+    sources = {p.args[0] if p.target is operator.getitem else None for p in parts}
     if sources == {None}:
         return None  # saved for backward: the codes are inputs of this graph
     if len(sources) != 1:
         return "decodes parts of several quantizations"
     (source,) = sources
-    assert source is not None
-    if source.target is not QUANTIZE:  # type: ignore[union-attr]
+    if source.target is not QUANTIZE:
         return f"decodes {source}, which metis.quantize did not make"
-    if [p.args[1] for p in parts] != list(range(len(source.meta["val"]))):  # type: ignore[union-attr]
+    if [p.args[1] for p in parts] != list(range(len(source.meta["val"]))):
         return "decodes the parts in another order than they were made"
-    if (spec, axis) != tuple(source.args[1:3]):  # type: ignore[union-attr]
-        return f"decodes as {spec!r} axis {axis} what {source} made as {source.args[1:3]}"  # type: ignore[union-attr]
+    if (spec, axis) != tuple(source.args[1:3]):
+        return f"decodes as {spec!r} axis {axis} what {source} made as {source.args[1:3]}"
     return None
 
 
-def axis_rule(node: fx.Node) -> str | None:
+def axis_rule(node: Any) -> str | None:
     """A product contracts over the axis that its quantized operands are blocked along."""
     if node.target not in PRODUCTS:
         return None
     left, right = (node.args[i] for i in PRODUCTS[node.target])
     for side, operand, axis in (("left", left, -1), ("right", right, -2)):
-        assert isinstance(operand, fx.Node)
+        base: Any
         base, base_axis, _ = strip_views(operand, len(shape_of(operand)) + axis)
         if base.target is not DEQUANTIZE:
             if _reads_dequantized(base):
                 return f"its {side} operand rearranges {base.name} across the blocks of a quantized tensor"
             continue
         spec = QuantSpec.parse(str(base.args[1]))
-        blocked = int(base.args[2]) % base.meta["val"].dim()  # type: ignore[call-overload]
+        blocked = int(base.args[2]) % base.meta["val"].dim()
         if not spec.orientation_free and blocked != base_axis:
             return f"contracts over axis {base_axis} of {base.name}, which is blocked along axis {blocked}"
     return None
 
 
-def product_is_typed(node: fx.Node) -> str | None:
+def product_is_typed(node: Any) -> str | None:
     """Both operands of a product have its dtype, and shapes that fit."""
     if node.target not in PRODUCTS:
         return None
-    left, right = (node.args[i].meta["val"] for i in PRODUCTS[node.target])  # type: ignore[union-attr]
+    left, right = (node.args[i].meta["val"] for i in PRODUCTS[node.target])
     if left.dtype != right.dtype or left.dtype != node.meta["val"].dtype:
         return f"multiplies {left.dtype} by {right.dtype} into {node.meta['val'].dtype}"
     if left.dim() != right.dim():

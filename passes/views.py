@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,12 @@ REARRANGEMENTS = (
 def shape_of(node: fx.Node) -> Sequence[Any]:
     """The node's sizes, ints or SymInts."""
     return node.meta["val"].shape
+
+
+def target_of(node: fx.Node) -> Callable[..., Any]:
+    """The operator that a `call_function` node calls."""
+    assert callable(node.target), node
+    return node.target
 
 
 def same(a: Any, b: Any) -> bool:
@@ -66,11 +72,11 @@ class ValueNumbers:
         return (type(value), value)
 
 
-def history(node: fx.Node, through_casts: bool = True) -> list[fx.Node]:
+def history(node: Any, through_casts: bool = True) -> list[fx.Node]:
     """`node`, and what it is a rearrangement (and a cast) of, back to the tensor itself."""
-    nodes = [node]
+    nodes: list[fx.Node] = [node]
     while node.op == "call_function" and (node.target in REARRANGEMENTS or (through_casts and node.target in CASTS)):
-        node = node.args[0]  # type: ignore[assignment]
+        node = node.args[0]
         nodes.append(node)
     return nodes
 
@@ -132,10 +138,10 @@ def _axis_before(node: fx.Node, source: fx.Node, axis: int) -> int | None:
     return None
 
 
-def _order(node: fx.Node, rank: int) -> list[int]:
+def _order(node: Any, rank: int) -> list[int]:
     if node.target is aten.permute.default:
-        return [int(d) % rank for d in node.args[1]]  # type: ignore[union-attr, arg-type]
-    a, b = (int(d) % rank for d in node.args[1:3])  # type: ignore[arg-type]
+        return [int(d) % rank for d in node.args[1]]
+    a, b = (int(d) % rank for d in node.args[1:3])
     order = list(range(rank))
     order[a], order[b] = order[b], order[a]
     return order
