@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from operator import getitem
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import fx
@@ -45,6 +46,16 @@ class CapturedGraph:
     def saved_bytes(self) -> int:
         """Bytes that forward keeps for backward, parameters not counted."""
         return sum(t.nbytes for t in self.saved if not t.is_parameter)
+
+    def listing(self, stage: Literal["joint_before", "joint_after", "forward", "backward"] = "joint_after") -> str:
+        """The graph to read, or to compare with a golden: a line `name = op(arguments)` per call.
+
+        The parts between a quantization and what decodes it are left out.
+        """
+        gm = getattr(self, stage)
+        if gm is None:
+            raise ValueError(f"metis: there is no {stage} graph: nothing needed a gradient when this was compiled")
+        return "\n".join(_line(n) for n in gm.graph.nodes if n.op == "call_function" and n.target is not getitem)
 
 
 class Record:
@@ -125,6 +136,21 @@ class RecordingPartitioner(CustomPartitionerFn):
 
     def __deepcopy__(self, memo: Any) -> Any:
         return self  # Inductor copies its config to describe it; the graphs we hold can't be copied
+
+
+def _line(node: Any) -> str:
+    arguments = [_argument(a) for a in node.args]
+    target = getattr(node.target, "_overloadpacket", node.target)
+    return f"{node.name} = {getattr(target, '__name__', target)}({', '.join(arguments)})"
+
+
+def _argument(argument: Any) -> str:
+    """A list of all parts of one quantization is that quantization."""
+    if isinstance(argument, (list, tuple)):
+        sources = {a.args[0] for a in argument if isinstance(a, fx.Node) and a.target is getitem}
+        if len(sources) == 1 and len(argument) > 1:
+            return str(sources.pop())
+    return str(argument)
 
 
 def _copy(graph: fx.Graph) -> fx.GraphModule:

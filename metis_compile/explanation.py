@@ -58,6 +58,17 @@ class Explanation:
     graphs: int
     saved_bytes: int  # all that forward keeps for backward, parameters not counted
 
+    def site(self, module: str, gemm: str = "fprop", *, op: str | None = None) -> ExplainedSite:
+        """The one product of this module and GEMM role (and op). Raises LookupError naming what there is."""
+        found = [s for s in self.sites if s.module == module and s.gemm == gemm and op in (None, s.op)]
+        if len(found) == 1:
+            return found[0]
+        there = sorted({f"{s.module or '<model>'} {s.gemm} {s.op}" for s in self.sites})
+        number = "no product" if not found else f"{len(found)} products"
+        raise LookupError(
+            f"metis: {number} for {module!r} {gemm}{f' {op}' if op else ''}; there are {', '.join(there)}"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""
         return asdict(self)
