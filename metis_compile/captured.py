@@ -63,13 +63,19 @@ class Record:
 
     def __init__(self, graph: CapturedGraph) -> None:
         self.graph = graph
+        self._nested: list[Site] = []
+
+    def nested(self, sites: list[Site]) -> None:
+        """Products inside an operator's body; the same body may be visited more than once."""
+        known = {(s.source, s.module, s.gemm) for s in self._nested}
+        self._nested += [s for s in sites if (s.source, s.module, s.gemm) not in known]
 
     def before(self, graph: fx.Graph) -> None:
         self.graph.joint_before = _copy(graph)
 
     def after(self, graph: fx.Graph, sites: list[Site], parameters: dict[str, str]) -> None:
         self.graph.joint_after = self.graph.forward = _copy(graph)
-        self.graph.sites, self.graph.parameters = sites, parameters
+        self.graph.sites, self.graph.parameters = [*sites, *self._nested], parameters
 
     def parted(self, forward: fx.GraphModule, backward: fx.GraphModule, outputs: int) -> None:
         self.graph.forward, self.graph.backward = _copy(forward.graph), _copy(backward.graph)

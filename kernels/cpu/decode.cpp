@@ -2,8 +2,7 @@
 //
 // Dimensions as in quantize.cpp: [outer, n, inner], blocks along n, contiguous where inner == 1.
 #include "scales.h"
-
-constexpr int64_t MIN_ELEMENTS = 1 << 15;  // of a thread
+#include "threads.h"
 
 // Where the scales of one row of memory lie.
 struct ScaleRow {
@@ -17,17 +16,19 @@ struct ScaleRow {
   }
 };
 
+INLINE I bytes_from(const uint8_t* p, int64_t count) {
+  if (__builtin_expect(count >= LANES, 1)) return integers_of(read<U8>(p));
+  uint8_t bytes[LANES] = {};
+  memcpy(bytes, p, count);
+  return integers_of(read<U8>(bytes));
+}
+
 INLINE I codes_of_line(const uint8_t* codes, int64_t count) {
-  if constexpr (FOUR_BITS) {
-    uint8_t bytes[LANES / 2] = {};
-    memcpy(bytes, codes, count >= LANES ? LANES / 2 : (count + 1) / 2);
-    const L pair = __builtin_convertvector(read<Half8>(bytes), L);
-    return (I)((pair & 15) | ((pair >> 4) << 32));
-  } else {
-    uint8_t bytes[LANES] = {};
-    memcpy(bytes, codes, count >= LANES ? LANES : count);
-    return __builtin_convertvector(read<U8>(bytes), I);
-  }
+  if constexpr (!FOUR_BITS) return bytes_from(codes, count);
+  if (__builtin_expect(count >= LANES, 1)) return integers_of_nibbles(read<Half8>(codes));
+  uint8_t bytes[LANES / 2] = {};
+  memcpy(bytes, codes, (count + 1) / 2);
+  return integers_of_nibbles(read<Half8>(bytes));
 }
 
 // One row of memory, of `columns` elements.
@@ -37,13 +38,12 @@ void row(const uint8_t* codes, const ScaleRow& scales, bool high, float tensor, 
     const int64_t count = columns - column;
     I code;
     if constexpr (pack_rows) {
-      uint8_t bytes[LANES] = {};
-      memcpy(bytes, codes + column, count >= LANES ? LANES : count);
-      code = (__builtin_convertvector(read<U8>(bytes), I) >> (high ? 4 : 0)) & 15;
+      code = (bytes_from(codes + column, count) >> (high ? 4 : 0)) & 15;
     } else {
       code = codes_of_line(codes + (FOUR_BITS ? column / 2 : column), count);
     }
-    F value = Element::value(code) * scales.at(column);
+    F value = Element::value(code);
+    if constexpr (!exact || BLOCKS != Blocks::tensor) value = value * scales.at(column);
     if constexpr (exact) {
       write_some((uint16_t*)values + column, bfloat16_of(value), count);
     } else {
@@ -53,7 +53,7 @@ void row(const uint8_t* codes, const ScaleRow& scales, bool high, float tensor, 
   }
 }
 
-// values_kind: 1 fp32, 2 bfloat16 without NVFP4's tensor scale. tensor_scale: NVFP4's.
+// values_kind: 1 fp32, 2 bfloat16 without the tensor scale. tensor_scale: NVFP4's; that of "tensor" lies in scales.
 extern "C" void metis_decode(const uint8_t* codes, const void* scales_, const float* tensor_scale, int64_t outer, int64_t n,
                              int64_t inner, int pack_rows, int values_kind, void* values, int threads) {
   const Stored* scales = (const Stored*)scales_;
@@ -61,8 +61,7 @@ extern "C" void metis_decode(const uint8_t* codes, const void* scales_, const fl
   const bool by_rows = FOUR_BITS && (BLOCKS == Blocks::square ? pack_rows != 0 : !line);
   const int64_t columns = line ? n : inner, rows = line ? outer : outer * n, height = line ? 1 : n;
   const float tensor = SCALE == ScaleFormat::e4m3 ? *tensor_scale : 1.0f;
-  const int64_t most = rows * columns / MIN_ELEMENTS;
-  if (threads > most) threads = most < 1 ? 1 : (int)most;
+  threads = threads_for(rows * columns, threads);
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
   for (int64_t r = 0; r < rows; r++) {
     const int64_t o = r / height, i = r % height;
