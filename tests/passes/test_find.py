@@ -287,7 +287,7 @@ def test_products_of_nested_graphs_are_listed_and_left() -> None:
             def region(x: Tensor) -> Tensor:
                 return torch.relu(self.a(x))
 
-            return region(x)
+            return region(region(x))
 
     for model, least in ((Branches(), 4), (Region(), 3)):
         found = sites_of(capture_graphs(model, torch.randn(16, 16, requires_grad=True), policy=EVERYTHING))
