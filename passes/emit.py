@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import getitem
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
 from metis_compile.compat import detect_fake_mode
+from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.noise import SEED_BITS
+from metis_compile.ops import DEQUANTIZE, QUANTIZE
 
 aten = torch.ops.aten
 # what a new node takes over from the node it stands for; `val` is its own
@@ -86,6 +89,12 @@ class Emitter:
         if node.meta["val"].dtype == dtype:
             return node
         return self.call(torch.ops.prims.convert_element_type.default, (node, dtype), name=f"{node.name}_cast")
+
+    def fake_quantize(self, node: fx.Node, spec: QuantSpec, axis: int) -> fx.Node:
+        """`node` quantized to nearest and back, float32."""
+        quantized = self.call(QUANTIZE, (node, str(spec), axis), name=f"{node.name}_quantized")
+        parts = [self.call(getitem, (quantized, i)) for i in range(len(quantized.meta["val"]))]
+        return self.call(DEQUANTIZE, (parts, str(spec), axis, self.size(node, axis)), name=f"{node.name}_dequantized")
 
     def size(self, node: fx.Node, axis: int) -> int | fx.Node:
         """The size of `node` along `axis`: an int, or a node that holds the symbolic size."""

@@ -8,6 +8,7 @@ import sympy
 import torch
 
 from metis_compile.passes.sites import Site
+from metis_compile.passes.views import same, shape_of
 from metis_compile.policy import Policy, Query
 
 
@@ -30,6 +31,18 @@ def resolve(site: Site, policy: Policy) -> None:
     if all(o.decision is not None and o.decision.treatment.spec is None for o in site.operands):
         labels = dict.fromkeys(o.decision.rule for o in site.operands if o.decision is not None)
         site.reason = "high: " + "; ".join(labels)
+    elif any(o.decision is not None and o.decision.treatment.split is not None for o in site.operands):
+        site.reason = _unsplittable(site)
+
+
+def _unsplittable(site: Site) -> str | None:
+    """Why a product whose policy splits an operand can't be rewritten so, or None."""
+    if not same(site.batch, 1):
+        return f"a split is of matrices, and this product has a batch of {site.batch}"
+    shapes = [tuple(shape_of(o.base)) for o in site.operands]
+    if any(len(shape) != 2 for shape in shapes):
+        return f"a split is of matrices, and the operands have the shapes {shapes}"
+    return None
 
 
 class _Guard:
