@@ -14,6 +14,7 @@ import metis_compile
 from metis_compile.captured import RecordingPartitioner, active_captures
 from metis_compile.compat import (
     CustomGraphPass,
+    bf16_gemm,
     compile_fx,
     dynamo_source,
     inductor_config,
@@ -66,7 +67,8 @@ def compile_graph(
         patches["force_disable_caches"] = True
         inner = patches.get("custom_partitioner_fn", inductor_config.custom_partitioner_fn)
         patches["custom_partitioner_fn"] = RecordingPartitioner(records, inner)
-    return compile_fx(gm, example_inputs, config_patches=patches, **compile_fx_kwargs)
+    compiled: Any = compile_fx(gm, example_inputs, config_patches=patches, **compile_fx_kwargs)
+    return compiled
 
 
 def graph_inputs(gm: fx.GraphModule) -> GraphInputs:
@@ -103,7 +105,7 @@ def _before(option: str, ours: CustomGraphPass, patches: Mapping[str, Any]) -> C
 def _uuid(gm: fx.GraphModule, config: Config, inputs: GraphInputs) -> str:
     """What Inductor's cache key lacks: our version and sources, the policy, and what the rules may look at."""
     text = [metis_compile.__version__, sources_digest(), config.policy.digest(), config.on_error]
-    text += [f"cpu_kernels={config.cpu_kernels}"]
+    text += [f"cpu_kernels={config.cpu_kernels} bf16_gemm={bf16_gemm() is not None}"]
     text += [f"{i}={name}" for i, name in sorted(inputs.parameters.items())]
     text += [str(sorted(inputs.buffers))]
     for node in gm.graph.nodes:

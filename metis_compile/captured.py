@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from operator import getitem
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import fx
@@ -46,19 +47,35 @@ class CapturedGraph:
         """Bytes that forward keeps for backward, parameters not counted."""
         return sum(t.nbytes for t in self.saved if not t.is_parameter)
 
+    def listing(self, stage: Literal["joint_before", "joint_after", "forward", "backward"] = "joint_after") -> str:
+        """The graph to read, or to compare with a golden: a line `name = op(arguments)` per call.
+
+        The parts between a quantization and what decodes it are left out.
+        """
+        gm = getattr(self, stage)
+        if gm is None:
+            raise ValueError(f"metis: there is no {stage} graph: nothing needed a gradient when this was compiled")
+        return "\n".join(_line(n) for n in gm.graph.nodes if n.op == "call_function" and n.target is not getitem)
+
 
 class Record:
     """Fills one `CapturedGraph` while a graph is compiled."""
 
     def __init__(self, graph: CapturedGraph) -> None:
         self.graph = graph
+        self._nested: list[Site] = []
+
+    def nested(self, sites: list[Site]) -> None:
+        """Products inside an operator's body; the same body may be visited more than once."""
+        known = {(s.source, s.module, s.gemm) for s in self._nested}
+        self._nested += [s for s in sites if (s.source, s.module, s.gemm) not in known]
 
     def before(self, graph: fx.Graph) -> None:
         self.graph.joint_before = _copy(graph)
 
     def after(self, graph: fx.Graph, sites: list[Site], parameters: dict[str, str]) -> None:
         self.graph.joint_after = self.graph.forward = _copy(graph)
-        self.graph.sites, self.graph.parameters = sites, parameters
+        self.graph.sites, self.graph.parameters = [*sites, *self._nested], parameters
 
     def parted(self, forward: fx.GraphModule, backward: fx.GraphModule, outputs: int) -> None:
         self.graph.forward, self.graph.backward = _copy(forward.graph), _copy(backward.graph)
@@ -125,6 +142,21 @@ class RecordingPartitioner(CustomPartitionerFn):
 
     def __deepcopy__(self, memo: Any) -> Any:
         return self  # Inductor copies its config to describe it; the graphs we hold can't be copied
+
+
+def _line(node: Any) -> str:
+    arguments = [_argument(a) for a in node.args]
+    target = getattr(node.target, "_overloadpacket", node.target)
+    return f"{node.name} = {getattr(target, '__name__', target)}({', '.join(arguments)})"
+
+
+def _argument(argument: Any) -> str:
+    """A list of all parts of one quantization is that quantization."""
+    if isinstance(argument, (list, tuple)):
+        sources = {a.args[0] for a in argument if isinstance(a, fx.Node) and a.target is getitem}
+        if len(sources) == 1 and len(argument) > 1:
+            return str(sources.pop())
+    return str(argument)
 
 
 def _copy(graph: fx.Graph) -> fx.GraphModule:

@@ -13,6 +13,7 @@
 | trace_structured | 2.3 | puts graphs where `TORCH_TRACE` and tlparse find them |
 | register_lowering, TensorBox | 2.0 | how `metis::materialize` becomes a buffer |
 | make_boxed_func | 2.0 | the calling convention of a compiled graph, for one that runs eagerly |
+| ExternKernel, ExternKernelOut, FixedLayout, fallback_handler | 2.0 | CPU kernels write into buffers Inductor plans |
 | fx_graph_cse | 2.0 | traced numerics compute each thing once |
 | CppCodeCache | 2.0 | Inductor's C++ compiler, its flags and its disk cache, for the CPU kernels |
 | select_decomp_table | 2.0 | Inductor's decompositions, for traced numerics |
@@ -21,6 +22,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,8 +41,9 @@ from torch._inductor.codecache import CppCodeCache
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn
 from torch._inductor.decomposition import select_decomp_table
-from torch._inductor.ir import TensorBox
-from torch._inductor.lowering import register_lowering
+from torch._inductor.ir import ExternKernel, ExternKernelOut, FixedLayout, TensorBox
+from torch._inductor.lowering import fallback_handler, register_lowering
+from torch._inductor.virtualized import V
 from torch._logging import trace_structured
 from torch._ops import OpOverload
 
@@ -45,13 +51,19 @@ __all__ = [
     "CppCodeCache",
     "CustomGraphPass",
     "CustomPartitionerFn",
+    "ExternKernel",
+    "ExternKernelOut",
+    "FixedLayout",
     "OpOverload",
     "TensorBox",
+    "bf16_gemm",
     "compile_fx",
     "detect_fake_mode",
     "dynamo_source",
     "enable_python_dispatcher",
+    "fallback_handler",
     "fx_graph_cse",
+    "graph_being_lowered",
     "inductor_config",
     "is_buffer_input",
     "is_parameter_input",
@@ -88,3 +100,28 @@ def is_buffer_input(node: fx.Node) -> bool:
 def size_hint(size: Any) -> int:
     """The value that a symbolic size had when the graph was captured."""
     return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+
+
+@cache
+def bf16_gemm() -> Any:
+    """MKL's `cblas_gemm_bf16bf16f32`, which torch's x86 builds carry, as ctypes calls it; None where it is absent.
+
+    torch has no CPU product of bfloat16 matrices into float32. None also on CPUs whose bfloat16 instructions (AMX,
+    AVX512_BF16) don't make it worth while.
+    """
+    if platform.machine() not in ("x86_64", "AMD64") or not (
+        torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    ):
+        return None
+    libraries = sorted((Path(torch.__file__).parent / "lib").glob("*torch_cpu.*"))
+    gemm = getattr(ctypes.CDLL(str(libraries[0])), "cblas_gemm_bf16bf16f32", None) if libraries else None
+    if gemm is not None:
+        size, pointer, real = ctypes.c_int, ctypes.c_void_p, ctypes.c_float
+        gemm.argtypes = [size] * 6 + [real, pointer, size, pointer, size, real, pointer, size]
+        gemm.restype = None
+    return gemm
+
+
+def graph_being_lowered() -> Any:
+    """The GraphLowering that Inductor is at work on."""
+    return V.graph

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from collections import Counter
@@ -19,8 +20,6 @@ from metis_compile.captured import CapturedGraph, SavedTensor, capture
 from metis_compile.policy import Policy
 
 if TYPE_CHECKING:
-    import os
-
     from rich.console import Console, ConsoleOptions, RenderResult
 
     from metis_compile.passes.sites import Operand, Site
@@ -58,6 +57,17 @@ class Explanation:
     graphs: int
     saved_bytes: int  # all that forward keeps for backward, parameters not counted
 
+    def site(self, module: str, gemm: str = "fprop", *, op: str | None = None) -> ExplainedSite:
+        """The one product of this module and GEMM role (and op). Raises LookupError naming what there is."""
+        found = [s for s in self.sites if s.module == module and s.gemm == gemm and op in (None, s.op)]
+        if len(found) == 1:
+            return found[0]
+        there = sorted({f"{s.module or '<model>'} {s.gemm} {s.op}" for s in self.sites})
+        number = "no product" if not found else f"{len(found)} products"
+        raise LookupError(
+            f"metis: {number} for {module!r} {gemm}{f' {op}' if op else ''}; there are {', '.join(there)}"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""
         return asdict(self)
@@ -66,14 +76,15 @@ class Explanation:
         from rich.console import Console
 
         text = StringIO()
-        width = 200 if not sys.stdout.isatty() else None
-        Console(file=text, width=width).print(self)
+        known = sys.stdout.isatty() or "COLUMNS" in os.environ
+        Console(file=text, width=None if known else 150).print(self)
         return text.getvalue().rstrip()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
-        table = Table(title=f"policy {self.policy}: {self._counts()}", title_justify="left")
+        table = Table(box=SIMPLE_HEAD, title=f"policy {self.policy}: {self._counts()}", title_justify="left")
         for name in ("module", "source", "gemm", "m x n x k", "operands", "rule, or why it was left", "saved"):
             table.add_column(name, overflow="fold")
         for site in self.sites:

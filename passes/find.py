@@ -336,8 +336,9 @@ def clean_path(path: str) -> str:
 
 def _source_line(node: fx.Node) -> str:
     found = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    found = [frame for frame in found if not frame[0].endswith("metis_compile/explanation.py")]
     if not found:
-        return "?"
+        return ""  # a module whose caller Dynamo did not trace, such as the root itself
     file, line = found[-1]
     return f"{file.rsplit('/', 1)[-1]}:{line}"
 

@@ -3,6 +3,10 @@
 The kernels are byte for byte what `metis_compile.numerics` defines; the aten ops are traced from it, so they can't
 drift. A quantization whose codes are only decoded again in the same graph never packs them: the values are made from
 the unquantized tensor, with the same bits.
+
+On CPUs with bfloat16 instructions a product whose two operands are exact in bfloat16 up to their tensor scales (E2M1
+times E4M3 or E8M0) is done on these, summed in float32, and multiplied by the tensor scales: the same to summation
+order, and several times faster than float32.
 """
 
 from __future__ import annotations
@@ -15,14 +19,20 @@ import torch
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from metis_compile.compat import enable_python_dispatcher, fx_graph_cse, select_decomp_table
+from metis_compile.compat import bf16_gemm, enable_python_dispatcher, fx_graph_cse, select_decomp_table
+from metis_compile.kernels.cpu.calls import is_exact, tensor_target
 from metis_compile.kernels.cpu.compile import INPUTS
-from metis_compile.kernels.cpu.ops import CPU_DECODE, CPU_QUANTIZE
+from metis_compile.kernels.cpu.inductor import register_cpu_lowerings
+from metis_compile.kernels.cpu.ops import CPU_DECODE, CPU_PARTS, CPU_PRODUCT, CPU_TENSOR_SCALE, CPU_VALUES
 from metis_compile.kernels.materialize import register_materialize
 from metis_compile.numerics import QuantSpec, decode, encode, fake_quantize, materializing, uniform_noise
 from metis_compile.numerics.noise import stream_seed
 from metis_compile.ops import DEQUANTIZE, MATERIALIZE, QUANTIZE
 from metis_compile.passes.emit import Emitter
+from metis_compile.passes.find import PRODUCTS
+from metis_compile.passes.views import strip_views
+
+aten = torch.ops.aten
 
 
 def lower(graph: fx.Graph, *, cpu_kernels: bool = True) -> int:
@@ -33,8 +43,12 @@ def lower(graph: fx.Graph, *, cpu_kernels: bool = True) -> int:
     nodes = [n for n in graph.nodes if n.target is QUANTIZE or n.target is DEQUANTIZE]
     if not nodes:
         return 0
-    register_materialize()
     lowering = _Lowering(graph, cpu_kernels)
+    register_materialize()
+    if cpu_kernels:
+        register_cpu_lowerings()
+        if bf16_gemm() is not None:
+            lowering.exact_products()
     for node in nodes:
         if node.target is QUANTIZE:
             lowering.quantize(node)
@@ -46,20 +60,62 @@ def lower(graph: fx.Graph, *, cpu_kernels: bool = True) -> int:
 
 class _Lowering:
     def __init__(self, graph: fx.Graph, cpu_kernels: bool) -> None:
+        self.graph = graph
         self.emitter = Emitter(graph)
         self.cpu_kernels = cpu_kernels
         self.templates: dict[Any, fx.GraphModule] = {}
+        self._exact: dict[fx.Node, fx.Node] = {}
+        self._tensor_scales: dict[Any, list[fx.Node]] = {}
+
+    def exact_products(self) -> None:
+        """Replaces the products that two exact operands feed."""
+        for node in list(self.graph.nodes):
+            if node.target not in PRODUCTS or any(v != 1 for v in node.kwargs.values()):
+                continue
+            sides = [node.args[i] for i in PRODUCTS[node.target]]
+            stripped = [strip_views(s, s.meta["val"].dim() + axis) for s, axis in zip(sides, (-1, -2), strict=True)]
+            if all(self._is_exact(base) for base, _, _ in stripped):
+                self._exact_product(node, [(base, views) for base, _, views in stripped])
+
+    def _is_exact(self, base: fx.Node) -> bool:
+        return (
+            base.target is DEQUANTIZE
+            and all(p.meta["val"].device.type == "cpu" for p in base.args[0])  # type: ignore[union-attr]
+            and is_exact(QuantSpec.parse(str(base.args[1])))
+        )
+
+    def _exact_product(self, node: fx.Node, sides: list[tuple[fx.Node, Sequence[fx.Node]]]) -> None:
+        operands, decs = [], []
+        for base, views in sides:
+            parts, text, axis, length = base.args
+            if base not in self._exact:
+                with self.emitter.at(base, like=base):
+                    args = (parts, text, axis, length, True)
+                    self._exact[base] = self.emitter.call(CPU_DECODE, args, name=f"{base.name}_exact")
+            value = self._exact[base]
+            with self.emitter.at(node, like=node):
+                for view in views:
+                    value = self.emitter.call(view.target, (value, *view.args[1:]), view.kwargs)  # type: ignore[arg-type]
+            operands.append(value)
+            if tensor_target(QuantSpec.parse(str(text))) is not None:
+                decs.append(parts[-1])  # type: ignore[index]
+        with self.emitter.at(node, like=node):
+            product = self.emitter.call(CPU_PRODUCT, (*operands, decs), name=f"{node.name}_exact")
+            if node.target in (aten.addmm.default, aten.baddbmm.default):
+                product = self.emitter.call(aten.add.Tensor, (product, node.args[0]))
+        node.replace_all_uses_with(product)
+        self.graph.erase_node(node)
 
     def quantize(self, node: fx.Node) -> None:
         """Emits the parts that leave the graph, and the values for each dequantize of the parts in this graph."""
-        x = node.args[0]
         parts = [u for u in node.users if u.target is operator.getitem]
-        decoders = {u for p in parts for u in p.users if _decodes(u, node)}
+        kernel = self._has_kernel(node.args[0])
+        decoders = {u for p in parts for u in p.users if _decodes(u, node) and (kernel or u.target is DEQUANTIZE)}
         stored = [p for p in parts if any(u not in decoders for u in p.users)]
-        if self._has_kernel(x):
-            results = self._call_kernel(node, bool(decoders), stored)
-        else:
-            results = self._trace_numerics(node, bool(decoders), stored)
+        if kernel:
+            self._call_kernels(node, decoders, stored)
+            return
+        results = self._trace_numerics(node, bool(decoders), stored)
         for part, result in zip(stored, results, strict=False):
             part.replace_all_uses_with(result, delete_user_cb=lambda u: u not in decoders)
         for decoder in decoders:
@@ -69,15 +125,36 @@ class _Lowering:
         value = x.meta["val"]
         return self.cpu_kernels and value.device.type == "cpu" and value.dtype in INPUTS
 
-    def _call_kernel(self, node: fx.Node, values: bool, stored: list[fx.Node]) -> list[fx.Node]:
-        """The `stored` parts and then the values, from one call."""
+    def _call_kernels(self, node: fx.Node, decoders: set[fx.Node], stored: list[fx.Node]) -> None:
         x, text, axis = node.args[:3]
         seed, stream = (*node.args[3:], None, 0)[:2]
+        spec = QuantSpec.parse(str(text))
         with self.emitter.at(node, like=node):
-            args = (x, text, axis, seed, stream, values, bool(stored))
-            made = self.emitter.call(CPU_QUANTIZE, args, name=f"{node.name}_kernel")
-            indices = [values + int(p.args[1]) for p in stored] + [0] * values  # type: ignore[arg-type]
-            return [self.emitter.call(operator.getitem, (made, i)) for i in indices]
+            tensor_scale = self._tensor_scale(x, tensor_target(spec))
+            given = [*tensor_scale, *([] if seed is None else [seed])]
+            for exact in (False, True):
+                users = [d for d in decoders if (d.target is CPU_DECODE) == exact]
+                if users:
+                    args = (x, given, text, axis, stream, exact)
+                    values = self.emitter.call(CPU_VALUES, args, name=f"{users[0].name}_values")
+                    for user in users:
+                        user.replace_all_uses_with(values)
+            results: dict[int, fx.Node] = dict(enumerate(tensor_scale[1:], len(node.meta["val"]) - 1))
+            if any(p.args[1] not in results for p in stored):
+                made = self.emitter.call(CPU_PARTS, (x, given, text, axis, stream), name=f"{node.name}_parts")
+                for i in range(len(made.meta["val"])):
+                    results[i] = self.emitter.call(operator.getitem, (made, i))
+        for part in stored:
+            part.replace_all_uses_with(results[part.args[1]], delete_user_cb=lambda u: u not in decoders)  # type: ignore[index]
+
+    def _tensor_scale(self, x: Any, target: float | None) -> list[fx.Node]:
+        """[enc, dec] of x, made once for all that quantize x; nothing where the format has no tensor scale."""
+        if target is None:
+            return []
+        if (x, target) not in self._tensor_scales:
+            made = self.emitter.call(CPU_TENSOR_SCALE, (x, target), name=f"{x.name}_tensor_scale")
+            self._tensor_scales[x, target] = [self.emitter.call(operator.getitem, (made, i)) for i in range(2)]
+        return self._tensor_scales[x, target]
 
     def _trace_numerics(self, node: fx.Node, decoded: bool, stored: list[fx.Node]) -> list[fx.Node]:
         """The `stored` parts and then the values, as aten ops."""
@@ -86,7 +163,7 @@ class _Lowering:
         spec = QuantSpec.parse(str(text))
 
         def run(x: torch.Tensor, *seed: torch.Tensor) -> list[torch.Tensor]:
-            noise = uniform_noise(*seed, 0, x.shape) if seed else None  # type: ignore[misc]
+            noise = uniform_noise(seed[0], 0, x.shape) if seed else None
             kept = encode(x, spec, axis, noise) if stored else []  # type: ignore[arg-type]
             values = [fake_quantize(x, spec, axis, noise)] if decoded else []  # type: ignore[arg-type]
             return [kept[int(p.args[1])] for p in stored] + values  # type: ignore[arg-type]
@@ -104,7 +181,7 @@ class _Lowering:
         parts, text, axis, length = node.args
         if self.cpu_kernels and all(p.meta["val"].device.type == "cpu" for p in parts):  # type: ignore[union-attr]
             with self.emitter.at(node, like=node):
-                values = self.emitter.call(CPU_DECODE, (parts, text, axis, length), name=f"{node.name}_kernel")
+                values = self.emitter.call(CPU_DECODE, (parts, text, axis, length, False), name=f"{node.name}_kernel")
             node.replace_all_uses_with(values)
             return
         spec = QuantSpec.parse(str(text))
@@ -153,10 +230,10 @@ class _Lowering:
 
 def _decodes(user: fx.Node, quantized: fx.Node) -> bool:
     """Whether `user` decodes exactly the parts of `quantized`, all in this graph."""
-    return user.target is DEQUANTIZE and all(
-        p.target is operator.getitem and p.args[0] is quantized
-        for p in user.args[0]  # type: ignore[union-attr]
-    )
+    if user.target not in (DEQUANTIZE, CPU_DECODE):
+        return False
+    parts: Any = user.args[0]
+    return all(p.target is operator.getitem and p.args[0] is quantized for p in parts)
 
 
 def _is_symbolic(value: Any) -> bool:

@@ -52,6 +52,23 @@ def run_pipeline(graph: fx.Graph, config: Config, inputs: GraphInputs) -> list[S
     return sites
 
 
+def is_nested(graph: fx.Graph) -> bool:
+    """Whether this is the body of an operator such as torch.cond, which Inductor's passes visit by itself.
+
+    AOTAutograd describes the inputs of the outermost graph (`desc`), and of no other.
+    """
+    inputs = graph.find_nodes(op="placeholder")
+    return bool(inputs) and not any("desc" in node.meta for node in inputs)
+
+
+def leave_nested(graph: fx.Graph) -> list[Site]:
+    """The products of a nested graph, all left alone: what their operands are can't be told from inside it."""
+    sites = find_sites(graph, GraphInputs(parameters={})).sites
+    for site in sites:
+        site.reason = "inside a nested graph (torch.cond, nested_compile_region, ...)"
+    return sites
+
+
 def _rewrite(rewriter: Rewriter, site: Site, config: Config) -> None:
     try:
         rewriter.rewrite(site)
@@ -81,6 +98,10 @@ class JointPass(CustomGraphPass):
         self.config, self.inputs, self.key, self.records = config, inputs, key, records
 
     def __call__(self, graph: fx.Graph) -> None:
+        if is_nested(graph):
+            for record in self.records:
+                record.nested(leave_nested(graph))
+            return
         for record in self.records:
             record.before(graph)
         _trace("metis_joint_before", graph)

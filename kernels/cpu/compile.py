@@ -23,7 +23,8 @@ _BLOCKS = {"row": ("row", 1), "tensor": ("tensor", 1), "16x16": ("square", 16), 
 _GUARDS = {None: "none", "none": "none", "round_up": "round_up", "17/16": "seventeen_sixteenths"}
 _I64, _INT, _PTR = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
 _SIGNATURES = {
-    "quantize": [_PTR, _I64, _I64, _I64, _INT, _INT, _PTR, _PTR, _PTR, _PTR, _PTR, _I64, _INT],
+    "tensor_scale": [_PTR, _I64, ctypes.c_float, _PTR, _PTR, _INT],
+    "quantize": [_PTR, _I64, _I64, _I64, _INT, _INT, _PTR, _PTR, _PTR, _PTR, _PTR, _PTR, _I64, _INT],
     "decode": [_PTR, _PTR, _PTR, _I64, _I64, _I64, _INT, _INT, _PTR, _INT],
 }
 
@@ -33,8 +34,10 @@ class KernelBuildError(RuntimeError):
 
 
 @cache
-def load(kernel: str, spec: QuantSpec, dtype: torch.dtype) -> Any:
-    """The C function of `kernel` ("quantize" or "decode") for this spec and input dtype, as ctypes calls it.
+def load(kernel: str, spec: QuantSpec | None, dtype: torch.dtype) -> Any:
+    """The C function of `kernel` for this spec and input dtype, as ctypes calls it.
+
+    kernel: "quantize", "decode", or "tensor_scale", which has no spec.
 
     Raises KernelBuildError, with the compiler's output, where it can't be built.
     """
@@ -43,7 +46,7 @@ def load(kernel: str, spec: QuantSpec, dtype: torch.dtype) -> Any:
     except Exception as error:
         output = getattr(error, "output", "")
         raise KernelBuildError(
-            f"metis: can't build the CPU kernel that {kernel}s {spec} from {dtype}: {type(error).__name__}: {error}\n"
+            f"metis: can't build the CPU kernel {kernel} ({spec}, {dtype}): {type(error).__name__}: {error}\n"
             f"{output}\n"
             'A C++20 compiler is needed (set CXX to choose one); options={"cpu_kernels": False} does without.'
         ) from error
@@ -53,13 +56,14 @@ def load(kernel: str, spec: QuantSpec, dtype: torch.dtype) -> Any:
     return function
 
 
-def source(kernel: str, spec: QuantSpec, dtype: torch.dtype) -> str:
+def source(kernel: str, spec: QuantSpec | None, dtype: torch.dtype) -> str:
     """The C++ text that is compiled: the spec as macros, then the file with its headers in place."""
-    macros = "".join(f"#define METIS_{name} {value}\n" for name, value in _constants(spec, dtype).items())
-    return f"// {spec}, {dtype}\n{macros}{_inlined(f'{kernel}.cpp', set())}"
+    constants = {"INPUT": INPUTS[dtype], **(_constants(spec) if spec is not None else {})}
+    macros = "".join(f"#define METIS_{name} {value}\n" for name, value in constants.items())
+    return f"// {spec}, {dtype}\n{macros}{inlined(f'{kernel}.cpp')}"
 
 
-def _constants(spec: QuantSpec, dtype: torch.dtype) -> dict[str, Any]:
+def _constants(spec: QuantSpec) -> dict[str, Any]:
     element = spec.element
     kind, size = _BLOCKS.get(spec.block) or ("line", BLOCK_ELEMENTS[spec.block])
     return {
@@ -73,7 +77,6 @@ def _constants(spec: QuantSpec, dtype: torch.dtype) -> dict[str, Any]:
         "STOCHASTIC": str(spec.stochastic).lower(),
         "GUARD": _GUARDS[spec.guard],
         "E8M0_CARRY": _e8m0_carry(spec),
-        "INPUT": INPUTS[dtype],
     }
 
 
@@ -87,12 +90,13 @@ def _e8m0_carry(spec: QuantSpec) -> int:
     return 2 ** (22 - element.mantissa_bits) if spec.scale_mode == "even" else 0
 
 
-def _inlined(name: str, seen: set[str]) -> str:
-    """The file with each of our own headers put where it is first included."""
+def inlined(name: str, seen: set[str] | None = None) -> str:
+    """The file of this name with each of our own headers put where it is first included."""
+    seen = set() if seen is None else seen
     seen.add(name)
 
     def header(match: re.Match[str]) -> str:
-        return "" if match[1] in seen else _inlined(match[1], seen)
+        return "" if match[1] in seen else inlined(match[1], seen)
 
     text = (FOLDER / name).read_text().replace("#pragma once\n", "")
     return re.sub(r'^#include "([\w.]+)"\n', header, text, flags=re.MULTILINE)

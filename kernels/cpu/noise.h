@@ -10,8 +10,9 @@ INLINE U mix(U x) {
 
 // fp32 in [0, 1) of 16 consecutive row-major positions.
 INLINE F noise_at(uint64_t key, uint64_t position) {
-  const U low = lane_numbers() + (uint32_t)position;
-  const U high = (uint32_t)(position >> 32) - (U)(low < (uint32_t)position);  // a lane that wrapped is 2^32 further
-  const U bits = mix(low ^ (uint32_t)key) + (uint32_t)(key >> 32) + high * 0x85EBCA6Bu;
+  const uint32_t low = (uint32_t)position, high = (uint32_t)(position >> 32);
+  U bits = mix((lane_numbers() + low) ^ (uint32_t)key) + ((uint32_t)(key >> 32) + high * 0x85EBCA6Bu);
+  if (__builtin_expect(low > UINT32_MAX - LANES, 0))  // a lane that wraps around is 2^32 further
+    bits += (U)(lane_numbers() + low < low) & 0x85EBCA6Bu;
   return __builtin_convertvector((I)(mix(bits) >> 8), F) * 0x1p-24f;
 }

@@ -1,96 +1,73 @@
-"""Quantization on the CPU as two operators over C++ kernels, byte for byte what `metis_compile.numerics` defines.
+"""Quantization and products on the CPU as operators, over the C++ kernels that `calls` runs.
 
-`metis::cpu_quantize(x, spec, axis, seed, stream, values, parts) -> Tensor[]`: the values of `fake_quantize` (float32)
-where `values`, then the parts of `encode` where `parts`. `metis::cpu_decode(parts, spec, axis, length) -> Tensor`.
-Outputs are contiguous and alias nothing. Defined on `torch.library.Library`, whose calls cost less than custom_op's.
+    cpu_tensor_scale(x, target) -> (enc, dec)                   the scale of a whole tensor, shared by what reads x
+    cpu_values(x, given, spec, axis, stream, exact) -> values   float32, or exact: bfloat16 without the tensor scale
+    cpu_parts(x, given, spec, axis, stream) -> [codes, block_scales?]
+    cpu_decode(parts, spec, axis, length, exact) -> values
+    cpu_product(a, b, decs) -> float32                          of exact values
+
+given: [enc, dec] where the format has a tensor scale, then the seed where rounding is stochastic. Outputs are
+contiguous and alias nothing. Byte for byte what `metis_compile.numerics` defines; a product, to summation order.
+Defined on `torch.library.Library`, whose calls cost less than custom_op's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metis_compile.kernels.cpu.compile import INPUTS, load
-from metis_compile.numerics import QuantSpec, encode, fake_quantize, uniform_noise
+from metis_compile.compat import OpOverload
+from metis_compile.kernels.cpu import calls
+from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.blocks import BlockLayout, normalize_axis
 
-__all__ = ["CPU_DECODE", "CPU_QUANTIZE", "cpu_decode", "cpu_quantize"]
+__all__ = ["CPU_DECODE", "CPU_PARTS", "CPU_PRODUCT", "CPU_TENSOR_SCALE", "CPU_VALUES"]
 
-_FULL = 1  # the kind of values: float32
 _library = torch.library.Library("metis", "FRAGMENT")
-_tags = (torch.Tag.needs_contiguous_strides, torch.Tag.pt2_compliant_tag)
-_library.define(
-    "cpu_quantize(Tensor x, str spec, int axis, Tensor? seed, int stream, bool values, bool parts) -> Tensor[]",
-    tags=_tags,
-)
-_library.define("cpu_decode(Tensor[] parts, str spec, int axis, SymInt length) -> Tensor", tags=_tags)
-
-_parse = cache(QuantSpec.parse)
 
 
-def cpu_quantize(
-    x: Tensor, spec: str, axis: int, seed: Tensor | None, stream: int, values: bool, parts: bool
-) -> list[Tensor]:
-    """[values] where `values`, then the parts where `parts`; x is float32, bfloat16 or float16, of any strides.
-
-    seed, stream: of stochastic rounding, see `metis_compile.numerics.uniform_noise`. Raises KernelBuildError where the
-    C++ compiler fails, and what `metis_compile.numerics.encode` raises.
-    """
-    parsed = _parse(spec)
-    if (seed is not None) != parsed.stochastic:
-        raise ValueError(f"a seed must be given for stochastic rounding and for no other, got {seed} for {spec!r}")
-    if x.dtype not in INPUTS:
-        raise TypeError(f"x must be float32, bfloat16 or float16, got {x.dtype}")
-    if x.numel() == 0:
-        return _of_nothing(x, parsed, axis, seed, values, parts)
-    x = x.contiguous()
-    results = _outputs(x, parsed, axis, values, parts)
-    pointers = [t.data_ptr() for t in results]
-    value = pointers.pop(0) if values else None
-    codes, block_scales, tensor_scale = _three(parsed, pointers) if parts else (None, None, None)
-    outer, n, inner, pack_rows = _dimensions(parsed, x.shape, axis)
-    kernel = load("quantize", parsed, x.dtype)
-    kernel(
-        x.data_ptr(), outer, n, inner, pack_rows, _FULL if values else 0, value, codes, block_scales, tensor_scale,
-        None if seed is None else seed.data_ptr(), stream, torch.get_num_threads(),
-    )  # fmt: skip
-    return results
+def _define(schema: str, *tags: torch.Tag) -> None:
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
 
 
-def cpu_decode(parts: list[Tensor], spec: str, axis: int, length: int) -> Tensor:
-    """The float32 values that `parts` hold, `length` of them along `axis`."""
-    parsed = _parse(spec)
-    parts = [part.contiguous() for part in parts]
-    result = _decoded(parts, parsed, axis, length)
-    if result.numel() > 0:
-        codes, block_scales, tensor_scale = _three(parsed, [part.data_ptr() for part in parts])
-        kernel = load("decode", parsed, torch.float32)
-        kernel(
-            codes, tensor_scale if block_scales is None else block_scales, tensor_scale,
-            *_dimensions(parsed, result.shape, axis), _FULL, result.data_ptr(), torch.get_num_threads(),
-        )  # fmt: skip
-    return result
+_CONTIGUOUS = torch.Tag.needs_contiguous_strides
+_define("cpu_tensor_scale(Tensor x, float target) -> (Tensor, Tensor)", _CONTIGUOUS)
+_define("cpu_values(Tensor x, Tensor[] given, str spec, int axis, int stream, bool exact) -> Tensor", _CONTIGUOUS)
+_define("cpu_parts(Tensor x, Tensor[] given, str spec, int axis, int stream) -> Tensor[]", _CONTIGUOUS)
+_define("cpu_decode(Tensor[] parts, str spec, int axis, SymInt length, bool exact) -> Tensor", _CONTIGUOUS)
+_define("cpu_product(Tensor a, Tensor b, Tensor[] decs) -> Tensor", torch.Tag.needs_fixed_stride_order)
 
 
-def _outputs(x: Tensor, spec: QuantSpec, axis: int, values: bool, parts: bool) -> list[Tensor]:
-    """Unwritten tensors for the results."""
-    results = [x.new_empty(x.shape, dtype=torch.float32)] if values else []
-    if parts:
-        codes, scales = part_shapes(spec, x.shape, axis)
-        results.append(x.new_empty(codes, dtype=torch.uint8))
-        results.append(x.new_empty(scales, dtype=spec.fmt.scale_dtype))
-        if spec.fmt.tensor_scale:
-            results.append(x.new_empty((), dtype=torch.float32))
-    return results
+def _scalars(x: Tensor, target: float) -> tuple[Tensor, Tensor]:
+    return x.new_empty((), dtype=torch.float32), x.new_empty((), dtype=torch.float32)
 
 
-def part_shapes(spec: QuantSpec, shape: Sequence[Any], axis: int) -> tuple[list[Any], list[Any]]:
-    """The shapes of the codes and of the scales behind them, of which an fp8 "tensor" has one."""
+def _values(x: Tensor, given: list[Tensor], spec: str, axis: int, stream: int, exact: bool) -> Tensor:
+    return x.new_empty(x.shape, dtype=torch.bfloat16 if exact else torch.float32)
+
+
+def _parts(x: Tensor, given: list[Tensor], spec: str, axis: int, stream: int) -> list[Tensor]:
+    parsed = calls.parse(spec)
+    codes, scales = part_shapes(parsed, x.shape, axis)
+    results = [x.new_empty(codes, dtype=torch.uint8)]
+    return results if scales is None else [*results, x.new_empty(scales, dtype=parsed.fmt.scale_dtype)]
+
+
+def _decoded(parts: list[Tensor], spec: str, axis: int, length: int, exact: bool) -> Tensor:
+    shape = list(parts[0].shape)
+    shape[normalize_axis(axis, len(shape))] = length
+    return parts[0].new_empty(shape, dtype=torch.bfloat16 if exact else torch.float32)
+
+
+def _product(a: Tensor, b: Tensor, decs: list[Tensor]) -> Tensor:
+    return a.new_empty((*a.shape[:-1], b.shape[-1]), dtype=torch.float32)
+
+
+def part_shapes(spec: QuantSpec, shape: Sequence[Any], axis: int) -> tuple[list[Any], list[Any] | None]:
+    """The shapes of the codes and of the block scales, None for what the format has not."""
     layout = BlockLayout.of(spec, len(shape), axis)
     codes, scales = list(shape), list(shape)
     if spec.element.bits == 4:
@@ -99,50 +76,58 @@ def part_shapes(spec: QuantSpec, shape: Sequence[Any], axis: int) -> tuple[list[
         scales[dim] = (shape[dim] + size - 1) // size
     if layout.row:
         scales[layout.axis] = 1
-    return codes, [] if layout.tensor else scales
+    return codes, None if layout.tensor else scales
 
 
-def _decoded(parts: Sequence[Tensor], spec: QuantSpec, axis: int, length: Any) -> Tensor:
-    shape = list(parts[0].shape)
-    shape[normalize_axis(axis, len(shape))] = length
-    return parts[0].new_empty(shape, dtype=torch.float32)
+def cpu_tensor_scale(x: Tensor, target: float) -> tuple[Tensor, Tensor]:
+    enc, dec = _scalars(x, target)
+    if x.numel() == 0:
+        return enc.fill_(1), dec.fill_(1)
+    calls.tensor_scale(x, target, enc, dec)
+    return enc, dec
 
 
-def _three(spec: QuantSpec, parts: list[int]) -> tuple[int, int | None, int | None]:
-    """(codes, block scales, tensor scale), None for what the format has not."""
-    if len(parts) == 3:
-        return parts[0], parts[1], parts[2]
-    return (parts[0], None, parts[1]) if spec.block == "tensor" else (parts[0], parts[1], None)
+def cpu_values(x: Tensor, given: list[Tensor], spec: str, axis: int, stream: int, exact: bool) -> Tensor:
+    _check_given(given, spec)
+    if exact and not calls.is_exact(calls.parse(spec)):
+        raise ValueError(f"bfloat16 can't hold the values of {spec!r} exactly")
+    out = _values(x, given, spec, axis, stream, exact)
+    return calls.values(x, *given, spec=spec, axis=axis, stream=stream, out=out)
 
 
-def _dimensions(spec: QuantSpec, shape: Sequence[int], axis: int) -> tuple[int, int, int, bool]:
-    """[outer, n, inner] of a contiguous tensor, and whether codes are packed along n where blocks are square."""
-    layout = BlockLayout.of(spec, len(shape), axis)
-    if len(layout.tiles) == 2:
-        return prod(shape[:-2]), shape[-2], shape[-1], layout.axis == len(shape) - 2
-    return prod(shape[: layout.axis]), shape[layout.axis], prod(shape[layout.axis + 1 :]), False
+def cpu_parts(x: Tensor, given: list[Tensor], spec: str, axis: int, stream: int) -> list[Tensor]:
+    _check_given(given, spec)
+    codes, *scales = _parts(x, given, spec, axis, stream)
+    block_scales = scales[0] if scales else None
+    calls.parts(x, *given, spec=spec, axis=axis, stream=stream, codes=codes, block_scales=block_scales)
+    return [codes, *scales]
 
 
-def _of_nothing(x: Tensor, spec: QuantSpec, axis: int, seed: Tensor | None, values: bool, parts: bool) -> list[Tensor]:
-    noise = None if seed is None else uniform_noise(seed, 0, x.shape)
-    results = [fake_quantize(x, spec, axis, noise)] if values else []
-    results += encode(x, spec, axis, noise) if parts else []
-    return [result.clone(memory_format=torch.contiguous_format) for result in results]
+def cpu_decode(parts: list[Tensor], spec: str, axis: int, length: int, exact: bool) -> Tensor:
+    return calls.decode(*parts, spec=spec, axis=axis, out=_decoded(parts, spec, axis, length, exact))
 
 
-_library.impl("cpu_quantize", cpu_quantize, "CPU")
-_library.impl("cpu_decode", cpu_decode, "CPU")
+def cpu_product(a: Tensor, b: Tensor, decs: list[Tensor]) -> Tensor:
+    return calls.product(a, b, *decs, out=_product(a, b, decs))
 
 
-@torch.library.register_fake("metis::cpu_quantize", lib=_library)
-def _(x: Tensor, spec: str, axis: int, seed: Tensor | None, stream: int, values: bool, parts: bool) -> list[Tensor]:
-    return _outputs(x, _parse(spec), axis, values, parts)
+def _check_given(given: list[Tensor], spec: str) -> None:
+    parsed = calls.parse(spec)
+    expected = 2 * (calls.tensor_target(parsed) is not None) + parsed.stochastic
+    if len(given) != expected:
+        raise ValueError(
+            f"{spec!r} takes {expected} tensors: [enc, dec] of a tensor scale, then a seed; got {len(given)}"
+        )
 
 
-@torch.library.register_fake("metis::cpu_decode", lib=_library)
-def _(parts: list[Tensor], spec: str, axis: int, length: int) -> Tensor:
-    return _decoded(parts, _parse(spec), axis, length)
+def _register(name: str, run: Any, fake: Any) -> OpOverload:
+    _library.impl(name, run, "CPU")
+    torch.library.register_fake(f"metis::{name}", fake, lib=_library)
+    return getattr(torch.ops.metis, name).default
 
 
-CPU_QUANTIZE = torch.ops.metis.cpu_quantize.default
-CPU_DECODE = torch.ops.metis.cpu_decode.default
+CPU_TENSOR_SCALE = _register("cpu_tensor_scale", cpu_tensor_scale, _scalars)
+CPU_VALUES = _register("cpu_values", cpu_values, _values)
+CPU_PARTS = _register("cpu_parts", cpu_parts, _parts)
+CPU_DECODE = _register("cpu_decode", cpu_decode, _decoded)
+CPU_PRODUCT = _register("cpu_product", cpu_product, _product)

@@ -4,12 +4,11 @@
 // tile [n, inner], and `pack_rows` says which of the two axes E2M1 codes are packed along. Work is cut into units:
 // a row, a row of blocks, or a strip of columns. A unit reads its elements once for the blocks' largest magnitudes
 // and again, from cache, to round them.
-#include <omp.h>
-
 #include "noise.h"
 #include "scales.h"
+#include "threads.h"
 
-enum Values { none, full, exact };  // fp32; or without NVFP4's tensor scale, which is exact in bfloat16
+enum Values { none, full, exact };  // fp32; or without the tensor scale, which bfloat16 holds exactly
 
 struct Job {
   const Input* x;
@@ -24,9 +23,6 @@ struct Job {
 
 constexpr int64_t GROUP = LANES * BLOCK;      // columns that one vector of block scales covers
 constexpr int64_t FLAT_UNIT = 1 << 14;        // elements of a unit where there is one block
-constexpr int64_t MIN_ELEMENTS = 1 << 15;     // of a thread
-
-INLINE I magnitude_bits(F v) { return (I)v & MAGNITUDE; }
 
 // Rounds 16 elements at a row-major position, writes their values at that position, returns their codes.
 template <Values V, bool C> INLINE I element(const Job& job, F x, F multiplier, F scale, int64_t position, int64_t count) {
@@ -36,7 +32,8 @@ template <Values V, bool C> INLINE I element(const Job& job, F x, F multiplier, 
   if constexpr (STOCHASTIC) rounded = Element::stochastic(magnitude, noise_at(job.key, position));
   else rounded = Element::nearest(magnitude);
   if constexpr (V != none) {
-    F result = (F)((I)rounded.magnitude | ((I)value & SIGN)) * scale;
+    F result = (F)((I)rounded.magnitude | ((I)value & SIGN));
+    if constexpr (V == full || BLOCKS != Blocks::tensor) result = result * scale;
     if constexpr (V == full) {
       if constexpr (SCALE == ScaleFormat::e4m3) result = result * job.tensor.dec;
       write_some((float*)job.values + position, result, count);
@@ -193,15 +190,6 @@ template <Values V, bool C> void squares(const Job& job, int64_t o, int64_t top,
   }
 }
 
-INLINE int32_t amax_of(const Input* x, int64_t count) {
-  I m[4] = {};
-  int64_t i = 0;
-  for (; i + 4 * LANES <= count; i += 4 * LANES)
-    for (int k = 0; k < 4; k++) m[k] = larger(m[k], magnitude_bits(load(x + i + k * LANES)));
-  for (; i < count; i += LANES) m[0] = larger(m[0], magnitude_bits(load_some(x + i, count - i)));
-  return largest(larger(larger(m[0], m[1]), larger(m[2], m[3])));
-}
-
 // A contiguous run of elements under one scale.
 template <Values V, bool C> void run(const Job& job, const Scales& s, int64_t start, int64_t count) {
   static_assert(!FOUR_BITS || BLOCKS == Blocks::line || BLOCKS == Blocks::square, "4-bit formats have small blocks");
@@ -223,12 +211,12 @@ Units units_of(const Job& job) {
   return {job.outer, BLOCKS == Blocks::row ? ceil_div(job.inner, LANES) : ceil_div(job.n, BLOCK)};
 }
 
-template <Values V, bool C> void unit(const Job& job, const Units& units, int64_t index, int32_t amax) {
+template <Values V, bool C> void unit(const Job& job, const Units& units, int64_t index) {
   const int64_t o = index / units.inner, i = index % units.inner;
   const int64_t top = i * BLOCK, bottom = top + BLOCK < job.n ? top + BLOCK : job.n;
   if constexpr (BLOCKS == Blocks::tensor) {
     const int64_t start = index * FLAT_UNIT, left = job.outer * job.n * job.inner - start;
-    run<V, C>(job, scales_of(splat(amax), job.tensor), start, left < FLAT_UNIT ? left : FLAT_UNIT);
+    run<V, C>(job, scales_of(I{}, job.tensor), start, left < FLAT_UNIT ? left : FLAT_UNIT);
   } else if constexpr (BLOCKS == Blocks::square) {
     squares<V, C>(job, o, top, bottom);
   } else if constexpr (BLOCKS == Blocks::row) {
@@ -246,60 +234,42 @@ template <Values V, bool C> void unit(const Job& job, const Units& units, int64_
   }
 }
 
-template <Values V, bool C> void run_units(const Job& job, const Units& units, int64_t first, int64_t last, int32_t amax) {
-  for (int64_t index = first; index < last; index++) unit<V, C>(job, units, index, amax);
+template <Values V, bool C> void run_units(const Job& job, const Units& units, int64_t first, int64_t last) {
+  for (int64_t index = first; index < last; index++) unit<V, C>(job, units, index);
 }
 
-void run_units(const Job& job, Values values, const Units& units, int64_t first, int64_t last, int32_t amax) {
+void run_units(const Job& job, Values values, const Units& units, int64_t first, int64_t last) {
   if (job.codes == nullptr) {
-    if (values == full) run_units<full, false>(job, units, first, last, amax);
-    else run_units<exact, false>(job, units, first, last, amax);
+    if (values == full) run_units<full, false>(job, units, first, last);
+    else run_units<exact, false>(job, units, first, last);
   } else if (values == none) {
-    run_units<none, true>(job, units, first, last, amax);
+    run_units<none, true>(job, units, first, last);
   } else if (values == full) {
-    run_units<full, true>(job, units, first, last, amax);
+    run_units<full, true>(job, units, first, last);
   } else {
-    run_units<exact, true>(job, units, first, last, amax);
+    run_units<exact, true>(job, units, first, last);
   }
 }
 
-// values: 0 none, 1 fp32, 2 bfloat16 without the tensor scale. codes and scales may be null; tensor_scale is written
-// where the format has one. seed: of stochastic rounding.
+// values_kind: 0 none, 1 fp32, 2 bfloat16 without the tensor scale. codes and scales are null or both given. enc, dec:
+// the tensor's scale, where the format has one. seed: of stochastic rounding.
 extern "C" void metis_quantize(const void* x, int64_t outer, int64_t n, int64_t inner, int pack_rows, int values_kind,
-                               void* values, void* codes, void* scales, float* tensor_scale_out, const int64_t* seed,
-                               int64_t stream, int threads) {
+                               void* values, void* codes, void* scales, const float* enc, const float* dec,
+                               const int64_t* seed, int64_t stream, int threads) {
   Job job{(const Input*)x, outer, n, inner, pack_rows != 0, values, (uint8_t*)codes, (Stored*)scales, 0, {1, 1}};
   if (STOCHASTIC) job.key = (uint64_t)*seed + (uint64_t)stream * 0x9E3779B97F4A7C15u;
+  if (SCALE == ScaleFormat::e4m3 || BLOCKS == Blocks::tensor) job.tensor = {*enc, *dec};
   const int64_t numel = outer * n * inner;
   if (BLOCKS == Blocks::line && inner == 1 && n % BLOCK == 0 && numel % GROUP == 0) {  // one long line of blocks
     job.outer = numel / GROUP;
     job.n = GROUP;
   }
   const Units units = units_of(job);
-  const int64_t count = numel == 0 ? 0 : units.outer * units.inner;
-  const int64_t most = numel / MIN_ELEMENTS;
-  if (threads > most) threads = most < 1 ? 1 : (int)most;
-  constexpr bool whole = SCALE == ScaleFormat::e4m3 || BLOCKS == Blocks::tensor;
-  int32_t amax = 0;
-#pragma omp parallel num_threads(threads) if (threads > 1) default(shared)
+  const int64_t count = units.outer * units.inner;
+  threads = threads_for(numel, threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
   {
     const int64_t t = omp_get_thread_num(), of = omp_get_num_threads();
-    if constexpr (whole) {
-      const int64_t first = numel * t / of, last = numel * (t + 1) / of;
-      const int32_t mine = amax_of((const Input*)x + first, last - first);
-#pragma omp critical
-      amax = mine > amax ? mine : amax;
-#pragma omp barrier
-#pragma omp single
-      {
-        if (SCALE == ScaleFormat::e4m3) {
-          job.tensor = tensor_scale(amax);
-          if (tensor_scale_out != nullptr) *tensor_scale_out = job.tensor.dec;
-        } else if (tensor_scale_out != nullptr) {
-          *tensor_scale_out = scales_of(splat(amax), job.tensor).scale[0];
-        }
-      }
-    }
-    run_units(job, (Values)values_kind, units, count * t / of, count * (t + 1) / of, amax);
+    run_units(job, (Values)values_kind, units, count * t / of, count * (t + 1) / of);
   }
 }

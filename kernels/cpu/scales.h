@@ -1,14 +1,13 @@
 // Block scales from the largest magnitude of each block; metis_compile/numerics/scales.py is the definition.
 #pragma once
-#include <cfloat>
-
+#include "encode_scale.h"
 #include "spec.h"
 
 constexpr int E8M0_NAN = 255;
 
-// NVFP4's scale of the whole tensor.
+// The scale of the whole tensor, where the format has one.
 struct TensorScale {
-  float enc_sixth;  // enc / 6
+  float enc;
   float dec;
 };
 
@@ -18,17 +17,6 @@ struct Scales {
   I stored;      // the E4M3 or E8M0 byte
 };
 
-INLINE F at_most(F v, float limit) { return v > limit ? splat(limit) : v; }  // NaN stays
-
-INLINE F encode_scale(F amax, float target) {
-  return amax == 0 ? splat(1.0f) : at_most(splat(target) / amax, FLT_MAX);
-}
-
-INLINE TensorScale tensor_scale(int32_t amax_bits) {
-  const F enc = encode_scale((F)splat(amax_bits), 448.0f * 6.0f), dec = 1.0f / enc;
-  return {(enc * (float)(1.0 / 6))[0], dec[0]};
-}
-
 INLINE F e8m0_value(I byte) {
   const I bits = larger(byte << 23, splat(1 << 22));
   return (F)(byte == E8M0_NAN ? splat(0x7FC00000) : bits);
@@ -37,7 +25,7 @@ INLINE F e8m0_value(I byte) {
 INLINE Scales scales_of(I amax_bits, TensorScale tensor) {
   const F amax = (F)amax_bits;
   if constexpr (SCALE == ScaleFormat::e4m3) {
-    F ideal = amax * tensor.enc_sixth;
+    F ideal = amax * (tensor.enc * (float)(1.0 / 6));
     if constexpr (GUARD == Guard::seventeen_sixteenths) ideal = ideal * (17.0f / 16);
     ideal = at_most(ideal, 448.0f);
     const E4M3::Rounded scale = GUARD == Guard::round_up ? E4M3::up(ideal) : E4M3::nearest(ideal);
@@ -48,6 +36,8 @@ INLINE Scales scales_of(I amax_bits, TensorScale tensor) {
     byte = amax_bits >= EXPONENT ? splat(E8M0_NAN) : larger(byte, I{});
     const I inverse = byte == E8M0_NAN ? splat(0x7FC00000) : (254 - byte) << 23;
     return {(F)inverse, e8m0_value(byte), byte};
+  } else if constexpr (BLOCKS == Blocks::tensor) {
+    return {splat(tensor.enc), splat(tensor.dec), I{}};
   } else {
     const F enc = encode_scale(amax, ELEMENT_MAX), dec = 1.0f / enc;
     return {enc, dec, I{}};
@@ -60,14 +50,20 @@ INLINE void write_scales(Stored* p, const Scales& scales, int64_t count) {
   else write_some(p, bytes_of(scales.stored), count);
 }
 
-// fp32 values of 16 stored scales.
+// fp32 values of `count` stored scales, 16 at most.
 INLINE F read_scales(const Stored* p, int64_t count) {
   if constexpr (SCALE == ScaleFormat::fp32) {
     return load_some(p, count);
   } else {
-    uint8_t lanes[LANES] = {};
-    memcpy(lanes, p, count < LANES ? count : LANES);
-    const I byte = __builtin_convertvector(read<U8>(lanes), I);
+    U8 bytes;
+    if (__builtin_expect(count >= LANES, 1)) {
+      bytes = read<U8>(p);
+    } else {
+      uint8_t lanes[LANES] = {};
+      memcpy(lanes, p, count);
+      bytes = read<U8>(lanes);
+    }
+    const I byte = integers_of(bytes);
     return SCALE == ScaleFormat::e4m3 ? E4M3::value(byte) : e8m0_value(byte);
   }
 }

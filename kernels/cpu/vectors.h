@@ -14,6 +14,7 @@ typedef uint16_t U16 __attribute__((vector_size(32)));
 typedef uint8_t U8 __attribute__((vector_size(16)));
 typedef uint64_t L __attribute__((vector_size(64)));
 typedef uint8_t Half8 __attribute__((vector_size(8)));
+typedef uint16_t Half16 __attribute__((vector_size(16)));
 
 struct Bfloat16 { uint16_t bits; };
 struct Float16 { uint16_t bits; };
@@ -60,13 +61,21 @@ template <class V, class T> INLINE void write_some(T* p, V v, int64_t count) {
   memcpy(p, lanes, count * sizeof(T));
 }
 
-INLINE U8 bytes_of(I v) { return __builtin_convertvector((U)v, U8); }
+// By way of 16 bits: GCC takes the lanes apart otherwise.
+INLINE U8 bytes_of(I v) { return __builtin_convertvector(__builtin_convertvector((U)v, U16), U8); }
+INLINE I integers_of(U8 v) { return __builtin_convertvector(__builtin_convertvector(v, U16), I); }
 INLINE U16 bfloat16_of(F v) { return __builtin_convertvector((U)v >> 16, U16); }  // of what bfloat16 holds exactly
 
 // Two lanes, each 0..15, to a byte, the lower one in the low nibble.
 INLINE Half8 nibbles_of(I v) {
   const L pair = (L)v;
   return __builtin_convertvector(pair | (pair >> 28), Half8);
+}
+
+// The inverse of nibbles_of.
+INLINE I integers_of_nibbles(Half8 v) {
+  const Half16 wide = __builtin_convertvector(v, Half16);
+  return integers_of((U8)((wide | (wide << 4)) & 0x0F0F));
 }
 
 template <int... lanes> INLINE I pick(I a, I b) {

@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 
 from metis_compile.train import checkpoint, corpus
+from metis_compile.train.determinism import deterministic
 from metis_compile.train.errors import TrainError
 from metis_compile.train.interrupt import StopRequest
 from metis_compile.train.learner import Learner
@@ -68,7 +69,7 @@ def run(
         raise TrainError(f"cannot make the folder {options.out}: {error.strerror}") from None
     console = console or Console(stderr=True)
     devices = [torch.device(settings.device)] if settings.device != "cpu" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), deterministic(settings.device):
         return _Run(settings, options, text, variants, console).go()
 
 

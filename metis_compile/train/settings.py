@@ -48,8 +48,8 @@ class Settings:
         return Shape(width=self.width, layers=self.layers, heads=self.heads, context=self.context)
 
     def learning_rate_at(self, step: int) -> float:
-        """The rate of ``step`` (from 0): linear over the first twentieth, then a cosine to a tenth."""
-        warmup = max(1, self.steps // 20)
+        """The rate of ``step`` (from 0): linear over 20 steps or the first fifth, then a cosine to a tenth."""
+        warmup = max(1, min(20, self.steps // 5))
         if step < warmup:
             return self.learning_rate * (step + 1) / warmup
         done = (step - warmup) / max(1, self.steps - warmup)

@@ -66,6 +66,15 @@ def test_prints_as_a_table_and_as_json(explanation: metis_compile.Explanation) -
     assert json.loads(json.dumps(explanation.to_dict()))["sites"][0]["gemm"] == "fprop"
 
 
+def test_one_site_by_name(explanation: metis_compile.Explanation) -> None:
+    assert explanation.site("mlp.up").treatment["weight"] == "nvfp4 1x16 nearest"
+    assert explanation.site("mlp.down", "dgrad").treatment["gradient"] == "nvfp4 1x16 stochastic round_up"
+    with pytest.raises(LookupError, match=r"no product for 'mlp.upp' fprop; there are .*mlp\.up fprop linear"):
+        explanation.site("mlp.upp")
+    with pytest.raises(LookupError, match="2 products for 'attention' fprop"):
+        explanation.site("attention")
+
+
 def test_unused_rules_are_reported() -> None:
     policy = Policy.from_toml('extends = "nvfp4"\n[[rule]]\nmodule = "layers.*"\nrecipe = "fp8"\n', name="run.toml")
     found = metis_compile.explain(MLP(), torch.randn(16, 32), policy=policy)
@@ -99,7 +108,7 @@ def test_explaining_twice_and_another_policy() -> None:
 def test_a_compiled_model_can_be_explained() -> None:
     model, x = MLP(), torch.randn(16, 32)
     compiled = torch.compile(model, backend="metis", options={"policy": NEAREST_POLICY})
-    assert len(metis_compile.explain(compiled, x, policy="nvfp4").sites) == 4
+    assert len(metis_compile.explain(compiled, x, policy="nvfp4").sites) == 5
 
 
 def test_no_grad_and_dynamic_sizes() -> None:

@@ -266,3 +266,30 @@ def test_shared_reads_are_linked() -> None:
     assert len(bases) == 2, "q, k and v read one tensor, the output projection another"
     fprop = next(s for s in sites.sites if s.gemm == "fprop")
     assert sorted(s.gemm for s in sites.group(fprop)) == ["dgrad", "wgrad"]
+
+
+def test_products_of_nested_graphs_are_listed_and_left() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cond(x.sum() > 0, self.a, self.b, (x,))
+
+    class Region(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            @torch.compiler.nested_compile_region
+            def region(x: Tensor) -> Tensor:
+                return torch.relu(self.a(x))
+
+            return region(region(x))
+
+    for model, least in ((Branches(), 4), (Region(), 3)):
+        found = sites_of(capture_graphs(model, torch.randn(16, 16, requires_grad=True), policy=EVERYTHING))
+        assert len(found) >= least
+        assert all("inside a nested graph" in str(s.reason) for s in found)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import operator
-
 import pytest
 import torch
 from expecttest import TestCase
@@ -15,20 +13,6 @@ import metis_compile
 from metis_compile import Policy
 from metis_compile.ops import DEQUANTIZE, QUANTIZE
 from metis_compile.passes.verify import GraphError, verify
-
-
-def calls(gm: fx.GraphModule | None) -> str:
-    """One line per call, name = op(arguments); the parts between a quantize and its dequantize are left out."""
-    assert gm is not None
-    lines = []
-    for node in gm.graph.nodes:
-        if node.op == "call_function" and node.target is not operator.getitem:
-            arguments = list(node.args)
-            if node.target is DEQUANTIZE:
-                arguments[0] = arguments[0][0].args[0]
-            name = node.target._overloadpacket.__name__
-            lines.append(f"{node.name} = {name}({', '.join(map(str, arguments))})")
-    return "\n".join(lines)
 
 
 class One(nn.Module):
@@ -48,7 +32,7 @@ class Goldens(TestCase):
     def golden(self, preset: str) -> str:
         torch.compiler.reset()
         x = torch.randn(16, 32, requires_grad=True)
-        return calls(capture_graphs(One(), x, policy=preset).graphs[0].joint_after)
+        return capture_graphs(One(), x, policy=preset).graphs[0].listing()
 
     def test_high(self) -> None:
         self.assertExpectedInline(

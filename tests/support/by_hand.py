@@ -48,6 +48,7 @@ class ByHand(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.specs, self.seed, self.streams, self.skip = specs, seed, streams or {}, skip
+        self.specs_of: dict[int, Any] = {}  # other specs for the weight at this address
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -67,7 +68,7 @@ class ByHand(TorchFunctionMode):
             return _Linear.apply(x, cast, bias, self, weight.data_ptr())
 
     def quantized(self, x: Tensor, gemm: str, role: str, axis: int, key: int) -> Tensor:
-        text = self.specs[gemm][role]
+        text = self.specs_of.get(key, self.specs)[gemm][role]
         if text is None:
             return x.float()
         spec = QuantSpec.parse(text)

@@ -32,6 +32,10 @@ def test_the_policy_trains_beside_full_precision(settings, tmp_path) -> None:
     # One graph each for the warm-up and the model: validation compiles nothing.
     assert len(captured.graphs) == 2
     assert counters["stats"]["unique_graphs"] == 4
+    # Equal runs give equal bits on the CPU; the caches make the second one quick.
+    again = run(settings(policy=str(policy_file), width=32, context=32), Options(out=tmp_path / "again"))
+    assert again.full_precision.losses == full.losses
+    assert again.policy.losses == policy.losses
     # What autograd holds is what the partitioner gave it.
     assert policy.saved_bytes == captured.graphs[1].saved_bytes
     assert policy.saved_bytes < full.saved_bytes

@@ -46,6 +46,19 @@ def test_a_run_leaves_the_callers_random_state(go, noisy) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_run_on_the_cpu_is_deterministic_and_puts_the_switch_back(go, backend) -> None:
+    seen = []
+
+    def forward(call, model, tokens):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return model(tokens)
+
+    go(policy=backend("watching", forward))
+    assert set(seen) == {True}
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory
+
+
 def test_seeds_matter(go, tmp_path: Path) -> None:
     first, second = (go(seed=seed, out=tmp_path / str(seed)) for seed in (0, 1))
     assert first.policy.losses != second.policy.losses

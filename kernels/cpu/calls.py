@@ -1,0 +1,151 @@
+"""What compiled graphs call on the CPU: C++ kernels on contiguous tensors, each into an output that is given.
+
+Byte for byte what `metis_compile.numerics` defines. Two kinds of values: "full", float32; and "exact", bfloat16
+without the tensor scale, where bfloat16 holds element times block scale (`is_exact`), which `product` takes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metis_compile.compat import bf16_gemm
+from metis_compile.kernels.cpu.compile import INPUTS, load
+from metis_compile.numerics import QuantSpec
+from metis_compile.numerics.blocks import BlockLayout
+
+__all__ = ["decode", "is_exact", "parts", "product", "tensor_scale", "tensor_target", "values"]
+
+_NONE, _FULL, _EXACT = 0, 1, 2
+_FLOAT32_SMALLEST, _FLOAT32_LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+_ROW_MAJOR, _AS_IS, _TRANSPOSED = 101, 111, 112  # of CBLAS
+parse = cache(QuantSpec.parse)
+
+
+def tensor_target(spec: QuantSpec) -> float | None:
+    """What the largest magnitude of a tensor is scaled to, None where the format has no scale of the whole tensor."""
+    if spec.fmt.tensor_scale:
+        return 448.0 * 6.0
+    return spec.element.max if spec.block == "tensor" else None
+
+
+def is_exact(spec: QuantSpec) -> bool:
+    """Whether bfloat16 holds element times block scale; with E8M0 scales, up to its subnormal numbers."""
+    return spec.fmt.scale != "fp32" or spec.block == "tensor"
+
+
+def tensor_scale(x: Tensor, target: float, enc: Tensor, dec: Tensor) -> None:
+    """enc = target / amax(x) and dec = 1 / enc into 0-dim float32 tensors; x is not empty."""
+    x = x.contiguous()
+    load("tensor_scale", None, x.dtype)(
+        x.data_ptr(), x.numel(), target, enc.data_ptr(), dec.data_ptr(), torch.get_num_threads()
+    )
+
+
+def values(x: Tensor, *given: Tensor, spec: str, axis: int, stream: int = 0, out: Tensor) -> Tensor:
+    """The values of quantized `x`: full or exact, as `out` is float32 or bfloat16.
+
+    given: (enc, dec) where the format has a tensor scale, then the seed where rounding is stochastic.
+    """
+    kernel, outer, n, inner, pack_rows, enc, dec, seed = _prepare(x, given, spec, axis)
+    x = x.contiguous()
+    kind = _FULL if out.dtype == torch.float32 else _EXACT
+    kernel(
+        x.data_ptr(), outer, n, inner, pack_rows, kind, out.data_ptr(), None, None, enc, dec, seed, stream,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def parts(
+    x: Tensor, *given: Tensor, spec: str, axis: int, stream: int, codes: Tensor, block_scales: Tensor | None
+) -> None:
+    """The codes and the block scales, if the format has them, of quantized `x`. given: as for `values`."""
+    kernel, outer, n, inner, pack_rows, enc, dec, seed = _prepare(x, given, spec, axis)
+    if x.numel() == 0:  # a row of nothing has a scale
+        if block_scales is not None:
+            block_scales.fill_(1)
+        return
+    x = x.contiguous()
+    scales = None if block_scales is None else block_scales.data_ptr()
+    kernel(
+        x.data_ptr(), outer, n, inner, pack_rows, _NONE, None, codes.data_ptr(), scales, enc, dec, seed,
+        stream, torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def decode(*stored: Tensor, spec: str, axis: int, out: Tensor) -> Tensor:
+    """The values of stored parts: full or exact, as `out` is float32 or bfloat16."""
+    stored = tuple(part.contiguous() for part in stored)
+    kernel, *dimensions = _plan("decode", spec, axis, torch.float32, out.shape)
+    kind = _FULL if out.dtype == torch.float32 else _EXACT
+    last = stored[2].data_ptr() if len(stored) > 2 else None
+    kernel(stored[0].data_ptr(), stored[1].data_ptr(), last, *dimensions, kind, out.data_ptr(), torch.get_num_threads())
+    return out
+
+
+def product(a: Tensor, b: Tensor, *decs: Tensor, out: Tensor) -> Tensor:
+    """a [..., m, k] @ b [..., k, n] of exact values, times the tensor scales `decs`: float32 sums."""
+    scales = [ctypes.c_float.from_address(dec.data_ptr()).value for dec in decs]
+    alpha = prod(scales)
+    apart = len(scales) == 2 and not _FLOAT32_SMALLEST <= alpha <= _FLOAT32_LARGEST  # of NaN, too
+    first, last = (scales[0], scales[1]) if apart else (alpha, None)
+    if out.dim() == 2:
+        _gemm(a, b, first, out)
+    else:
+        m, n, k = out.shape[-2], out.shape[-1], a.shape[-1]
+        matrices = zip(a.reshape(-1, m, k), b.reshape(-1, k, n), out.view(-1, m, n), strict=True)
+        for left, right, result in matrices:
+            _gemm(left, right, first, result)
+    return out if last is None else out.mul_(last)
+
+
+def _gemm(a: Tensor, b: Tensor, alpha: float, out: Tensor) -> None:
+    (m, n), k = out.shape, a.shape[1]
+    a, transpose_a, lda = _operand(a)
+    b, transpose_b, ldb = _operand(b)
+    gemm = bf16_gemm()
+    assert gemm is not None, "products of exact values need a bfloat16 GEMM"
+    gemm(
+        _ROW_MAJOR, transpose_a, transpose_b, m, n, k, alpha, a.data_ptr(), lda, b.data_ptr(), ldb,
+        0.0, out.data_ptr(), n,
+    )  # fmt: skip
+
+
+def _operand(matrix: Tensor) -> tuple[Tensor, int, int]:
+    """The matrix, its CBLAS orientation and its leading dimension."""
+    rows, columns = matrix.stride()
+    height, width = matrix.shape
+    if columns == 1 and rows >= width:
+        return matrix, _AS_IS, rows
+    if rows == 1 and columns >= height:
+        return matrix, _TRANSPOSED, columns
+    return matrix.contiguous(), _AS_IS, width
+
+
+def _prepare(x: Tensor, given: Sequence[Tensor], spec: str, axis: int) -> tuple[Any, ...]:
+    kernel, outer, n, inner, pack_rows = _plan("quantize", spec, axis, x.dtype, x.shape)
+    pointers = [t.data_ptr() for t in given]
+    enc, dec = pointers[:2] if len(pointers) > 1 else (None, None)
+    return kernel, outer, n, inner, pack_rows, enc, dec, pointers[-1] if len(pointers) % 2 else None
+
+
+@lru_cache(maxsize=4096)
+def _plan(
+    name: str, text: str, axis: int, dtype: torch.dtype, shape: Sequence[int]
+) -> tuple[Callable[..., None], int, int, int, bool]:
+    """The C function, then [outer, n, inner] and whether codes are packed along n where blocks are square."""
+    if dtype not in INPUTS:
+        raise TypeError(f"x must be float32, bfloat16 or float16, got {dtype}")
+    spec = parse(text)
+    kernel = load(name, spec, dtype)
+    layout = BlockLayout.of(spec, len(shape), axis)
+    if len(layout.tiles) == 2:
+        return kernel, prod(shape[:-2]), shape[-2], shape[-1], layout.axis == len(shape) - 2
+    return kernel, prod(shape[: layout.axis]), shape[layout.axis], prod(shape[layout.axis + 1 :]), False

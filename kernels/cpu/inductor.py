@@ -1,0 +1,74 @@
+"""Inductor's lowering of the CPU operators: calls of `calls`, into buffers that Inductor plans and reuses.
+
+As fallbacks the operators would allocate each output: pages that the system must clear first, at a cost like the
+kernel's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+
+from metis_compile.compat import (
+    ExternKernel,
+    ExternKernelOut,
+    FixedLayout,
+    TensorBox,
+    fallback_handler,
+    graph_being_lowered,
+    register_lowering,
+)
+from metis_compile.kernels.cpu.ops import CPU_DECODE, CPU_PRODUCT, CPU_VALUES
+from metis_compile.numerics.blocks import normalize_axis
+
+_IMPORT = "from metis_compile.kernels.cpu import calls as metis_cpu"
+
+
+class _Call(ExternKernelOut):
+    """A call of one of the functions of `calls`, in Inductor's wrapper code."""
+
+    def codegen(self, wrapper: Any) -> None:
+        wrapper.add_import_once(_IMPORT)
+        super().codegen(wrapper)
+
+
+@cache
+def register_cpu_lowerings() -> None:
+    """Registers the lowerings, once per process."""
+
+    @register_lowering(CPU_VALUES, type_promotion_kind=None)
+    def values(x: TensorBox, given: list[TensorBox], spec: str, axis: int, stream: int, exact: bool) -> TensorBox:
+        if graph_being_lowered().cpp_wrapper:
+            return fallback_handler(CPU_VALUES)(x, given, spec, axis, stream, exact)
+        return _call("values", [x, *given], x.get_size(), _dtype(exact), spec=spec, axis=axis, stream=stream)
+
+    @register_lowering(CPU_DECODE, type_promotion_kind=None)
+    def decode(parts: list[TensorBox], spec: str, axis: int, length: Any, exact: bool) -> TensorBox:
+        if graph_being_lowered().cpp_wrapper:
+            return fallback_handler(CPU_DECODE)(parts, spec, axis, length, exact)
+        size = list(parts[0].get_size())
+        size[normalize_axis(axis, len(size))] = length
+        return _call("decode", parts, size, _dtype(exact), spec=spec, axis=axis)
+
+    @register_lowering(CPU_PRODUCT, type_promotion_kind=None)
+    def product(a: TensorBox, b: TensorBox, decs: list[TensorBox]) -> TensorBox:
+        if graph_being_lowered().cpp_wrapper:
+            return fallback_handler(CPU_PRODUCT)(a, b, decs)
+        return _call("product", [a, b, *decs], [*a.get_size()[:-1], b.get_size()[-1]], torch.float32)
+
+
+def _dtype(exact: bool) -> torch.dtype:
+    return torch.bfloat16 if exact else torch.float32
+
+
+def _call(
+    function: str, inputs: Sequence[TensorBox], size: Sequence[Any], dtype: torch.dtype, **given: Any
+) -> TensorBox:
+    layout = FixedLayout(torch.device("cpu"), dtype, list(size))
+    realized = [ExternKernel.realize_input(i) for i in inputs]
+    return TensorBox.create(
+        _Call(layout=layout, inputs=realized, kwargs=given, python_kernel_name=f"metis_cpu.{function}")
+    )
