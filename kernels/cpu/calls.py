@@ -68,6 +68,10 @@ def parts(
 ) -> None:
     """The codes and the block scales, if the format has them, of quantized `x`. given: as for `values`."""
     kernel, outer, n, inner, pack_rows, enc, dec, seed = _prepare(x, given, spec, axis)
+    if x.numel() == 0:  # a row of nothing has a scale
+        if block_scales is not None:
+            block_scales.fill_(1)
+        return
     x = x.contiguous()
     scales = None if block_scales is None else block_scales.data_ptr()
     kernel(

@@ -60,7 +60,7 @@ def source(kernel: str, spec: QuantSpec | None, dtype: torch.dtype) -> str:
     """The C++ text that is compiled: the spec as macros, then the file with its headers in place."""
     constants = {"INPUT": INPUTS[dtype], **(_constants(spec) if spec is not None else {})}
     macros = "".join(f"#define METIS_{name} {value}\n" for name, value in constants.items())
-    return f"// {spec}, {dtype}\n{macros}{_inlined(f'{kernel}.cpp', set())}"
+    return f"// {spec}, {dtype}\n{macros}{inlined(f'{kernel}.cpp')}"
 
 
 def _constants(spec: QuantSpec) -> dict[str, Any]:
@@ -90,12 +90,13 @@ def _e8m0_carry(spec: QuantSpec) -> int:
     return 2 ** (22 - element.mantissa_bits) if spec.scale_mode == "even" else 0
 
 
-def _inlined(name: str, seen: set[str]) -> str:
-    """The file with each of our own headers put where it is first included."""
+def inlined(name: str, seen: set[str] | None = None) -> str:
+    """The file of this name with each of our own headers put where it is first included."""
+    seen = set() if seen is None else seen
     seen.add(name)
 
     def header(match: re.Match[str]) -> str:
-        return "" if match[1] in seen else _inlined(match[1], seen)
+        return "" if match[1] in seen else inlined(match[1], seen)
 
     text = (FOLDER / name).read_text().replace("#pragma once\n", "")
     return re.sub(r'^#include "([\w.]+)"\n', header, text, flags=re.MULTILINE)

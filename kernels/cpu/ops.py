@@ -89,6 +89,8 @@ def cpu_tensor_scale(x: Tensor, target: float) -> tuple[Tensor, Tensor]:
 
 def cpu_values(x: Tensor, given: list[Tensor], spec: str, axis: int, stream: int, exact: bool) -> Tensor:
     _check_given(given, spec)
+    if exact and not calls.is_exact(calls.parse(spec)):
+        raise ValueError(f"bfloat16 can't hold the values of {spec!r} exactly")
     out = _values(x, given, spec, axis, stream, exact)
     return calls.values(x, *given, spec=spec, axis=axis, stream=stream, out=out)
 

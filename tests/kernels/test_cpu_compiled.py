@@ -1,0 +1,39 @@
+"""A compiled model computes the same with the C++ kernels as with the numerics that Inductor compiles."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from metis_compile.compat import inductor_config
+from metis_compile.passes import lower
+
+
+def step(cpu_kernels: bool) -> list[torch.Tensor]:
+    """The output and the gradients of a training step; gradients are rounded stochastically."""
+    torch.compiler.reset()
+    torch.manual_seed(1)
+    model = nn.Linear(48, 40)
+    x = torch.randn(33, 48, requires_grad=True)
+    options = {"policy": "nvfp4", "cpu_kernels": cpu_kernels}
+    with inductor_config.patch(force_disable_caches=True):  # its keys know nothing of what a test replaces
+        y = torch.compile(model, backend="metis", options=options)(x)
+        y.backward(torch.randn(33, 40))
+    return [y.detach(), *(t.grad for t in (x, *model.parameters()) if t.grad is not None)]
+
+
+@pytest.fixture(scope="module")
+def traced() -> list[torch.Tensor]:
+    return step(cpu_kernels=False)
+
+
+def test_the_same_bits(traced: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lower, "bf16_gemm", lambda: None)  # so that both multiply in float32
+    for actual, expected in zip(step(cpu_kernels=True), traced, strict=True):
+        assert torch.equal(actual, expected)
+
+
+def test_the_same_to_summation_order(traced: list[torch.Tensor]) -> None:
+    for actual, expected in zip(step(cpu_kernels=True), traced, strict=True):
+        assert torch.allclose(actual, expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()))

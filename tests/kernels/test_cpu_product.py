@@ -1,0 +1,58 @@
+"""Products of exact values, against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from metis_compile.compat import bf16_gemm
+from metis_compile.kernels.cpu import calls, ops
+
+pytestmark = pytest.mark.skipif(bf16_gemm() is None, reason="this CPU has no bfloat16 instructions, or torch no GEMM")
+
+
+def exact(*shape: int) -> Tensor:
+    """Values as E2M1 times E4M3 has them."""
+    return (torch.randint(-6, 7, shape) * torch.randint(1, 16, shape) / 8).bfloat16()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 7, 3), (64, 100, 33), (130, 64, 257)])
+@pytest.mark.parametrize("left", ["as is", "transposed", "strided"])
+@pytest.mark.parametrize("right", ["as is", "transposed", "strided"])
+def test_values_and_strides(shape: tuple[int, int, int], left: str, right: str) -> None:
+    m, k, n = shape
+    a, b = laid_out(exact(m, k), left), laid_out(exact(k, n), right)
+    decs = [torch.tensor(0.75), torch.tensor(2.0**-7)]
+    out = torch.full((m, n), torch.nan)
+    assert calls.product(a, b, *decs, out=out) is out
+    # sums of few such products are exact in float32
+    assert torch.equal(out.double(), a.double() @ b.double() * 0.75 * 2.0**-7)
+
+
+def laid_out(x: Tensor, layout: str) -> Tensor:
+    if layout == "transposed":
+        return x.T.contiguous().T
+    return torch.stack([x, torch.full_like(x, torch.nan)], -1)[..., 0] if layout == "strided" else x
+
+
+def test_batches() -> None:
+    a, b = exact(3, 2, 8, 16), exact(3, 2, 10, 16).mT
+    result = ops.CPU_PRODUCT(a, b, [])
+    assert torch.equal(result.double(), a.double() @ b.double())
+
+
+def test_scales_whose_product_is_no_normal_number() -> None:
+    a, b = torch.full((4, 16), 1000.0).bfloat16(), torch.full((16, 4), 1000.0).bfloat16()
+    decs = [torch.tensor(1e-30), torch.tensor(1e-12)]
+    result = ops.CPU_PRODUCT(a, b, decs)
+    assert torch.allclose(result, torch.full((4, 4), 1.6e7 * 1e-30 * 1e-12), rtol=1e-2)
+    assert (result > 0).all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_so(bad: float) -> None:
+    a, b = exact(4, 16), exact(16, 4)
+    a[1, 2] = bad
+    assert not ops.CPU_PRODUCT(a, b, [torch.tensor(1.0), torch.tensor(1.0)])[1].isfinite().any()
+    assert not ops.CPU_PRODUCT(a.nan_to_num(0, 0, 0), b, [torch.tensor(bad), torch.tensor(1.0)]).isfinite().any()

@@ -1,0 +1,273 @@
+"""The C++ kernels give, byte for byte, what the plain-torch numerics give."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+import value_families
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from metis_compile.kernels.cpu import calls, compile, ops
+from metis_compile.numerics import QuantSpec, encode, fake_quantize, uniform_noise
+
+# Each format, block, guard and mode at least once; every one is a library to build.
+SPECS = [
+    "nvfp4 1x16 nearest",
+    "nvfp4 1x16 stochastic round_up",
+    "nvfp4 16x16 nearest",
+    "nvfp4 16x16 stochastic 17/16",
+    "mxfp4 1x32 nearest floor",
+    "mxfp4 1x32 stochastic round_up even",
+    "mxfp8 1x32 nearest rceil",
+    "mxfp8 1x32 nearest even",
+    "mxfp8_e5m2 1x32 stochastic none floor",
+    "fp8 tensor nearest",
+    "fp8 row nearest",
+    "fp8 1x128 stochastic round_up",
+    "fp8_e5m2 128x128 nearest",
+    "fp8_e5m2 tensor stochastic none",
+]
+NARROW_SPECS = ["nvfp4 1x16 nearest", "fp8 row nearest"]  # also built for 16-bit input
+LAYOUTS = ["contiguous", "transposed", "every second", "expanded", "offset"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def libraries() -> None:
+    """Builds what the tests need, two at a time: the compiler is a process of its own."""
+    wanted: list[tuple[str, Any, torch.dtype]] = [("tensor_scale", None, dtype) for dtype in compile.INPUTS]
+    for text in SPECS:
+        wanted += [("quantize", QuantSpec.parse(text), torch.float32), ("decode", QuantSpec.parse(text), torch.float32)]
+    for text in NARROW_SPECS:
+        wanted += [("quantize", QuantSpec.parse(text), dtype) for dtype in (torch.bfloat16, torch.float16)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda args: compile.load(*args), wanted))
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Any:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def assert_same(actual: Tensor, expected: Tensor, what: str) -> None:
+    """The same bytes, but for the bits of a NaN: those depend on the order in which hardware met them."""
+    assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape), what
+    if torch.equal(_bytes(actual), _bytes(expected)):
+        return
+    assert actual.dtype != torch.uint8, f"{what}: {(actual != expected).sum()} codes differ"
+    a, b = actual.to(torch.float32), expected.to(torch.float32)
+    same = ((a == b) & (a.signbit() == b.signbit())) | (a.isnan() & b.isnan())
+    assert same.all(), f"{what}: {(~same).sum()} of {same.numel()} differ, {a[~same][:4]} for {b[~same][:4]}"
+
+
+def _bytes(t: Tensor) -> Tensor:
+    return t.contiguous().reshape(-1).view(torch.uint8)
+
+
+def given_of(x: Tensor, spec: QuantSpec, seed: Tensor | None) -> list[Tensor]:
+    target = calls.tensor_target(spec)
+    scale = [] if target is None else list(ops.CPU_TENSOR_SCALE(x, target))
+    return scale + ([] if seed is None else [seed])
+
+
+def all_parts(x: Tensor, spec: QuantSpec, axis: int, seed: Tensor | None, stream: int) -> list[Tensor]:
+    """What encode returns, from the kernels."""
+    given = given_of(x, spec, seed)
+    scale = given[1:2] if calls.tensor_target(spec) is not None else []
+    return ops.CPU_PARTS(x, given, str(spec), axis, stream) + scale
+
+
+def laid_out(x: Tensor, layout: str) -> Tensor:
+    """x's values and shape, in other strides."""
+    if layout == "transposed" and x.dim() > 1:
+        return x.mT.contiguous().mT
+    if layout == "every second":
+        return torch.stack([x, torch.full_like(x, torch.nan)], -1)[..., 0]
+    if layout == "expanded":
+        return x[:1].expand(x.shape)
+    if layout == "offset":
+        return torch.cat([torch.full_like(x, torch.nan), x])[x.shape[0] :]
+    return x
+
+
+def check(x: Tensor, spec: QuantSpec, axis: int, stream: int = 3) -> None:
+    seed = torch.tensor([0x7A5B_1234_9ABC_DEF0]) if spec.stochastic else None
+    noise = None if seed is None else uniform_noise(seed, stream, x.shape)
+    parts, values = encode(x, spec, axis, noise), fake_quantize(x, spec, axis, noise)
+    given = given_of(x, spec, seed)
+    assert_same(ops.CPU_VALUES(x, given, str(spec), axis, stream, False), values, "values")
+    for i, (actual, expected) in enumerate(zip(all_parts(x, spec, axis, seed, stream), parts, strict=True)):
+        assert_same(fp8(actual, spec, i), fp8(expected, spec, i), f"part {i}")
+    assert_same(ops.CPU_DECODE(parts, str(spec), axis, x.shape[axis], False), values, "decoded")
+    if calls.is_exact(spec):
+        exact = [
+            ops.CPU_VALUES(x, given, str(spec), axis, stream, True),
+            ops.CPU_DECODE(parts, str(spec), axis, x.shape[axis], True),
+        ]
+        representable = (values == 0) | (values.abs() >= 2.0**-126) | values.isnan()
+        for each in exact:
+            full = each.float() if calls.tensor_target(spec) is None else each.float() * parts[-1]
+            assert_same(full[representable], values[representable], "exact values")
+
+
+def fp8(part: Tensor, spec: QuantSpec, index: int) -> Tensor:
+    """FP8 codes as float8, so that they compare as numbers where they are NaN."""
+    return part.view(spec.element.dtype) if index == 0 and spec.element.dtype is not None else part
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.sampled_from(SPECS),
+    st.lists(st.integers(1, 70), min_size=1, max_size=3),
+    st.integers(0, 2),
+    st.sampled_from(list(value_families.FAMILIES)),
+    st.sampled_from(LAYOUTS),
+    st.integers(0, 2**20),
+)
+def test_bytes_are_those_of_the_numerics(
+    text: str, shape: list[int], axis: int, family: str, layout: str, seed: int
+) -> None:
+    spec = QuantSpec.parse(text)
+    if spec.block in ("16x16", "128x128"):
+        shape = [*shape, 33][-max(2, len(shape)) :]
+        axis = -1 - axis % 2
+    x = torch.from_numpy(value_families.draw(family, seed, tuple(shape)))
+    check(laid_out(x, layout), spec, axis if axis < 0 else axis % len(shape))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("text", SPECS)
+def test_whole_groups_of_blocks_and_threads(text: str, axis: int) -> None:
+    x = torch.randn(256, 512) * torch.exp2(torch.randint(-9, 9, (256, 512)))
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        check(x, QuantSpec.parse(text), axis)
+    check(x[:, :499], QuantSpec.parse(text), axis)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("text", NARROW_SPECS)
+def test_16_bit_input(text: str, dtype: torch.dtype) -> None:
+    every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
+    finite = every[every.isfinite()]
+    x = finite[torch.randperm(finite.numel())][:63360].reshape(40, 1584)
+    for axis in (0, 1):
+        check(x, QuantSpec.parse(text), axis)
+
+
+@pytest.mark.parametrize("special", [math.nan, -math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("text", SPECS)
+def test_what_is_not_finite(text: str, special: float) -> None:
+    x = torch.randn(40, 65)
+    x[7, 33] = special
+    for axis in (0, 1):
+        check(x, QuantSpec.parse(text), axis)
+        given = given_of(x, QuantSpec.parse(text), torch.tensor([5]) if "stochastic" in text else None)
+        assert not ops.CPU_VALUES(x, given, text, axis, 0, False)[7, 33].isfinite()
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 5), (5, 0), (3, 0, 4)])
+@pytest.mark.parametrize("text", [s for s in SPECS if "16x16" not in s and "128x128" not in s])
+def test_nothing(text: str, shape: tuple[int, ...]) -> None:
+    for axis in range(len(shape)):
+        check(torch.empty(shape), QuantSpec.parse(text), axis)
+
+
+def guarded(shape: tuple[int, ...], dtype: torch.dtype, fill: int) -> tuple[Tensor, Tensor]:
+    """A contiguous tensor between two runs of 64 bytes, every byte `fill`; and the whole buffer."""
+    size = math.prod(shape) * dtype.itemsize
+    buffer = torch.full((size + 128,), fill, dtype=torch.uint8)
+    return buffer[64 : 64 + size].view(dtype).view(shape), buffer
+
+
+@pytest.mark.parametrize("shape", [(37, 75), (64, 256)])
+@pytest.mark.parametrize("text", SPECS)
+def test_every_element_is_written_and_nothing_else(text: str, shape: tuple[int, ...]) -> None:
+    spec = QuantSpec.parse(text)
+    x = torch.randn(shape)
+    seed = torch.tensor([11]) if spec.stochastic else None
+    given = given_of(x, spec, seed)
+    for axis in (0, 1):
+        parts = all_parts(x, spec, axis, seed, 1)
+        values = ops.CPU_VALUES(x, given, text, axis, 1, False)
+        scales_dtype = spec.fmt.scale_dtype
+        for fill in (0x00, 0xAA, 0xFF):
+            out, buffer = guarded(shape, torch.float32, fill)
+            codes, codes_buffer = guarded(tuple(parts[0].shape), torch.uint8, fill)
+            calls.values(x, *given, spec=text, axis=axis, stream=1, out=out)
+            scales, scales_buffer = None, None
+            if spec.block != "tensor":
+                scales, scales_buffer = guarded(tuple(parts[1].shape), scales_dtype, fill)
+            calls.parts(x, *given, spec=text, axis=axis, stream=1, codes=codes, block_scales=scales)
+            assert_same(out, values, "values")
+            assert_same(codes, parts[0], "codes")
+            if scales is not None:
+                assert_same(scales, parts[1], "scales")
+            decoded, decoded_buffer = guarded(shape, torch.float32, fill)
+            calls.decode(*parts, spec=text, axis=axis, out=decoded)
+            assert_same(decoded, values, "decoded")
+            for each in (buffer, codes_buffer, scales_buffer, decoded_buffer):
+                if each is not None:
+                    assert (each[:64] == fill).all()
+                    assert (each[-64:] == fill).all()
+
+
+def test_streams_and_seeds_differ() -> None:
+    text = "nvfp4 1x16 stochastic round_up"
+    x = torch.randn(32, 64)
+    scale = list(ops.CPU_TENSOR_SCALE(x, 2688.0))
+    drawn = [
+        ops.CPU_VALUES(x, [*scale, torch.tensor([seed])], text, 1, stream, False)
+        for seed, stream in ((1, 0), (1, 1), (2, 0), (1, 0))
+    ]
+    assert torch.equal(drawn[0], drawn[3])
+    assert not any(torch.equal(drawn[0], other) for other in drawn[1:3])
+
+
+def test_noise_beyond_32_bits_of_position() -> None:
+    text = compile.inlined("noise.h") + (
+        'extern "C" void noise(uint64_t key, uint64_t position, float* p) { write(p, noise_at(key, position)); }\n'
+    )
+    library = compile.CppCodeCache.load(text)
+    key = 0x9234_5678_1ABC_DEF0
+    for start in (0, 2**32 - 17, 2**32 - 16, 2**32 - 15, 2**32 - 1, 2**32, 2**33 + 5):
+        out = torch.empty(16)
+        library.noise(
+            compile.ctypes.c_uint64(key), compile.ctypes.c_uint64(start), compile.ctypes.c_void_p(out.data_ptr())
+        )
+        assert out.tolist() == [_noise(key, start + i) for i in range(16)], start
+
+
+def _mix(x: int) -> int:
+    x = (x ^ (x >> 16)) * 0x7FEB352D % 2**32
+    x = (x ^ (x >> 15)) * 0x846CA68B % 2**32
+    return x ^ (x >> 16)
+
+
+def _noise(key: int, position: int) -> float:
+    """What `uniform_noise` documents, in Python's integers."""
+    mixed = _mix((position ^ key) % 2**32) + (key >> 32) + (position >> 32) * 0x85EBCA6B
+    return (_mix(mixed % 2**32) >> 8) * 2.0**-24
+
+
+def test_a_failing_build_is_loud(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile, "source", lambda *_: "int broken( { return 1; }\n")
+    with pytest.raises(compile.KernelBuildError, match=r"mxfp4 1x32 nearest even(.|\n)*error:(.|\n)*cpu_kernels"):
+        compile.load("quantize", QuantSpec.parse("mxfp4 1x32 nearest even"), torch.bfloat16)
+
+
+def test_mistakes() -> None:
+    x = torch.randn(4, 32)
+    with pytest.raises(ValueError, match="takes 3 tensors"):
+        ops.CPU_VALUES(x, [], "nvfp4 1x16 stochastic round_up", 1, 0, False)
+    with pytest.raises(TypeError, match=r"float32, bfloat16 or float16, got torch\.float64"):
+        ops.CPU_VALUES(x.double(), [], "mxfp4 1x32 nearest floor", 1, 0, False)
+    with pytest.raises(ValueError, match="bfloat16 can't hold"):
+        ops.CPU_VALUES(x, [], "fp8 row nearest", 1, 0, True)
