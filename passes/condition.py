@@ -4,10 +4,10 @@ With A [m, k] = R + U S and B [k, n] = R' + U' S' as the product reads them,
 
     A B  =  Q(R) Q(R')  +  U (S B)  +  (R U') S'
 
-U and S are left and right of the split where the product contracts the tensor's columns; where it contracts its rows they
-are right and left, transposed. What a tail reads of the other operand, its *partner*, is in high precision or what the
-big product reads, as the split says; in backward an activation is only there as it was saved, residual and factors.
-Where left is a column of ones (a mean), S B is a sum and U (...) a row that is added to all rows.
+U and S are left and right of the split where the product contracts the tensor's columns; where it contracts its rows
+they are right and left, transposed. What a tail reads of the other operand, its *partner*, is in high precision, or
+what the big product reads, as the split says; in backward an activation is only there as it was saved, residual and
+factors. Where left is a column of ones (a mean), S B is a sum and U (...) a row that is added to all rows.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from torch import fx
 
 from metis_compile.conditioning import Conditioning, Mean
 from metis_compile.conditioning.factors import partner_spec
+from metis_compile.conditioning.hadamard import fixed_signs, hadamard, inverse_hadamard, signs_from
 from metis_compile.numerics import QuantSpec
 from metis_compile.passes.emit import Emitter
 from metis_compile.passes.sites import Operand
 from metis_compile.passes.trace import Tracer
 
 aten = torch.ops.aten
+SIGN_STREAM = 2**30  # of fresh Hadamard signs: one for the graph, since both operands of a product need the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,7 @@ class Side:
     quantized: fx.Node  # what the big product reads, as `operand.base` lies: of the residual where there is one
     spec: QuantSpec | None
     only_saved: bool  # in backward, an activation: the tensor itself would have to be kept for it
+    hadamard: str | None = None  # "fixed" or "fresh": `quantized` is of the transformed tensor
 
     @property
     def ones(self) -> bool:
@@ -58,6 +61,11 @@ class Side:
         return self.operand.axis == 0
 
 
+def partner_of(split: Conditioning) -> str:
+    """What the split's factors are multiplied by; "high" for a user's own conditioning that does not say."""
+    return str(getattr(split, "partner", "high"))
+
+
 class Conditioner:
     """Splits tensors, each once, and makes the tails of products."""
 
@@ -65,6 +73,7 @@ class Conditioner:
         self.emitter = emitter
         self.tracer = Tracer(emitter)
         self._parts: dict[Any, Parts] = {}
+        self._transformed: dict[Any, fx.Node] = {}
 
     def split(self, operand: Operand, split: Conditioning, stream: int, label: str) -> Parts:
         """Residual and factors of `operand.base`, where the emitter stands unless they are there already."""
@@ -72,7 +81,7 @@ class Conditioner:
         key = (operand.base, split, axis if getattr(split, "depends_on_axis", False) else None)
         if key not in self._parts:
             inputs = [operand.base]
-            if getattr(split, "needs_seed", True):
+            if getattr(split, "needs_seed", True) or hasattr(split, "fresh_basis"):
                 inputs.append(self.emitter.seed(operand.base.meta["val"].device))
 
             def run(x: torch.Tensor, *seed: torch.Tensor) -> list[torch.Tensor]:
@@ -81,6 +90,38 @@ class Conditioner:
             residual, left, right = self.tracer.insert((split, axis, stream), run, inputs, label)
             self._parts[key] = Parts(residual=residual, left=left, right=right)
         return self._parts[key]
+
+    def hadamard(self, node: fx.Node, axis: int, signs: str) -> fx.Node:
+        """`node` transformed along `axis`, float32, filled up to blocks of 16; once for all that read it so."""
+        if (node, axis, signs) not in self._transformed:
+
+            def run(x: torch.Tensor, *seed: torch.Tensor) -> list[torch.Tensor]:
+                return [hadamard(x, axis, self._signs(x, *seed))]
+
+            inputs = [node, *self._sign_seed(node, signs)]
+            (result,) = self.tracer.insert(("hadamard", axis, signs), run, inputs, f"{node.name}_hadamard")
+            self._transformed[node, axis, signs] = result
+        return self._transformed[node, axis, signs]
+
+    def _sign_seed(self, node: fx.Node, signs: str) -> list[fx.Node]:
+        return [self.emitter.seed(node.meta["val"].device)] if signs == "fresh" else []
+
+    @staticmethod
+    def _signs(x: torch.Tensor, *seed: torch.Tensor) -> torch.Tensor:
+        return signs_from(seed[0], SIGN_STREAM) if seed else fixed_signs(x.device)
+
+    def _plain(self, side: Side) -> fx.Node:
+        """What the big product reads, without the Hadamard transform."""
+        if side.hadamard is None:
+            return side.quantized
+        axis, length = side.operand.axis, self.emitter.size(side.operand.base, side.operand.axis)
+
+        def run(x: torch.Tensor, length: int, *seed: torch.Tensor) -> list[torch.Tensor]:
+            return [inverse_hadamard(x, axis, self._signs(x, *seed), length)]
+
+        inputs = [side.quantized, length, *self._sign_seed(side.quantized, side.hadamard)]
+        (result,) = self.tracer.insert(("inverse", axis, side.hadamard), run, inputs, f"{side.quantized.name}_plain")
+        return result
 
     def tails(self, left: Side, right: Side) -> list[fx.Node]:
         """What to add to the big product: matrices [m, n], or rows [1, n] that are added to every row."""
@@ -102,7 +143,7 @@ class Conditioner:
     def _vanishes(self, left: Side, right: Side) -> bool:
         """R U' between two centered residuals, summed in high precision, is zero."""
         centered = all(isinstance(s.split, Mean) and s.split.cross_terms_are_zero for s in (left, right))
-        return centered and right.split is not None and right.split.partner != "residual"
+        return centered and right.split is not None and partner_of(right.split) != "residual"
 
     def _factors(self, side: Side) -> tuple[fx.Node, fx.Node]:
         """U and S of a split operand, in the orientation in which the product reads it."""
@@ -123,9 +164,9 @@ class Conditioner:
 
     def _partner(self, side: Side, split: Conditioning, residual_only: bool = False) -> fx.Node:
         """The other operand as a tail reads it, [m, k] or [k, n], float32."""
-        spec = partner_spec(split.partner, side.spec)
-        if split.partner == "residual" or side.only_saved:
-            value = side.quantized
+        spec = partner_spec(partner_of(split), side.spec)
+        if partner_of(split) == "residual" or side.only_saved:
+            value = self._plain(side)
             if side.parts is not None and not residual_only:
                 thin = self.emitter.call(aten.mm.default, (side.parts.left, side.parts.right))
                 value = self.emitter.call(aten.add.Tensor, (value, thin))

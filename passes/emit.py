@@ -48,6 +48,7 @@ class Emitter:
             if n.op == "placeholder" and isinstance(n.meta.get("val"), torch.SymInt)
         }
         self._like: fx.Node | None = None
+        self._marks: dict[str, Any] = {}
         self._seeds: dict[torch.device, fx.Node] = {}
 
     @contextmanager
@@ -57,6 +58,13 @@ class Emitter:
         with self.graph.inserting_before(before):
             yield
         self._like = previous
+
+    @contextmanager
+    def marking(self, **meta: Any) -> Iterator[None]:
+        """Within: calls carry this metadata too."""
+        previous, self._marks = self._marks, {**self._marks, **meta}
+        yield
+        self._marks = previous
 
     def precedes(self, a: fx.Node, b: fx.Node) -> bool:
         """Whether `a` came before `b` in the graph as it was captured."""
@@ -77,6 +85,7 @@ class Emitter:
             node.meta.update({k: self._like.meta[k] for k in CARRIED if k in self._like.meta})
             if node.meta.get("recompute") == CheckpointPolicy.MUST_SAVE:  # said of the product's output alone
                 del node.meta["recompute"]
+        node.meta.update(self._marks)
         fake_args, fake_kwargs = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
         if self.fake_mode is None:
             raise RuntimeError("metis: the captured graph has no fake tensors, so new nodes can't be typed")

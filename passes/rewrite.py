@@ -51,7 +51,7 @@ class Rewriter:
         sides = [self._side(site, operand) for operand in site.operands]
         for position, side in zip(PRODUCTS[site.node.target], sides, strict=True):
             args[position] = self._as_read(site, side)
-        with self.emitter.at(site.node, like=site.node):
+        with self.emitter.at(site.node, like=site.node), self.emitter.marking(metis_tail=True):
             tails = self.conditioner.tails(*sides)
         if site.node.meta["val"].dtype == torch.float32 and not tails:
             site.node.args = tuple(args)
@@ -71,6 +71,8 @@ class Rewriter:
             if split is not None:
                 parts = self._split(site, operand, split)
                 source = parts.residual
+            if treatment.hadamard:
+                source = self._hadamard(site, operand, source, str(treatment.hadamard))
             operand.quantized = self._quantize(site, operand, spec, source)
             operand.kept_as = tuple(u.name for u in operand.quantized.users if u.target is operator.getitem)
             quantized = self._dequantize(site, operand, spec)
@@ -82,6 +84,7 @@ class Rewriter:
             quantized=quantized,
             spec=spec,
             only_saved=in_backward and spec is not None,
+            hadamard=str(treatment.hadamard) if spec is not None and treatment.hadamard else None,
         )
 
     def _as_read(self, site: Site, side: Side) -> fx.Node:
@@ -101,6 +104,11 @@ class Rewriter:
         before, like = self._place(site, operand)
         with self.emitter.at(before, like=like):
             return self.conditioner.split(operand, split, self._next_stream(), _label(site, operand))
+
+    def _hadamard(self, site: Site, operand: Operand, source: fx.Node, signs: str) -> fx.Node:
+        before, like = self._place(site, operand)
+        with self.emitter.at(before, like=like):
+            return self.conditioner.hadamard(source, operand.axis, signs)
 
     def _next_stream(self) -> int:
         self._streams += 1
@@ -135,7 +143,7 @@ class Rewriter:
                 parts = sorted((u for u in quantized.users if u.target is operator.getitem), key=lambda n: n.args[1])
                 self._dequantized[quantized] = self.emitter.call(
                     DEQUANTIZE,
-                    (parts, str(spec), quantized.args[2], self.emitter.size(operand.base, quantized.args[2])),
+                    (parts, str(spec), quantized.args[2], self.emitter.size(quantized.args[0], quantized.args[2])),
                     name=_suffixed(_label(site, operand), "dequantized", site),
                 )
         return self._dequantized[quantized]
