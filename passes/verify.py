@@ -68,6 +68,7 @@ def dequantize_matches(node: Any) -> str | None:
     if node.target is not DEQUANTIZE:
         return None
     parts, spec, axis = node.args[:3]
+    source: Any
     sources = {p.args[0] if p.target is operator.getitem else None for p in parts}
     if sources == {None}:
         return None  # saved for backward: the codes are inputs of this graph
@@ -84,8 +85,8 @@ def dequantize_matches(node: Any) -> str | None:
 
 
 def axis_rule(node: Any) -> str | None:
-    """A product contracts over the axis that its quantized operands are blocked along."""
-    if node.target not in PRODUCTS:
+    """A product contracts over the axis that its quantized operands are blocked along; a tail, in float32, need not."""
+    if node.target not in PRODUCTS or node.meta.get("metis_tail"):
         return None
     left, right = (node.args[i] for i in PRODUCTS[node.target])
     for side, operand, axis in (("left", left, -1), ("right", right, -2)):

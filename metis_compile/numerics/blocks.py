@@ -50,10 +50,24 @@ class BlockLayout:
             return torch.amax(magnitude)
         if self.row:
             return torch.amax(magnitude, dim=self.axis, keepdim=True)
+        return torch.amax(self._padded_split(magnitude), dim=self._within)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum over each block of a tiled layout, in the shape in which scales are stored."""
+        if statically_known_true(x.numel() == 0):
+            return x.new_zeros(self._scales_shape(x.shape))
+        return torch.sum(self._padded_split(x), dim=self._within)
+
+    @property
+    def _within(self) -> list[int]:
+        """The dimensions, after splitting all tiles, that run inside of a block."""
+        return [dim + i + 1 for i, (dim, _) in enumerate(self.tiles)]
+
+    def _padded_split(self, x: Tensor) -> Tensor:
         for dim, size in reversed(self.tiles):
-            padded = pad_to_multiple(magnitude, dim, size)
-            magnitude = padded.unflatten(dim, (padded.shape[dim] // size, size))
-        return torch.amax(magnitude, dim=[dim + i + 1 for i, (dim, _) in enumerate(self.tiles)])
+            x = pad_to_multiple(x, dim, size)
+            x = x.unflatten(dim, (x.shape[dim] // size, size))
+        return x
 
     def split(self, x: Tensor) -> Tensor:
         """x with every tiled dimension that is a multiple of its block size replaced by (n / size, size)."""

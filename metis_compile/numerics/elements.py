@@ -51,6 +51,18 @@ def _round_magnitude_stochastically(magnitude: Tensor, element: Element, noise: 
     return torch.where(magnitude - below >= step * (1 - noise), below + step, below)
 
 
+def expected_square_error(value: Tensor, element: Element) -> Tensor:
+    """The mean square of what rounding fp32 values stochastically changes them by; past the grid it is clipping."""
+    magnitude = torch.abs(value)
+    inside = torch.clamp(magnitude, max=element.max)
+    anchor = _anchor(inside, element)
+    step = anchor * 2.0**-23
+    nearest = (inside + anchor) - anchor
+    remainder = inside - torch.where(nearest > inside, nearest - step, nearest)
+    beyond = magnitude - inside
+    return remainder * (step - remainder) + beyond * beyond
+
+
 def round_to_element(value: Tensor, element: Element, noise: Tensor | None = None) -> Tensor:
     """Saturate fp32 values and round them to the element's grid, as fp32.
 

@@ -73,6 +73,12 @@ class Format:
     def scale_modes(self) -> tuple[str, ...]:
         return ("floor", "rceil", "even") if self.scale == "e8m0" else ()
 
+    def selects(self, rounding: str) -> tuple[str, ...]:
+        """By what error four-over-six may choose: E2M1 under E4M3 scales only, where 1.5 scales are as fine as one."""
+        if (self.element, self.scale) != ("e2m1", "e4m3"):
+            return ()
+        return ("expected",) if rounding == "stochastic" else ("mse", "mae")
+
 
 FORMATS = {
     f.name: f
@@ -87,6 +93,7 @@ FORMATS = {
 }
 
 ROUNDINGS = ("nearest", "stochastic")
+SELECT_PREFIX = "4/6-"  # before the name in a spec's text: "nvfp4 1x16 nearest 4/6-mse"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +108,10 @@ class QuantSpec:
     scale_mode
         Only for E8M0 scales. "floor": 2^(floor(log2 amax) - emax), OCP MX v1.0. "rceil": amax / element_max,
         rounded up to a power of two. "even": as floor, of amax rounded to the element's mantissa bits.
+    select
+        Four-over-six, nvfp4 only: each block's largest element becomes 6 or 4, whichever gives the lower error.
+        "mse": the squares of the errors, "mae": their magnitudes, both when rounding to nearest; "expected": the
+        squares that stochastic rounding has on average, known before the draw (a choice made after it is biased).
     """
 
     format: str
@@ -108,6 +119,7 @@ class QuantSpec:
     rounding: str
     guard: str | None
     scale_mode: str | None
+    select: str | None = None
 
     def __post_init__(self) -> None:
         _require("format", self.format, FORMATS)
@@ -125,6 +137,11 @@ class QuantSpec:
                 f"scale_mode must be None for {self.format}, whose scales are {fmt.scale}, "
                 f"got {self.scale_mode!r}; only E8M0 scales (mxfp4, mxfp8, mxfp8_e5m2) have modes"
             )
+        if self.select is not None:
+            selects = fmt.selects(self.rounding)
+            if not selects:
+                raise ValueError(f"select must be None for {self.format}, got {self.select!r}; nvfp4 alone has 4/6")
+            _require("select", self.select, selects, f"{self.rounding} {self.format}")
 
     @classmethod
     def make(
@@ -134,8 +151,9 @@ class QuantSpec:
         rounding: str = "nearest",
         guard: str | None = None,
         scale_mode: str | None = None,
+        select: str | None = None,
     ) -> QuantSpec:
-        """Fill in what is None: the format's first block, "round_up" if stochastic, "floor" for E8M0.
+        """Fill in what is None: the format's first block, "round_up" if stochastic, "floor" for E8M0, no 4/6.
 
         Raises ValueError that names the field, the value, what is allowed and the nearest valid name.
         """
@@ -154,6 +172,7 @@ class QuantSpec:
             rounding=rounding,
             guard=guard,
             scale_mode=scale_mode,
+            select=select,
         )
 
     @classmethod
@@ -162,18 +181,20 @@ class QuantSpec:
         words = text.split()
         if len(words) < 3:
             raise ValueError(
-                f"a spec must read 'format block rounding [guard] [scale_mode]', such as "
+                f"a spec must read 'format block rounding [guard] [scale_mode] [4/6-...]', such as "
                 f"'nvfp4 1x16 nearest', got {text!r}"
             )
         format, block, rounding, *rest = words
+        select = rest.pop().removeprefix(SELECT_PREFIX) if rest and rest[-1].startswith(SELECT_PREFIX) else None
         guard = rest.pop(0) if rounding == "stochastic" and rest else None
         scale_mode = rest.pop(0) if rest else None
         if rest:
             raise ValueError(f"a spec must end after its scale mode, got also {' '.join(rest)!r} in {text!r}")
-        return cls(format=format, block=block, rounding=rounding, guard=guard, scale_mode=scale_mode)
+        return cls(format=format, block=block, rounding=rounding, guard=guard, scale_mode=scale_mode, select=select)
 
     def __str__(self) -> str:
-        words = (self.format, self.block, self.rounding, self.guard, self.scale_mode)
+        select = None if self.select is None else SELECT_PREFIX + self.select
+        words = (self.format, self.block, self.rounding, self.guard, self.scale_mode, select)
         return " ".join(word for word in words if word is not None)
 
     @property
@@ -187,6 +208,11 @@ class QuantSpec:
     @property
     def stochastic(self) -> bool:
         return self.rounding == "stochastic"
+
+    @property
+    def has_cpu_kernel(self) -> bool:
+        """Whether the C++ kernels can quantize to this; decoding does not depend on the choice that 4/6 makes."""
+        return self.select is None
 
     @property
     def orientation_free(self) -> bool:

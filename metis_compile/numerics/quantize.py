@@ -16,6 +16,7 @@ from metis_compile.numerics.blocks import BlockLayout, pad_to_multiple, take_fir
 from metis_compile.numerics.e8m0 import e8m0_from_bytes, e8m0_to_bytes, e8m0_value
 from metis_compile.numerics.elements import e2m1_codes, e2m1_values, round_to_element
 from metis_compile.numerics.formats import QuantSpec
+from metis_compile.numerics.four_over_six import four_over_six_scaling
 from metis_compile.numerics.scales import Scaling, scaling
 
 
@@ -79,7 +80,7 @@ def _quantize(x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None) -> tu
     if x.requires_grad:
         x = x.detach()
     x = x.to(torch.float32)
-    scales = scaling(layout.amax(x), spec)
+    scales = four_over_six_scaling(x, layout, spec) if spec.select else scaling(layout.amax(x), spec)
     scaled = layout.split(x) * layout.spread(scales.multiplier, x.shape)
     rounded = round_to_element(scaled, spec.element, None if noise is None else layout.split(noise))
     return layout, rounded, scales

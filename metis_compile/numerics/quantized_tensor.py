@@ -47,6 +47,7 @@ def quantize(
     *,
     guard: str | None = None,
     scale_mode: str | None = None,
+    select: str | None = None,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> QuantizedTensor:
@@ -55,13 +56,13 @@ def quantize(
     x: float32, bfloat16, float16 or float8, any shape with at least one dimension, any strides.
     format: nvfp4, mxfp4, mxfp8, mxfp8_e5m2, fp8, fp8_e5m2. block: nvfp4 1x16 (default), 16x16; mx 1x32;
     fp8 tensor (default), row, 1x128, 128x128. rounding: nearest (ties to even) or stochastic.
-    guard, scale_mode: see :class:`QuantSpec`. noise: for stochastic rounding, float32 uniform in [0, 1) of
+    guard, scale_mode, select: see :class:`QuantSpec`. noise: for stochastic rounding, float32 uniform in [0, 1) of
     x's shape; None draws it from ``generator``, or from torch's own.
 
     Raises ValueError for a name that does not exist (it names the nearest one) or noise that does not fit,
     TypeError for other dtypes, IndexError for an axis out of range. No gradient flows through it.
     """
-    spec = QuantSpec.make(format, block, rounding, guard, scale_mode)
+    spec = QuantSpec.make(format, block, rounding, guard, scale_mode, select)
     if generator is not None and (noise is not None or not spec.stochastic):
         raise ValueError("generator must be None unless rounding is 'stochastic' and noise is None")
     if spec.stochastic and noise is None:

@@ -69,11 +69,13 @@ def _placed(error: PolicyError, document: Document, path: KeyPath, place: str, t
     """``error``, whose key is one of ``table`` at ``path``, with the line of that key or list entry."""
     if error.key is None:
         return document.error(error, path, place)
-    at = (*path, error.key)
+    names = error.key.split(".")  # "split.1.rank" is the key rank of the second entry of split
+    at: KeyPath = (*path, *(int(name) if name.isdigit() else name for name in names))
     given = table.get(error.key)
     if isinstance(given, list) and error.value in given:
         at = (*at, given.index(error.value))
-    return document.error(error, at, f"{place}, {error.key}")
+    words = "".join(f" {int(name) + 1}" if name.isdigit() else f", {name}" for name in names)
+    return document.error(error, at, f"{place}{words}")
 
 
 def _recipes(document: Document) -> dict[str, Recipe]:

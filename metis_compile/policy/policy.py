@@ -11,6 +11,7 @@ from metis_compile.policy.document import Document, read_reference, read_text
 from metis_compile.policy.errors import PolicyError, unknown_name
 from metis_compile.policy.loading import RULE_KEYS, load_recipes_and_rules
 from metis_compile.policy.rule import DecideCondition, Decision, Query, Rule
+from metis_compile.policy.splits import split_meaning
 from metis_compile.policy.treatment import HIGH, HIGH_RECIPE, TREATMENT_KEYS, Recipe, Treatment
 from metis_compile.policy.writing import to_toml
 
@@ -119,4 +120,5 @@ class Policy:
 
 
 def _treatment_values(treatment: Treatment) -> list[object]:
-    return [getattr(treatment, key) for key in TREATMENT_KEYS]
+    split = None if treatment.split is None else split_meaning(treatment.split)
+    return [split if key == "split" else getattr(treatment, key) for key in TREATMENT_KEYS]

@@ -2,13 +2,23 @@
 
 import re
 from dataclasses import dataclass, fields
+from typing import Any
 
+from metis_compile.conditioning.hadamard import SIGNS
+from metis_compile.conditioning.kinds import describe
 from metis_compile.numerics.formats import FORMATS, ROUNDINGS, QuantSpec
 from metis_compile.policy.errors import PolicyError, show, unknown_name
+from metis_compile.policy.splits import read_split
 
 OPERANDS = ("weight", "activation", "gradient")
 HIGH = "high"
-_QUANTIZER_KEYS = ("block", "rounding", "guard", "scale_mode")
+_SPEC_FIELDS = {  # keys that are fields of the QuantSpec, under its names for them
+    "block": "block",
+    "rounding": "rounding",
+    "guard": "guard",
+    "scale_mode": "scale_mode",
+    "four_over_six": "select",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,17 +34,31 @@ class Treatment:
     rounding: str | None = None  # "nearest" or "stochastic"; None: nearest
     guard: str | None = None  # against clipping under stochastic rounding; None: the rounding's own default
     scale_mode: str | None = None  # rounding of a power-of-two scale; None: the format's default
+    four_over_six: str | bool | None = None  # how blocks choose their scale, "mse", "mae", "expected"; None: they don't
+    split: Any = None  # a conditioning, or what read_split makes one from; None: nothing is split off
+    hadamard: str | bool | None = None  # "fixed" or "fresh" signs, along the contraction axis; None: no transform
 
     def __post_init__(self) -> None:
         names = (HIGH, *FORMATS)
         if not isinstance(self.format, str) or self.format not in names:
             raise unknown_name(self.format, names, key="format")
-        for key in _QUANTIZER_KEYS:
+        default_select = "expected" if self.rounding == "stochastic" else "mse"
+        self._settle_flag("four_over_six", default_select)
+        self._settle_flag("hadamard", SIGNS[0])
+        for key in TREATMENT_KEYS[1:]:
             self._check(key)
+        if self.split is not None:
+            object.__setattr__(self, "split", read_split(self.split))
         spec = self.spec
         if spec is not None:
-            for key in _QUANTIZER_KEYS:
-                object.__setattr__(self, key, getattr(spec, key))
+            for key, field in _SPEC_FIELDS.items():
+                object.__setattr__(self, key, getattr(spec, field))
+
+    def _settle_flag(self, key: str, when_true: str) -> None:
+        """Replaces true by the choice that it stands for, false by None."""
+        value = getattr(self, key)
+        if isinstance(value, bool):
+            object.__setattr__(self, key, when_true if value else None)
 
     def _check(self, key: str) -> None:
         value = getattr(self, key)
@@ -43,18 +67,25 @@ class Treatment:
         if self.format == HIGH:
             problem = f'{show(value)} means nothing with format "high", which leaves the operand alone'
             raise PolicyError(problem, key=key, value=value, allowed=())
+        if key == "split":
+            return
         format = FORMATS[self.format]
         allowed = {
             "block": format.blocks,
             "rounding": ROUNDINGS,
             "guard": format.guards if self.rounding == "stochastic" else ("none",),
             "scale_mode": format.scale_modes,
+            "four_over_six": format.selects(self.rounding or ROUNDINGS[0]),
+            "hadamard": SIGNS,
         }[key]
         if value in allowed:
             return
         if key == "guard" and value in format.guards:
             problem = f'{show(value)} is for rounding = "stochastic" only; leave it out'
             raise PolicyError(problem, key=key, value=value, allowed=allowed)
+        if key == "four_over_six" and not allowed:
+            problem = f"{show(value)} means nothing for {self.format}: nvfp4 alone can scale a block to 6 or to 4"
+            raise PolicyError(f"{problem}; leave it out", key=key, value=value, allowed=())
         if not allowed:
             problem = f"{show(value)} means nothing for {self.format}, whose scale is {format.scale}"
             raise PolicyError(f"{problem}; leave it out", key=key, value=value, allowed=())
@@ -65,14 +96,19 @@ class Treatment:
         """The quantizer's full specification; None for "high"."""
         if self.format == HIGH:
             return None
-        given = {key: getattr(self, key) for key in _QUANTIZER_KEYS}
+        given = {field: getattr(self, key) for key, field in _SPEC_FIELDS.items()}
         try:
             return QuantSpec.make(self.format, **{key: text for key, text in given.items() if text is not None})
         except ValueError as error:  # a combination that the single keys do not show to be wrong
             raise PolicyError(str(error), value=given) from None
 
     def __str__(self) -> str:
-        return HIGH if self.spec is None else str(self.spec)
+        words = [HIGH if self.spec is None else str(self.spec)]
+        if self.split is not None:
+            words.append(f"split {describe(self.split)}")
+        if self.hadamard is not None:
+            words.append(f"hadamard {self.hadamard}")
+        return ", ".join(words)
 
 
 TREATMENT_KEYS = tuple(field.name for field in fields(Treatment))

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 import tomlkit
-from tomlkit.items import InlineTable, String, Table
+from tomlkit.items import Array, InlineTable, String, Table
 
 from metis_compile.policy.rule import Rule
+from metis_compile.policy.splits import split_tables
 from metis_compile.policy.treatment import HIGH, OPERANDS, TREATMENT_KEYS, Recipe, Treatment
 
 _LIST_KEYS = ("module", "blocks", "op", "gemm", "operand", "dtype")
@@ -45,8 +46,23 @@ def _treatment(treatment: Treatment) -> String | InlineTable:
     for key in TREATMENT_KEYS:
         value = getattr(treatment, key)
         if value is not None:
-            table.append(key, value)
+            table.append(key, _split(treatment) if key == "split" else value)
     return table
+
+
+def _split(treatment: Treatment) -> InlineTable | Array:
+    steps = []
+    for settings in split_tables(treatment.split):
+        step = tomlkit.inline_table()
+        for name, value in settings.items():
+            step.append(name, list(value) if isinstance(value, tuple) else value)
+        steps.append(step)
+    if len(steps) == 1:
+        return steps[0]
+    array = tomlkit.array()
+    for step in steps:
+        array.append(step)
+    return array
 
 
 def _rule(rule: Rule, name: str) -> Table:

@@ -14,6 +14,11 @@ ALL = [
     for guard in guards
     for mode in f.scale_modes or (None,)
 ]
+ALL += [
+    QuantSpec.make("nvfp4", block, rounding, select=select)
+    for block in ("1x16", "16x16")
+    for rounding, select in (("nearest", "mse"), ("nearest", "mae"), ("stochastic", "expected"))
+]
 
 
 @pytest.mark.parametrize("spec", ALL, ids=str)
@@ -34,6 +39,8 @@ def test_texts_are_distinct() -> None:
         (("nvfp4", None, "nearest", "none"), "nvfp4 1x16 nearest"),
         (("mxfp4",), "mxfp4 1x32 nearest floor"),
         (("mxfp8", None, "stochastic", "none", "even"), "mxfp8 1x32 stochastic none even"),
+        (("nvfp4", None, "nearest", None, None, "mae"), "nvfp4 1x16 nearest 4/6-mae"),
+        (("nvfp4", None, "stochastic", None, None, "expected"), "nvfp4 1x16 stochastic round_up 4/6-expected"),
         (("fp8",), "fp8 tensor nearest"),
         (("fp8_e5m2", "128x128", "stochastic"), "fp8_e5m2 128x128 stochastic round_up"),
     ],
@@ -51,6 +58,9 @@ def test_defaults(arguments: tuple[str, ...], text: str) -> None:
         ("mxfp4 1x32 nearest", "scale_mode of mxfp4 must be one of 'floor', 'rceil', 'even', got None"),
         ("mxfp4 1x32 stochastic 17/16 floor", "must be one of 'round_up', 'none', got '17/16'"),
         ("mxfp4 1x32 nearest floor even", "got also 'even'"),
+        ("nvfp4 1x16 nearest 4/6-mes", "did you mean 'mse'"),
+        ("nvfp4 1x16 nearest 4/6-mse none", "scale_mode must be None for nvfp4|got also"),
+        ("mxfp4 1x32 nearest floor 4/6-mse", "select must be None for mxfp4"),
         ("mxfp6 1x32 nearest floor", "did you mean 'mxfp"),
     ],
 )
@@ -75,3 +85,8 @@ def test_texts_that_are_no_spec(text: str, message: str) -> None:
 )
 def test_bits_per_element(arguments: tuple[str, ...], bits: float) -> None:
     assert QuantSpec.make(*arguments).bits_per_element == bits
+
+
+def test_the_cpu_kernels_do_not_choose_scales() -> None:
+    assert QuantSpec.make("nvfp4").has_cpu_kernel
+    assert not QuantSpec.make("nvfp4", select="mse").has_cpu_kernel

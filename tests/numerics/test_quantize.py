@@ -23,6 +23,11 @@ SPECS = [
     for block in f.blocks[:2]
     for guard in f.guards
 ]
+SPECS += [QuantSpec.make("nvfp4", block, select=select) for block in ("1x16", "16x16") for select in ("mse", "mae")]
+SPECS += [
+    QuantSpec.make("nvfp4", block, "stochastic", guard, select="expected")
+    for block, guard in (("1x16", "round_up"), ("1x16", "17/16"), ("1x16", "none"), ("16x16", "round_up"))
+]
 IDS = [str(s).replace(" ", "-") for s in SPECS]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -100,6 +105,7 @@ def test_matches_the_reference(
         spec.rounding,
         guard=spec.guard,
         scale_mode=spec.scale_mode,
+        select=spec.select,
         noise=None if noise is None else restride(noise, strides),
     )
     want = numpy_reference.quantize(
@@ -109,6 +115,7 @@ def test_matches_the_reference(
         axis,
         guard=spec.guard,
         scale_mode=spec.scale_mode,
+        select=spec.select,
         noise=None if noise is None else noise.numpy(),
     )
     assert got.spec == spec
@@ -209,6 +216,14 @@ def test_noise_comes_from_torch_or_from_the_generator() -> None:
         ({"rounding": "stochastic", "guard": "16/17"}, ValueError, "got '16/17'; did you mean '17/16'"),
         ({"scale_mode": "floor"}, ValueError, "scale_mode must be None for nvfp4"),
         ({"format": "mxfp4", "scale_mode": "ceil"}, ValueError, "did you mean 'rceil'"),
+        (
+            {"select": "mes"},
+            ValueError,
+            "select of nearest nvfp4 must be one of 'mse', 'mae', got 'mes'; did you mean 'mse'",
+        ),
+        ({"select": "expected"}, ValueError, "must be one of 'mse', 'mae', got 'expected'"),
+        ({"rounding": "stochastic", "select": "mse"}, ValueError, "must be one of 'expected', got 'mse'"),
+        ({"format": "mxfp4", "select": "mse"}, ValueError, "select must be None for mxfp4, got 'mse'"),
         ({"axis": 2}, IndexError, "axis must be between -2 and 1 for 2 dimensions, got 2"),
         ({"axis": -3}, IndexError, "axis must be between -2 and 1 for 2 dimensions, got -3"),
         ({"x": torch.zeros(3, 4, 5), "block": "16x16", "axis": 0}, ValueError, "axis must be one of the last two"),

@@ -37,19 +37,20 @@ def is_unbiased(spec: QuantSpec) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("format", "block", "guard"),
+    ("format", "block", "guard", "select"),
     [
-        ("nvfp4", "1x16", "round_up"),
-        ("nvfp4", "1x16", "17/16"),
-        ("nvfp4", "16x16", "round_up"),
-        ("mxfp4", "1x32", "round_up"),
-        ("mxfp8", "1x32", "round_up"),
-        ("fp8", "tensor", "round_up"),
-        ("fp8_e5m2", "row", "round_up"),
+        ("nvfp4", "1x16", "round_up", None),
+        ("nvfp4", "1x16", "17/16", None),
+        ("nvfp4", "1x16", "round_up", "expected"),
+        ("nvfp4", "16x16", "round_up", None),
+        ("mxfp4", "1x32", "round_up", None),
+        ("mxfp8", "1x32", "round_up", None),
+        ("fp8", "tensor", "round_up", None),
+        ("fp8_e5m2", "row", "round_up", None),
     ],
 )
-def test_guarded_rounding_is_unbiased(format: str, block: str, guard: str) -> None:
-    spec = QuantSpec.make(format, block, "stochastic", guard)
+def test_guarded_rounding_is_unbiased(format: str, block: str, guard: str, select: str | None) -> None:
+    spec = QuantSpec.make(format, block, "stochastic", guard, select=select)
     assert is_unbiased(spec), statistics(spec)
 
 

@@ -103,10 +103,13 @@ def quantize(
     *,
     guard: str | None = None,
     scale_mode: str | None = None,
+    select: str | None = None,
     noise: Array | None = None,
 ) -> Quantized:
     """x: float32. The formulas are those of the documentation, one numpy scalar at a time."""
     with np.errstate(all="ignore"):
+        if select is not None:
+            return _nvfp4(x, format, block, axis % x.ndim, guard, None, noise, select)
         family: Callable[..., Quantized] = {"nv": _nvfp4, "mx": _mx, "fp": _fp8}[format[:2]]
         return family(x, format, block, axis % x.ndim, guard, scale_mode, noise)
 
@@ -138,10 +141,17 @@ def _round_block(x: Array, where: Any, factor: np.float32, element_type: Any, no
 
 
 def _nvfp4(
-    x: Array, format: str, block: str, axis: int, guard: str | None, mode: None, noise: Array | None
+    x: Array,
+    format: str,
+    block: str,
+    axis: int,
+    guard: str | None,
+    mode: None,
+    noise: Array | None,
+    select: str | None = None,
 ) -> Quantized:
     amax = _amax(x)
-    enc = F32(1) if amax == 0 else np.minimum(F32(448 * 6) / amax, FP32_MAX)
+    enc = F32(1) if amax == 0 else np.minimum(F32((256 if select else 448) * 6) / amax, FP32_MAX)
     dec = F32(1) / enc
     scales = _empty_scales(x, block, axis, ml_dtypes.float8_e4m3fn)
     codes = np.zeros(x.shape, ml_dtypes.float4_e2m1fn)
@@ -150,14 +160,48 @@ def _nvfp4(
         ideal = _amax(x[where]) * (enc * F32(1 / 6))
         if guard == "17/16":
             ideal = ideal * F32(1.0625)
-        ideal = np.minimum(ideal, F32(448))
-        up = guard == "round_up" and np.isfinite(ideal)
-        scales[index] = e4m3_up(ideal) if up else ideal.astype(ml_dtypes.float8_e4m3fn)
-        scale = scales[index].astype(F32)
-        factor = np.minimum(F32(1) / (scale * dec), FP32_MAX)
-        codes[where] = _round_block(x, where, factor, ml_dtypes.float4_e2m1fn, noise)
+        choices = [_e4m3_scale(ideal, guard)]
+        if select is not None:
+            choices.append(_e4m3_scale(ideal * F32(1.5), guard))
+        factors = [np.minimum(F32(1) / (choice.astype(F32) * dec), FP32_MAX) for choice in choices]
+        best = 0
+        if select is not None:
+            size = 256 if block == "16x16" else 16
+            six, four = (
+                _block_error(x[where] * factor, choice.astype(F32), select, size)
+                for factor, choice in zip(factors, choices, strict=True)
+            )
+            best = int(four < six or (choices[0] == 0 and choices[1] != 0))
+        scale = choices[best].astype(F32)
+        scales[index] = choices[best]
+        codes[where] = _round_block(x, where, factors[best], ml_dtypes.float4_e2m1fn, noise)
         values[where] = codes[where].astype(F32) * scale * dec
     return Quantized(_pack(codes.view(np.uint8), axis), scales.view(np.uint8), dec, values)
+
+
+def _e4m3_scale(ideal: np.float32, guard: str | None) -> Any:
+    ideal = np.minimum(ideal, F32(448))
+    return e4m3_up(ideal) if guard == "round_up" and np.isfinite(ideal) else ideal.astype(ml_dtypes.float8_e4m3fn)
+
+
+def _block_error(scaled: Array, scale: np.float32, select: str, size: int) -> np.float32:
+    """Of a block after scaling: each element's error to a fixed number of binary places, summed without rounding."""
+    places = (18 if select == "mae" else 16) - (4 if size == 256 else 0)
+    magnitudes = grid(ml_dtypes.float4_e2m1fn).astype(F32)
+    total = 0
+    for v in np.abs(scaled).ravel():
+        if select == "expected":
+            low = magnitudes[magnitudes <= v].max(initial=0)
+            high = magnitudes[magnitudes >= v].min(initial=6)
+            error = (v - low) * (high - v) if v <= 6 else (v - F32(6)) * (v - F32(6))
+        else:
+            error = np.abs(v - magnitudes[np.argmin(np.abs(magnitudes - v))])
+            error = error if select == "mae" else error * error
+        if not np.isfinite(error):
+            return F32(np.nan)
+        total += round(float(error) * 2**places)  # a half goes to the even one
+    error = F32(total / 2**places) * scale
+    return error if select == "mae" else error * scale
 
 
 def _mx(
