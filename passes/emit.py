@@ -55,16 +55,20 @@ class Emitter:
     def at(self, before: fx.Node, *, like: fx.Node) -> Iterator[None]:
         """Within: calls are inserted before `before` and carry the metadata of `like`."""
         previous, self._like = self._like, like
-        with self.graph.inserting_before(before):
-            yield
-        self._like = previous
+        try:
+            with self.graph.inserting_before(before):
+                yield
+        finally:
+            self._like = previous
 
     @contextmanager
     def marking(self, **meta: Any) -> Iterator[None]:
         """Within: calls carry this metadata too."""
         previous, self._marks = self._marks, {**self._marks, **meta}
-        yield
-        self._marks = previous
+        try:
+            yield
+        finally:
+            self._marks = previous
 
     def precedes(self, a: fx.Node, b: fx.Node) -> bool:
         """Whether `a` came before `b` in the graph as it was captured."""
@@ -80,17 +84,18 @@ class Emitter:
     ) -> fx.Node:
         """One `call_function` node with its `val`."""
         kwargs = dict(kwargs or {})
+        fake_args, fake_kwargs = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
+        if self.fake_mode is None:
+            raise RuntimeError("metis: the captured graph has no fake tensors, so new nodes can't be typed")
+        with self.fake_mode:
+            value = target(*fake_args, **fake_kwargs)
         node = self.graph.create_node("call_function", target, args, kwargs, name=name)
         if self._like is not None:
             node.meta.update({k: self._like.meta[k] for k in CARRIED if k in self._like.meta})
             if node.meta.get("recompute") == CheckpointPolicy.MUST_SAVE:  # said of the product's output alone
                 del node.meta["recompute"]
         node.meta.update(self._marks)
-        fake_args, fake_kwargs = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
-        if self.fake_mode is None:
-            raise RuntimeError("metis: the captured graph has no fake tensors, so new nodes can't be typed")
-        with self.fake_mode:
-            node.meta["val"] = target(*fake_args, **fake_kwargs)
+        node.meta["val"] = value
         return node
 
     def cast(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:

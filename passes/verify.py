@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx
 
+from metis_compile.compat import OpOverload
 from metis_compile.numerics import QuantSpec
 from metis_compile.ops import DEQUANTIZE, QUANTIZE
 from metis_compile.passes.find import PRODUCTS
@@ -31,10 +32,11 @@ def verify(graph: fx.Graph, after: str) -> None:
 
 
 def has_value(node: Any) -> str | None:
-    """Every call has `val` metadata."""
-    if node.op == "call_function" and "val" not in node.meta:
-        return "no `val` metadata"
-    return None
+    """Every call that returns something has `val` metadata."""
+    if node.op != "call_function" or "val" in node.meta:
+        return None
+    returns_nothing = isinstance(node.target, OpOverload) and not node.target._schema.returns
+    return None if returns_nothing else "no `val` metadata"
 
 
 def quantize_is_typed(node: Any) -> str | None:

@@ -238,6 +238,14 @@ class TestVerify:
         with pytest.raises(GraphError, match=r"after rewrite: .*_dequantized: no `val`"):
             verify(gm.graph, "rewrite")
 
+    def test_a_call_that_returns_nothing_needs_no_metadata(self) -> None:
+        def checked(x: torch.Tensor) -> torch.Tensor:
+            torch._assert_async(x.isfinite().all(), "finite")
+            return x @ x
+
+        captured = capture_graphs(checked, torch.randn(16, 16, requires_grad=True), policy=STOCHASTIC_POLICY)
+        assert count(captured.graphs[0].joint_after, torch.ops.aten._assert_async.msg) == 1
+
     def test_axis_rule(self) -> None:
         gm = self.graph()
         node = self.find(gm, torch.ops.aten.mm.default)
