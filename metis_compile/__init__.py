@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from metis_compile.explanation import Explanation, explain
     from metis_compile.numerics import QuantizedTensor, quantize
     from metis_compile.policy import Policy, PolicyError, presets
+    from metis_compile.state import load_state_dict, state_dict
 
 __version__ = "0.1.0"
 
@@ -23,8 +24,10 @@ _HOMES = {
     "SavedTensor": "captured",
     "capture": "captured",
     "explain": "explanation",
+    "load_state_dict": "state",
     "presets": "policy",
     "quantize": "numerics",
+    "state_dict": "state",
 }
 __all__ = [
     "Captured",
@@ -36,8 +39,10 @@ __all__ = [
     "SavedTensor",
     "capture",
     "explain",
+    "load_state_dict",
     "presets",
     "quantize",
+    "state_dict",
 ]
 
 
