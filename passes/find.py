@@ -98,9 +98,11 @@ def find_sites(graph: fx.Graph, inputs: GraphInputs) -> SiteGraph:
             if site.gemm == "fprop" and site.seq is not None:
                 fprops[site.seq].append(site)
             site.reason = _unsupported(site)
-        elif (name := _schema_name(node)) in LEFT_ALONE or name == "aten::_grouped_mm":
+        elif (name := _schema_name(node)) in LEFT_ALONE:
             site = _bare_site(node, depends)
-            site.reason = LEFT_ALONE.get(name, "a grouped product: its groups' boundaries cut through blocks")
+            site.reason = LEFT_ALONE[name]
+        elif name == "aten::_grouped_mm":
+            site = _grouped_product(node, depends)
         else:
             continue
         site.block = _block_of(site.module, blocks)
@@ -239,6 +241,18 @@ def _bare_site(node: fx.Node, depends: _Dependencies) -> Site:
         rhs=None,
         seq=node.meta.get("seq_nr"),
     )
+
+
+def _grouped_product(node: fx.Node, depends: _Dependencies) -> Site:
+    """A product per group of rows (`[tokens, k] @ [experts, k, n]`), or per group of the contraction (its wgrad)."""
+    site = _bare_site(node, depends)
+    left, right = (len(shape_of(matrix)) for matrix in node.all_input_nodes[:2])
+    if left == right == 2:
+        site.gemm = "wgrad" if node in depends.tangent else "fprop"
+        site.reason = "a grouped product: its groups' boundaries along the contraction cut through blocks"
+    else:
+        site.reason = "a grouped product: bfloat16 only, and rows past the last group would set the others' scale"
+    return site
 
 
 def _partner(site: Site, fprops: dict[int, list[Site]]) -> Site | None:

@@ -182,6 +182,27 @@ def test_rows_picked_by_data_are_activations() -> None:
     assert {r[2:] for r in found if r[0] == "fprop"} == {("activation", "weight")}
 
 
+def test_grouped_products_are_listed_and_left() -> None:
+    """Both have a reason of their own: a product per group of rows, and one per group of the contraction."""
+
+    class Grouped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(2, 32, 48, dtype=torch.bfloat16))
+
+        def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+            return torch._grouped_mm(x, self.weight, offs=ends)
+
+    x = torch.randn(32, 32, dtype=torch.bfloat16, requires_grad=True)
+    ends = torch.tensor([16, 32], dtype=torch.int32)
+    found = sites_of(capture_graphs(Grouped(), x, ends, policy=EVERYTHING))
+    reasons = {s.gemm: str(s.reason) for s in found}
+    assert len(found) == len(reasons) == 3
+    assert "rows past the last group" in reasons["fprop"]
+    assert reasons["dgrad"] == reasons["fprop"]
+    assert "cut through blocks" in reasons["wgrad"]
+
+
 def test_rows_whose_number_depends_on_data() -> None:
     """The tokens of one expert: their number is known when the graph runs, and not before."""
 
