@@ -75,7 +75,7 @@ class Record:
         self.graph.joint_before = _copy(graph)
 
     def after(self, graph: fx.Graph, sites: list[Site], parameters: dict[str, str], state: Sequence[str]) -> None:
-        """state: names of the inputs that live across steps; backward reads one of them, but nothing is stored for it."""
+        """state: names of the inputs that live across steps: that backward reads one of them stores nothing."""
         self._state = state
         self.graph.joint_after = self.graph.forward = _copy(graph)
         self.graph.sites, self.graph.parameters = [*sites, *self._nested], parameters

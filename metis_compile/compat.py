@@ -100,7 +100,8 @@ def synthetic_source(name: str) -> Any:
 
 def copy_dynamo_graph(gm: fx.GraphModule) -> tuple[fx.GraphModule, list[fx.Node]]:
     """A copy of what Dynamo hands to a backend, sharing its tensors, and the copy's placeholders."""
-    graph, mapping = fx.Graph(), {}
+    graph = fx.Graph()
+    mapping: dict[fx.Node, Any] = {}
     graph.output(graph.graph_copy(gm.graph, mapping))
     placeholders = []
     for node in gm.graph.find_nodes(op="placeholder"):

@@ -39,8 +39,8 @@ def clear() -> None:
 def state_dict(model: nn.Module) -> dict[str, dict[str, Tensor]]:
     """Copies of what the compiled parts of `model` keep across steps: for a checkpoint beside the model's own.
 
-    model: compiled, with compiled submodules, or the module that was compiled. Empty where the policy keeps nothing, and
-    before the first step. Raises TypeError for a compiled function: give the module whose parameters it uses.
+    model: compiled, with compiled submodules, or the module that was compiled. Empty where the policy keeps nothing,
+    and before the first step. Raises TypeError for a compiled function: give the module whose parameters it uses.
     """
     found = {}
     for name, parameter in _parameters(model):
@@ -50,7 +50,7 @@ def state_dict(model: nn.Module) -> dict[str, dict[str, Tensor]]:
 
 
 def load_state_dict(model: nn.Module, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Puts back what `state_dict` gave, before the first step or after. Steps then go on as they would have, bit for bit.
+    """Puts back what `state_dict` gave, before the first step or after: steps go on as they would have, bit for bit.
 
     Raises ValueError for the state of another model, and, from here or from the first step, for that of a policy whose
     bases have other sizes.
@@ -175,9 +175,8 @@ def _features(node: fx.Node) -> tuple[list[int], list[int]]:
         return [], []
     read = [_sizes(n) for n in node.all_input_nodes]
     given = _sizes(node)
-    if name == "linear":
-        x, weight = read[:2]
-        return [*x[-1:], max(weight)], weight[:1]
+    if name == "linear" and len(read) > 1 and len(read[1]) == 2:
+        return [*read[0][-1:], max(read[1])], read[1][:1]
     inputs = [max(sizes) for sizes in read if sizes]
     return inputs, [*inputs, *([max(given)] if given else [])]
 
@@ -197,6 +196,7 @@ def with_state_inputs(
     """
     state = new_state(sizes, _device(example_inputs))
     fake_mode = detect_fake_mode([n.meta.get("example_value") for n in gm.graph.nodes])
+    assert fake_mode is not None
     copied, placeholders = copy_dynamo_graph(gm)
     count = len(placeholders)
     with copied.graph.inserting_after(placeholders[-1]) if placeholders else copied.graph.inserting_before(None):

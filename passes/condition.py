@@ -101,29 +101,34 @@ class Conditioner:
 
     def _follow(self, operand: Operand, split: Conditioning, stream: int, label: str, backward: bool) -> Parts:
         """A split by a basis that is kept: read, moved on by this step's tensor, and written back."""
-        axis, base = operand.axis, operand.base
-        seed = self.emitter.seed(base.meta["val"].device)
-        slot = self.slots.allot(self._basis_shape(split, base, seed, stream), base, backward)
-        step = kept_step(split)
-        counts = getattr(step, "refresh", 0) > 0 or not getattr(step, "track", True)
-        counter = self.slots.allot([1], base, backward) if counts else None
-        kept = [slot.read(f"{label}_kept"), *([counter.read(f"{label}_count")] if counter is not None else [])]
+        axis, base, step = operand.axis, operand.base, kept_step(split)
+        device = base.meta["val"].device
+        slot = self.slots.allot(self._basis_shape(split, base), base, backward)
+        kept = [slot.read(f"{label}_kept")]
+        counter = None
+        if getattr(step, "refresh", 0) > 0 or not getattr(step, "track", True):
+            counter = self.slots.allot([1], base, backward)
+            kept.append(counter.read(f"{label}_count"))
+        seed = [self.emitter.seed(device)] if counter is not None or getattr(split, "needs_seed", True) else []
 
-        def run(x: torch.Tensor, seed: torch.Tensor, basis: torch.Tensor, *count: torch.Tensor) -> list[torch.Tensor]:
-            moved = next_basis(split, x, basis, *count, axis=axis, seed=seed, stream=stream)
-            return [*split.split(x, axis=axis, seed=seed, stream=stream, basis=moved[0]), *moved]
+        def run(x: torch.Tensor, *given: torch.Tensor) -> list[torch.Tensor]:
+            noise = given[0] if seed else None
+            moved = next_basis(split, x, *given[len(seed) :], axis=axis, seed=noise, stream=stream)
+            return [*split.split(x, axis=axis, seed=noise, stream=stream, basis=moved[0]), *moved]
 
         key = ("follow", split, axis, stream)
-        residual, left, right, moved, *count = self.tracer.insert(key, run, [base, seed, *kept], label)
+        residual, left, right, moved, *count = self.tracer.insert(key, run, [base, *seed, *kept], label)
         slot.write(moved)
         if counter is not None:
             counter.write(count[0])
         return Parts(residual=residual, left=left, right=right)
 
-    def _basis_shape(self, split: Any, base: fx.Node, seed: fx.Node, stream: int) -> list[int]:
+    def _basis_shape(self, split: Any, base: fx.Node) -> list[int]:
         assert self.emitter.fake_mode is not None
+        x = base.meta["val"]
         with self.emitter.fake_mode, enable_python_dispatcher():
-            return list(split.fresh_basis(base.meta["val"], seed.meta["val"], stream=stream).shape)
+            seed = torch.zeros(1, dtype=torch.int64, device=x.device)
+            return list(split.fresh_basis(x, seed).shape)
 
     def hadamard(self, node: fx.Node, axis: int, signs: str) -> fx.Node:
         """`node` transformed along `axis`, float32, filled up to blocks of 16; once for all that read it so."""

@@ -36,6 +36,7 @@ class Rewriter:
 
     def __init__(self, graph: fx.Graph, sites: list[Site], inputs: GraphInputs) -> None:
         self.emitter = Emitter(graph)
+        self.operands = [operand for site in sites for operand in site.operands]
         self.conditioner = Conditioner(self.emitter, inputs)
         self.forward_products = {s.seq: s.node for s in sites if s.gemm == "fprop" and s.operands}
         self._quantized: dict[Any, fx.Node] = {}
@@ -167,6 +168,10 @@ class Rewriter:
                 result = self.emitter.call(aten.add.Tensor, (result, tail), name=f"{node.name}_with_tail")
             result = self.emitter.cast(result, node.meta["val"].dtype)
         node.replace_all_uses_with(result)
+        for operand in self.operands:  # products that read this one as it is
+            operand.base = result if operand.base is node else operand.base
+            operand.node = result if operand.node is node else operand.node
+        self.emitter.take_place(node, product, result)
         self.emitter.graph.erase_node(node)
         if self.forward_products.get(site.seq) is node:
             self.forward_products[site.seq] = product

@@ -62,7 +62,7 @@ class Slots:
         self._used = [0, 0]
 
     def allot(self, shape: Sequence[int], like: fx.Node, backward: bool) -> Slot:
-        """A slice that no one else has, on the device of `like`. Raises RuntimeError, with what to do, for want of one."""
+        """A slice that no one else has, where `like` lies. Raises RuntimeError, with what to do, for want of one."""
         advice = "a split with refresh = 1 keeps nothing across steps"
         if not all(isinstance(size, int) for size in shape):
             raise RuntimeError(f"a basis of the symbolic shape {tuple(shape)} can't be kept across steps; {advice}")

@@ -31,12 +31,19 @@ def largest_rank(split: Any, columns: int) -> int:
 
 
 def next_basis(
-    split: Any, x: Tensor, basis: Tensor, count: Tensor | None = None, *, axis: int, seed: Tensor, stream: int = 0
+    split: Any,
+    x: Tensor,
+    basis: Tensor,
+    count: Tensor | None = None,
+    *,
+    axis: int,
+    seed: Tensor | None,
+    stream: int = 0,
 ) -> list[Tensor]:
     """The basis to split x with, and the next count where there is one.
 
     basis: [k, columns], what the last step used; at first anything of full rank. count: steps since the basis was made
-    anew, 1 and up, and below 1 at first; given where the split refreshes its basis, or does not track x.
+    anew, 1 and up, and below 1 at first; given where the split refreshes its basis, or does not track x, with a seed.
     """
     step = kept_step(split)
     refresh, moved = int(getattr(step, "refresh", 0)), basis
