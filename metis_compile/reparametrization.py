@@ -94,7 +94,7 @@ def reparametrize(
 
 
 def unreparametrize(model: nn.Module) -> nn.Module:
-    """The inverse of :func:`reparametrize`, in place: each SplitLinear becomes an nn.Linear again. Returns the model."""
+    """The inverse of :func:`reparametrize`, in place: each SplitLinear becomes nn.Linear again. Returns the model."""
     for name, module in list(model.named_modules()):
         if isinstance(module, SplitLinear):
             linear = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
