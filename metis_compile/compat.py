@@ -98,8 +98,9 @@ def is_buffer_input(node: fx.Node) -> bool:
 
 
 def size_hint(size: Any) -> int:
-    """The value that a symbolic size had when the graph was captured."""
-    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+    """The value that a symbolic size had when the graph was captured; Inductor's guess for one that depends on data."""
+    hint = size.node.hint if isinstance(size, torch.SymInt) else size
+    return int(inductor_config.unbacked_symint_fallback if hint is None else hint)
 
 
 @cache

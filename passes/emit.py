@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import getitem
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
 from metis_compile.compat import detect_fake_mode
+from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.noise import SEED_BITS
+from metis_compile.ops import DEQUANTIZE, QUANTIZE
 
 aten = torch.ops.aten
 # what a new node takes over from the node it stands for; `val` is its own
@@ -45,15 +48,27 @@ class Emitter:
             if n.op == "placeholder" and isinstance(n.meta.get("val"), torch.SymInt)
         }
         self._like: fx.Node | None = None
+        self._marks: dict[str, Any] = {}
         self._seeds: dict[torch.device, fx.Node] = {}
 
     @contextmanager
     def at(self, before: fx.Node, *, like: fx.Node) -> Iterator[None]:
         """Within: calls are inserted before `before` and carry the metadata of `like`."""
         previous, self._like = self._like, like
-        with self.graph.inserting_before(before):
+        try:
+            with self.graph.inserting_before(before):
+                yield
+        finally:
+            self._like = previous
+
+    @contextmanager
+    def marking(self, **meta: Any) -> Iterator[None]:
+        """Within: calls carry this metadata too."""
+        previous, self._marks = self._marks, {**self._marks, **meta}
+        try:
             yield
-        self._like = previous
+        finally:
+            self._marks = previous
 
     def precedes(self, a: fx.Node, b: fx.Node) -> bool:
         """Whether `a` came before `b` in the graph as it was captured."""
@@ -69,16 +84,18 @@ class Emitter:
     ) -> fx.Node:
         """One `call_function` node with its `val`."""
         kwargs = dict(kwargs or {})
+        fake_args, fake_kwargs = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
+        if self.fake_mode is None:
+            raise RuntimeError("metis: the captured graph has no fake tensors, so new nodes can't be typed")
+        with self.fake_mode:
+            value = target(*fake_args, **fake_kwargs)
         node = self.graph.create_node("call_function", target, args, kwargs, name=name)
         if self._like is not None:
             node.meta.update({k: self._like.meta[k] for k in CARRIED if k in self._like.meta})
             if node.meta.get("recompute") == CheckpointPolicy.MUST_SAVE:  # said of the product's output alone
                 del node.meta["recompute"]
-        fake_args, fake_kwargs = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
-        if self.fake_mode is None:
-            raise RuntimeError("metis: the captured graph has no fake tensors, so new nodes can't be typed")
-        with self.fake_mode:
-            node.meta["val"] = target(*fake_args, **fake_kwargs)
+        node.meta.update(self._marks)
+        node.meta["val"] = value
         return node
 
     def cast(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:
@@ -86,6 +103,12 @@ class Emitter:
         if node.meta["val"].dtype == dtype:
             return node
         return self.call(torch.ops.prims.convert_element_type.default, (node, dtype), name=f"{node.name}_cast")
+
+    def fake_quantize(self, node: fx.Node, spec: QuantSpec, axis: int) -> fx.Node:
+        """`node` quantized to nearest and back, float32."""
+        quantized = self.call(QUANTIZE, (node, str(spec), axis), name=f"{node.name}_quantized")
+        parts = [self.call(getitem, (quantized, i)) for i in range(len(quantized.meta["val"]))]
+        return self.call(DEQUANTIZE, (parts, str(spec), axis, self.size(node, axis)), name=f"{node.name}_dequantized")
 
     def size(self, node: fx.Node, axis: int) -> int | fx.Node:
         """The size of `node` along `axis`: an int, or a node that holds the symbolic size."""

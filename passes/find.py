@@ -24,11 +24,14 @@ PRODUCTS: dict[object, tuple[int, int]] = {
     aten.addmm.default: (1, 2),
     aten.bmm.default: (0, 1),
     aten.baddbmm.default: (1, 2),
+    aten.addbmm.default: (1, 2),
 }
+_OPAQUE_EXPERTS = "one operator hides the products of all experts; experts_implementation='batched_mm' shows them"
 # products that are listed and left alone
 LEFT_ALONE: dict[str, str] = {
     "aten::convolution": "a convolution: only matrix products are rewritten",
     "aten::convolution_backward": "a convolution: only matrix products are rewritten",
+    "aten::_trilinear": "a bilinear form: only matrix products are rewritten",
     "aten::_scaled_mm": "already quantized: the model multiplies scaled float8 operands itself",
     "aten::_scaled_mm_v2": "already quantized: the model multiplies scaled operands itself",
     "aten::_scaled_grouped_mm": "already quantized: the model multiplies scaled float8 operands itself",
@@ -37,6 +40,8 @@ LEFT_ALONE: dict[str, str] = {
     "aten::_weight_int8pack_mm": "already quantized: an int8 weight",
     "aten::_weight_int4pack_mm": "already quantized: an int4 weight",
     "aten::_weight_int4pack_mm_for_cpu": "already quantized: an int4 weight",
+    "transformers::grouped_mm_fallback": _OPAQUE_EXPERTS,
+    "transformers::grouped_mm_fallback_backward": _OPAQUE_EXPERTS,
     "aten::_sparse_mm": "a sparse operand has no dense blocks to quantize",
     "aten::_sparse_semi_structured_mm": "a sparse operand has no dense blocks to quantize",
 }
@@ -48,6 +53,7 @@ _FLOAT8 = {
     torch.float8_e5m2fnuz,
     torch.float8_e8m0fnu,
 }
+_INDEXING = (aten.index.Tensor, aten._unsafe_index.Tensor)
 _INT8 = {torch.int8, torch.uint8}
 _QUANTIZED_SEARCH = 8  # how many elementwise ops lie between a stored low-bit tensor and the product at most
 
@@ -119,8 +125,9 @@ class _Dependencies:
             elif _input_position(node, position) not in inputs.buffers:
                 self.data.add(node)
         for node in graph.nodes:
+            sources = _sources_of_values(node)
             for kind in (self.tangent, self.parameter, self.data):
-                if any(source in kind for source in node.all_input_nodes):
+                if any(source in kind for source in sources):
                     kind.add(node)
 
     def role(self, node: fx.Node) -> Role:
@@ -142,6 +149,31 @@ class _Dependencies:
                     seen.add(source)
                     stack.append(source)
         return tuple(sorted(found))
+
+
+def _sources_of_values(node: fx.Node) -> list[fx.Node]:
+    """What the values of `node` come from: for whole matrices picked out of a stack, the stack and not the index.
+
+    The weights of the experts that a router chose are weights. Rows of a table (an embedding) are no matrices: they
+    are activations.
+    """
+    if node.op != "call_function" or not node.all_input_nodes:
+        return node.all_input_nodes
+    stack: Any = node.args[0]
+    leading = len(shape_of(stack)) - 2 if _is_tensor(stack) else 0
+    if node.target in _INDEXING:
+        indices: Any = node.args[1]
+        picks_matrices = not any(indices[leading:])
+    elif node.target in (aten.select.int, aten.index_select.default):
+        dim: Any = node.args[1]
+        picks_matrices = dim % (leading + 2) < leading
+    else:
+        return node.all_input_nodes
+    return [stack] if picks_matrices and leading > 0 else node.all_input_nodes
+
+
+def _is_tensor(node: object) -> bool:
+    return isinstance(node, fx.Node) and isinstance(node.meta.get("val"), torch.Tensor)
 
 
 def parameter_placeholders(graph: fx.Graph, inputs: GraphInputs) -> dict[str, str]:
@@ -227,7 +259,7 @@ def _take_from_forward(site: Site, fprop: Site) -> None:
     for operand in site.operands:
         if operand.role != "gradient":
             operand.role = roles.get(root(operand.base), operand.role)
-    site.weights = fprop.weights
+    site.weights, site.of_weight = fprop.weights, fprop.has_weight
 
 
 def _gemm(site: Site, fprop: Site | None, depends: _Dependencies) -> Gemm:
@@ -237,10 +269,9 @@ def _gemm(site: Site, fprop: Site | None, depends: _Dependencies) -> Gemm:
     if "gradient" not in (site.lhs.role, site.rhs.role):
         return "fprop"
     if fprop is not None and fprop.lhs is not None and fprop.rhs is not None:
-        left, right = root(fprop.lhs.base), root(fprop.rhs.base)
-        if left is not right:  # the gradient of one operand is made with the other
-            target = fprop.rhs if root(other.base) is left else fprop.lhs
-            return "wgrad" if target.role == "weight" else "dgrad"
+        # the gradient of one operand is made with the other
+        target = fprop.rhs if root(other.base) is root(fprop.lhs.base) else fprop.lhs
+        return "wgrad" if target.role == "weight" else "dgrad"
     return "dgrad" if other.role == "weight" or not _is_parameter_gradient(site.node, depends) else "wgrad"
 
 

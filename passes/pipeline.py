@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import fx
@@ -18,6 +20,7 @@ from metis_compile.passes.rewrite import Rewriter
 from metis_compile.passes.save import keep_packed
 from metis_compile.passes.sites import GraphInputs, Site
 from metis_compile.passes.verify import verify
+from metis_compile.policy import PolicyError
 
 log = logging.getLogger("metis_compile.passes")
 
@@ -35,15 +38,17 @@ def run_pipeline(graph: fx.Graph, config: Config, inputs: GraphInputs) -> list[S
 
     for site in sites:
         if site.reason is None:
-            resolve(site, config.policy)
+            with _errors_at(site, config):
+                resolve(site, config.policy)
 
     rewriter = Rewriter(graph, sites)
     for site in sites:
         if site.reason is None:
-            _rewrite(rewriter, site, config)
+            with _errors_at(site, config):
+                rewriter.rewrite(site)
+    graph.eliminate_dead_code()
     check("rewrite")
 
-    graph.eliminate_dead_code()
     marked = keep_packed([s for s in sites if s.reason is None])
     check("save")
 
@@ -69,11 +74,18 @@ def leave_nested(graph: fx.Graph) -> list[Site]:
     return sites
 
 
-def _rewrite(rewriter: Rewriter, site: Site, config: Config) -> None:
+@contextmanager
+def _errors_at(site: Site, config: Config) -> Iterator[None]:
+    """Within: an error raises SiteError, or leaves the site as it was where the options say so."""
+    before = [copy.copy(operand) for operand in site.operands]
     try:
-        rewriter.rewrite(site)
+        yield
+    except PolicyError:
+        raise
     except Exception as error:
         if config.on_error == "leave":
+            if before:
+                site.lhs, site.rhs = before
             site.reason = f"left after an error: {type(error).__name__}: {error}"
             log.warning("%s left in high precision after %s: %s", site, type(error).__name__, error)
             return

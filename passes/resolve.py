@@ -8,6 +8,7 @@ import sympy
 import torch
 
 from metis_compile.passes.sites import Site
+from metis_compile.passes.views import same, shape_of
 from metis_compile.policy import Policy, Query
 
 
@@ -30,6 +31,34 @@ def resolve(site: Site, policy: Policy) -> None:
     if all(o.decision is not None and o.decision.treatment.spec is None for o in site.operands):
         labels = dict.fromkeys(o.decision.rule for o in site.operands if o.decision is not None)
         site.reason = "high: " + "; ".join(labels)
+    else:
+        site.reason = _unsplittable(site) or _unrotatable(site)
+
+
+def _unsplittable(site: Site) -> str | None:
+    """Why a product whose policy splits an operand can't be rewritten so, or None."""
+    if not any(o.decision is not None and o.decision.treatment.split is not None for o in site.operands):
+        return None
+    if not same(site.batch, 1):
+        return f"a split is of matrices, and this product has a batch of {site.batch}"
+    shapes = [tuple(shape_of(o.base)) for o in site.operands]
+    if any(len(shape) != 2 for shape in shapes):
+        return f"a split is of matrices, and the operands have the shapes {shapes}"
+    return None
+
+
+def _unrotatable(site: Site) -> str | None:
+    """Why a product whose policy has a Hadamard transform can't be rewritten so, or None."""
+    signs = [o.decision.treatment.hadamard for o in site.operands if o.decision is not None]
+    if not any(signs):
+        return None
+    if len(set(signs)) > 1:
+        roles = ", ".join(f"{o.role}: {s or 'none'}" for o, s in zip(site.operands, signs, strict=True))
+        return f"a Hadamard transform cancels only if both operands have the same, and they have {roles}"
+    shapes = [tuple(shape_of(o.base)) for o in site.operands]
+    if any(len(shape) != 2 for shape in shapes) or not same(site.batch, 1):
+        return f"a Hadamard transform is of matrices, and the operands have the shapes {shapes}"
+    return None
 
 
 class _Guard:

@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from metis_compile.conditioning import Conditioning
 from metis_compile.numerics import QuantSpec
 from metis_compile.ops import DEQUANTIZE, QUANTIZE
+from metis_compile.passes.condition import Conditioner, Parts, Side
 from metis_compile.passes.emit import Emitter
 from metis_compile.passes.find import PRODUCTS
 from metis_compile.passes.sites import Operand, Site
@@ -34,40 +36,86 @@ class Rewriter:
 
     def __init__(self, graph: fx.Graph, sites: list[Site]) -> None:
         self.emitter = Emitter(graph)
+        self.conditioner = Conditioner(self.emitter)
         self.forward_products = {s.seq: s.node for s in sites if s.gemm == "fprop" and s.operands}
         self._quantized: dict[Any, fx.Node] = {}
         self._dequantized: dict[Any, fx.Node] = {}
         self._streams = 0  # numbers the tensors that round at random: each draws its own noise
 
     def rewrite(self, site: Site) -> None:
-        """Replaces the site's operands. A float32 product stays the node it was; others are replaced."""
+        """Replaces the site's operands and adds the tails of those that are split.
+
+        A float32 product without tails stays the node it was; others are replaced.
+        """
         args = list(site.node.args)
-        positions = PRODUCTS[site.node.target]
-        for position, operand in zip(positions, site.operands, strict=True):
-            args[position] = self._operand(site, operand)
-        if site.node.meta["val"].dtype == torch.float32:
+        sides = [self._side(site, operand) for operand in site.operands]
+        for position, side in zip(PRODUCTS[site.node.target], sides, strict=True):
+            args[position] = self._as_read(site, side)
+        with self.emitter.at(site.node, like=site.node), self.emitter.marking(metis_tail=True):
+            tails = self.conditioner.tails(*sides)
+        if site.node.meta["val"].dtype == torch.float32 and not tails:
             site.node.args = tuple(args)
         else:
-            self._product_in_float32(site, args)
+            self._product_in_float32(site, args, tails)
 
-    def _operand(self, site: Site, operand: Operand) -> fx.Node:
+    def _side(self, site: Site, operand: Operand) -> Side:
+        """The operand split and quantized, as its base lies."""
         assert operand.decision is not None
-        spec = operand.decision.treatment.spec
+        treatment = operand.decision.treatment
+        spec, split, parts = treatment.spec, treatment.split, None
+        in_backward = site.gemm != "fprop" and operand.role == "activation"
         if spec is None:
-            return operand.node
-        operand.quantized = self._quantize(site, operand, spec)
-        operand.kept_as = tuple(u.name for u in operand.quantized.users if u.target is operator.getitem)
-        value: Any = self._dequantize(site, operand, spec)
+            quantized = operand.base
+        else:
+            source = operand.base
+            if split is not None:
+                parts = self._split(site, operand, split)
+                source = parts.residual
+            if treatment.hadamard:
+                source = self._hadamard(site, operand, source, str(treatment.hadamard))
+            operand.quantized = self._quantize(site, operand, spec, source)
+            operand.kept_as = tuple(u.name for u in operand.quantized.users if u.target is operator.getitem)
+            quantized = self._dequantize(site, operand, spec)
+        return Side(
+            operand=operand,
+            is_left=operand is site.lhs,
+            split=split,
+            parts=parts,
+            quantized=quantized,
+            spec=spec,
+            only_saved=in_backward and spec is not None,
+            hadamard=str(treatment.hadamard) if spec is not None and treatment.hadamard else None,
+        )
+
+    def _as_read(self, site: Site, side: Side) -> fx.Node:
+        """The operand of the big product, in the orientation in which it reads it."""
+        value: Any = side.quantized
+        if side.spec is None:
+            return side.operand.node
         with self.emitter.at(site.node, like=site.node):
-            for view in operand.views:
+            for view in side.operand.views:
                 if undoes(view, value):
                     value = value.args[0]
                 else:
                     value = self.emitter.call(target_of(view), (value, *view.args[1:]), view.kwargs, name=view.name)
         return value
 
-    def _quantize(self, site: Site, operand: Operand, spec: QuantSpec) -> fx.Node:
-        key = (operand.base, spec, None if spec.orientation_free else operand.axis)
+    def _split(self, site: Site, operand: Operand, split: Conditioning) -> Parts:
+        before, like = self._place(site, operand)
+        with self.emitter.at(before, like=like):
+            return self.conditioner.split(operand, split, self._next_stream(), _label(site, operand))
+
+    def _hadamard(self, site: Site, operand: Operand, source: fx.Node, signs: str) -> fx.Node:
+        before, like = self._place(site, operand)
+        with self.emitter.at(before, like=like):
+            return self.conditioner.hadamard(source, operand.axis, signs)
+
+    def _next_stream(self) -> int:
+        self._streams += 1
+        return self._streams
+
+    def _quantize(self, site: Site, operand: Operand, spec: QuantSpec, source: fx.Node) -> fx.Node:
+        key = (source, spec, None if spec.orientation_free else operand.axis)
         if key in self._quantized:
             return self._quantized[key]
         label = _label(site, operand)
@@ -75,11 +123,10 @@ class Rewriter:
         with self.emitter.at(before, like=like):
             random: tuple[Any, ...] = ()
             if spec.stochastic:
-                self._streams += 1
-                random = (self.emitter.seed(operand.base.meta["val"].device), self._streams)
+                random = (self.emitter.seed(source.meta["val"].device), self._next_stream())
             node = self.emitter.call(
                 QUANTIZE,
-                (operand.base, str(spec), operand.axis, *random),
+                (source, str(spec), operand.axis, *random),
                 name=_suffixed(label, "quantized", site),
             )
             parts = len(node.meta["val"])
@@ -96,7 +143,7 @@ class Rewriter:
                 parts = sorted((u for u in quantized.users if u.target is operator.getitem), key=lambda n: n.args[1])
                 self._dequantized[quantized] = self.emitter.call(
                     DEQUANTIZE,
-                    (parts, str(spec), quantized.args[2], self.emitter.size(operand.base, quantized.args[2])),
+                    (parts, str(spec), quantized.args[2], self.emitter.size(quantized.args[0], quantized.args[2])),
                     name=_suffixed(_label(site, operand), "dequantized", site),
                 )
         return self._dequantized[quantized]
@@ -109,12 +156,15 @@ class Rewriter:
             return forward, forward
         return site.node, site.node
 
-    def _product_in_float32(self, site: Site, args: list[Any]) -> None:
+    def _product_in_float32(self, site: Site, args: list[Any], tails: list[fx.Node]) -> None:
         node = site.node
         with self.emitter.at(node, like=node):
             args = [self.emitter.cast(a, torch.float32) if isinstance(a, fx.Node) else a for a in args]
             product = self.emitter.call(target_of(node), tuple(args), node.kwargs, name=f"{node.name}_float32")
-            result = self.emitter.cast(product, node.meta["val"].dtype)
+            result = product
+            for tail in tails:
+                result = self.emitter.call(aten.add.Tensor, (result, tail), name=f"{node.name}_with_tail")
+            result = self.emitter.cast(result, node.meta["val"].dtype)
         node.replace_all_uses_with(result)
         self.emitter.graph.erase_node(node)
         if self.forward_products.get(site.seq) is node:

@@ -61,6 +61,7 @@ class Site:
     block: tuple[int, int] | None = None  # index and number of blocks along the model's depth
     reason: str | None = None
     weights: tuple[str, ...] = field(default=())  # names of the parameters among the operands
+    of_weight: bool = False  # a backward product whose fprop has a weight, be it no parameter
 
     @property
     def operands(self) -> tuple[Operand, ...]:
@@ -68,7 +69,7 @@ class Site:
 
     @property
     def has_weight(self) -> bool:
-        return bool(self.weights) or any(o.role == "weight" for o in self.operands)
+        return self.of_weight or bool(self.weights) or any(o.role == "weight" for o in self.operands)
 
     def __str__(self) -> str:
         return f"{self.gemm} of {self.op} in {self.module or '<model>'} ({self.source})"

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx
 
+from metis_compile.compat import OpOverload
 from metis_compile.numerics import QuantSpec
 from metis_compile.ops import DEQUANTIZE, QUANTIZE
 from metis_compile.passes.find import PRODUCTS
@@ -31,10 +32,11 @@ def verify(graph: fx.Graph, after: str) -> None:
 
 
 def has_value(node: Any) -> str | None:
-    """Every call has `val` metadata."""
-    if node.op == "call_function" and "val" not in node.meta:
-        return "no `val` metadata"
-    return None
+    """Every call that returns something has `val` metadata."""
+    if node.op != "call_function" or "val" in node.meta:
+        return None
+    returns_nothing = isinstance(node.target, OpOverload) and not node.target._schema.returns
+    return None if returns_nothing else "no `val` metadata"
 
 
 def quantize_is_typed(node: Any) -> str | None:
@@ -68,6 +70,7 @@ def dequantize_matches(node: Any) -> str | None:
     if node.target is not DEQUANTIZE:
         return None
     parts, spec, axis = node.args[:3]
+    source: Any
     sources = {p.args[0] if p.target is operator.getitem else None for p in parts}
     if sources == {None}:
         return None  # saved for backward: the codes are inputs of this graph
@@ -84,8 +87,8 @@ def dequantize_matches(node: Any) -> str | None:
 
 
 def axis_rule(node: Any) -> str | None:
-    """A product contracts over the axis that its quantized operands are blocked along."""
-    if node.target not in PRODUCTS:
+    """A product contracts over the axis that its quantized operands are blocked along; a tail, in float32, need not."""
+    if node.target not in PRODUCTS or node.meta.get("metis_tail"):
         return None
     left, right = (node.args[i] for i in PRODUCTS[node.target])
     for side, operand, axis in (("left", left, -1), ("right", right, -2)):

@@ -25,8 +25,9 @@ def signs_from(seed: Tensor, stream: int = 0) -> Tensor:
 
 
 def fixed_signs(device: torch.device | None = None) -> Tensor:
-    """[16] float32: the signs that never change."""
-    return torch.tensor(FIXED_SIGNS, dtype=torch.float32, device=device)
+    """[16] float32: the signs that never change. Made from a number, so that tracing needs no constant tensor."""
+    negative = sum(1 << i for i, sign in enumerate(FIXED_SIGNS) if sign < 0)
+    return 1.0 - 2.0 * ((negative >> torch.arange(SIZE, device=device)) & 1).to(torch.float32)
 
 
 def hadamard(x: Tensor, axis: int, signs: Tensor) -> Tensor:
@@ -41,6 +42,14 @@ def hadamard(x: Tensor, axis: int, signs: Tensor) -> Tensor:
     x = pad_to_multiple(x.to(torch.float32), axis, SIZE)
     blocks = x.unflatten(axis, (x.shape[axis] // SIZE, SIZE)).movedim(axis + 1, -1)
     return torch.matmul(blocks, matrix(signs)).movedim(-1, axis + 1).flatten(axis, axis + 1)
+
+
+def inverse_hadamard(x: Tensor, axis: int, signs: Tensor, length: int) -> Tensor:
+    """The inverse of :func:`hadamard`, float32. length: what the axis had before it was filled up to blocks."""
+    axis = normalize_axis(axis, x.dim())
+    blocks = x.unflatten(axis, (x.shape[axis] // SIZE, SIZE)).movedim(axis + 1, -1)
+    plain = torch.matmul(blocks, matrix(signs).mT).movedim(-1, axis + 1).flatten(axis, axis + 1)
+    return plain.narrow(axis, 0, length)
 
 
 def matrix(signs: Tensor) -> Tensor:

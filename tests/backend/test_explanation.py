@@ -59,7 +59,8 @@ def test_saved_bytes_per_product(explanation: metis_compile.Explanation) -> None
     assert explanation.saved_bytes > rows["mlp.up", "wgrad"].saved_bytes
 
 
-def test_prints_as_a_table_and_as_json(explanation: metis_compile.Explanation) -> None:
+def test_prints_as_a_table_and_as_json(explanation: metis_compile.Explanation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "220")
     text = str(explanation)
     for part in ("attention.q", "32 x 48 x 32", "nvfp4 1x16 stochastic round_up", "lm_head", "saved for backward"):
         assert part in text

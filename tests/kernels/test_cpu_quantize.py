@@ -231,6 +231,15 @@ def test_streams_and_seeds_differ() -> None:
     assert not any(torch.equal(drawn[0], other) for other in drawn[1:3])
 
 
+def test_stochastic_rounding_rises_where_the_noise_just_reaches() -> None:
+    text, seed = "fp8_e5m2 tensor stochastic none", torch.tensor([21])
+    x = 2.0**-16 * (1 - uniform_noise(seed, 3, (64, 64)))  # of the grid's first step: frac + noise is 1
+    x[0, 0] = 57344.0  # the largest number of E5M2, so that the scale is 1
+    check(x, QuantSpec.parse(text), 1)
+    values = ops.CPU_VALUES(x, given_of(x, QuantSpec.parse(text), seed), text, 1, 3, False)
+    assert (values.flatten()[1:] == 2.0**-16).all()
+
+
 def test_noise_beyond_32_bits_of_position() -> None:
     text = compile.inlined("noise.h") + (
         'extern "C" void noise(uint64_t key, uint64_t position, float* p) { write(p, noise_at(key, position)); }\n'

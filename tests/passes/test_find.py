@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -126,6 +127,83 @@ def test_weight_computed_from_parameters() -> None:
     assert Counter(r[0] for r in found) == {"fprop": 2, "dgrad": 1, "wgrad": 3}
 
 
+def test_product_of_a_weight_with_itself() -> None:
+    class Gram(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(16, 16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ (self.weight @ self.weight.T)
+
+    found = rows(capture_graphs(Gram(), torch.randn(16, 16, requires_grad=True), policy=EVERYTHING))
+    assert Counter(r[0] for r in found) == {"fprop": 2, "dgrad": 1, "wgrad": 3}
+
+
+class Experts(nn.Module):
+    """One matrix of a stack for each token, as a router chose."""
+
+    def __init__(self, pick: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.pick = pick
+        self.weight = nn.Parameter(torch.randn(4, 16, 32))
+
+    def forward(self, x: Tensor, chosen: Tensor) -> Tensor:
+        return x @ self.pick(self.weight, chosen)
+
+
+@pytest.mark.parametrize(
+    "pick",
+    [lambda w, i: w[i], lambda w, i: w.mT[i].mT, lambda w, i: torch.index_select(w, 0, i)],
+    ids=["index", "index of transposed", "index_select"],
+)
+def test_experts_picked_by_data_are_weights(pick: Callable[[Tensor, Tensor], Tensor]) -> None:
+    x, chosen = torch.randn(3, 8, 16, requires_grad=True), torch.tensor([2, 0, 2])
+    captured = capture_graphs(Experts(pick), x, chosen, policy="nvfp4")
+    assert Counter((s.gemm, s.weights, s.reason) for s in sites_of(captured)) == {
+        (gemm, ("weight",), None): 1 for gemm in ("fprop", "dgrad", "wgrad")
+    }
+
+
+def test_rows_picked_by_data_are_activations() -> None:
+    """An embedding table indexed by hand; and a table of rank 3 of which the rows are picked."""
+
+    class Lookup(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.tables = nn.Parameter(torch.randn(10, 16)), nn.Parameter(torch.randn(2, 10, 16))
+            self.up = nn.Linear(16, 32, bias=False)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.up(self.table[tokens]) + self.up(self.tables[:, tokens]).sum(0)
+
+    found = rows(capture_graphs(Lookup(), torch.randint(0, 10, (16,)), policy="nvfp4"))
+    assert Counter(r[0] for r in found) == {"fprop": 2, "dgrad": 2, "wgrad": 2}
+    assert {r[2:] for r in found if r[0] == "fprop"} == {("activation", "weight")}
+
+
+def test_rows_whose_number_depends_on_data() -> None:
+    """The tokens of one expert: their number is known when the graph runs, and not before."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.Linear(16, 32)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return self.up(x[mask.nonzero().squeeze(1)])
+
+    mask = torch.arange(24) % 3 == 0
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        captured = capture_graphs(Masked(), torch.randn(24, 16, requires_grad=True), mask, policy="nvfp4")
+    assert Counter((s.gemm, s.reason) for s in sites_of(captured)) == {
+        ("fprop", None): 1,
+        ("dgrad", None): 1,
+        ("wgrad", None): 1,
+    }
+    assert captured.saved_bytes > 0, "by Inductor's guess of the size"
+
+
 def test_weight_on_the_left() -> None:
     class Left(nn.Module):
         def __init__(self) -> None:
@@ -148,11 +226,13 @@ def test_functional_linear_with_plain_tensors() -> None:
         return F.linear(x, w)
 
     x, w = torch.randn(16, 16, requires_grad=True), torch.randn(16, 16, requires_grad=True)
-    assert sorted(rows(capture_graphs(f, x, w, policy=EVERYTHING))) == [
+    captured = capture_graphs(f, x, w, policy="nvfp4")
+    assert sorted(rows(captured)) == [
         ("dgrad", "", "gradient", "weight"),
         ("fprop", "", "activation", "weight"),
         ("wgrad", "", "gradient", "activation"),
     ]
+    assert all(s.has_weight and s.reason is None for s in sites_of(captured)), "no parameter, but no attention either"
 
 
 @pytest.mark.parametrize(
@@ -163,6 +243,7 @@ def test_functional_linear_with_plain_tensors() -> None:
         ("mm", lambda x, w: torch.mm(x.flatten(0, 1), w)),
         ("addmm", lambda x, w: torch.addmm(w[0], x.flatten(0, 1), w)),
         ("bmm", lambda x, w: torch.bmm(x, w.expand(2, 32, 32))),
+        ("addbmm", lambda x, w: torch.addbmm(w[:16], x, w.expand(2, 32, 32))),
         ("baddbmm", lambda x, w: torch.baddbmm(w[:16], x, w.expand(2, 32, 32))),
         ("einsum", lambda x, w: torch.einsum("bti,io->bto", x, w)),
     ],
@@ -215,6 +296,7 @@ LEFT = {
         lambda x, w: x @ (w.detach().to(torch.int8).float() * w.sum()),
         "its weight is decoded from int8",
     ),
+    "bilinear": (lambda x, w: F.bilinear(x, x, w[None]), "a bilinear form"),
     "convolution": (lambda x, w: F.conv1d(x[None], w[:, :, None]), "a convolution"),
 }
 

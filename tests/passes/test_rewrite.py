@@ -62,8 +62,8 @@ up_activation_quantized_wgrad = quantize(primals_2, nvfp4 1x16 nearest, 0)
 mm = mm(up_activation_dequantized, permute_5)
 up_gradient_quantized_wgrad = quantize(tangents_1, nvfp4 1x16 stochastic round_up, 0, metis_seed, 1)
 up_gradient_dequantized_wgrad = dequantize(up_gradient_quantized_wgrad, nvfp4 1x16 stochastic round_up, 0, 16)
-permute_6 = permute(up_gradient_dequantized_wgrad, [1, 0])
 up_activation_dequantized_wgrad = dequantize(up_activation_quantized_wgrad, nvfp4 1x16 nearest, 0, 16)
+permute_6 = permute(up_gradient_dequantized_wgrad, [1, 0])
 mm_1 = mm(permute_6, up_activation_dequantized_wgrad)
 permute_2 = permute(mm_1, [1, 0])
 up_gradient_quantized_dgrad = quantize(tangents_1, nvfp4 1x16 stochastic round_up, 1, metis_seed, 2)
@@ -88,8 +88,8 @@ up_activation_quantized_wgrad = quantize(primals_2, mxfp4 1x32 nearest floor, 0)
 mm = mm(up_activation_dequantized, permute_5)
 up_gradient_quantized_wgrad = quantize(tangents_1, mxfp4 1x32 stochastic round_up floor, 0, metis_seed, 1)
 up_gradient_dequantized_wgrad = dequantize(up_gradient_quantized_wgrad, mxfp4 1x32 stochastic round_up floor, 0, 16)
-permute_6 = permute(up_gradient_dequantized_wgrad, [1, 0])
 up_activation_dequantized_wgrad = dequantize(up_activation_quantized_wgrad, mxfp4 1x32 nearest floor, 0, 16)
+permute_6 = permute(up_gradient_dequantized_wgrad, [1, 0])
 mm_1 = mm(permute_6, up_activation_dequantized_wgrad)
 permute_2 = permute(mm_1, [1, 0])
 up_gradient_quantized_dgrad = quantize(tangents_1, mxfp4 1x32 stochastic round_up floor, 1, metis_seed, 2)
@@ -113,8 +113,8 @@ up_activation_quantized_wgrad = quantize(primals_2, mxfp8 1x32 nearest floor, 0)
 mm = mm(up_activation_dequantized, permute_5)
 up_gradient_quantized_wgrad = quantize(tangents_1, mxfp8 1x32 nearest floor, 0)
 up_gradient_dequantized_wgrad = dequantize(up_gradient_quantized_wgrad, mxfp8 1x32 nearest floor, 0, 16)
-permute_6 = permute(up_gradient_dequantized_wgrad, [1, 0])
 up_activation_dequantized_wgrad = dequantize(up_activation_quantized_wgrad, mxfp8 1x32 nearest floor, 0, 16)
+permute_6 = permute(up_gradient_dequantized_wgrad, [1, 0])
 mm_1 = mm(permute_6, up_activation_dequantized_wgrad)
 permute_2 = permute(mm_1, [1, 0])
 up_gradient_quantized_dgrad = quantize(tangents_1, mxfp8 1x32 nearest floor, 1)
@@ -237,6 +237,14 @@ class TestVerify:
         del self.find(gm, DEQUANTIZE).meta["val"]
         with pytest.raises(GraphError, match=r"after rewrite: .*_dequantized: no `val`"):
             verify(gm.graph, "rewrite")
+
+    def test_a_call_that_returns_nothing_needs_no_metadata(self) -> None:
+        def checked(x: torch.Tensor) -> torch.Tensor:
+            torch._assert_async(x.isfinite().all(), "finite")
+            return x @ x
+
+        captured = capture_graphs(checked, torch.randn(16, 16, requires_grad=True), policy=STOCHASTIC_POLICY)
+        assert count(captured.graphs[0].joint_after, torch.ops.aten._assert_async.msg) == 1
 
     def test_axis_rule(self) -> None:
         gm = self.graph()

@@ -1,0 +1,181 @@
+"""Conditioned operands: A = R + L F. The big product reads the residuals; thin tails carry the rest.
+
+With A [m, k] = R + U S and B [k, n] = R' + U' S' as the product reads them,
+
+    A B  =  Q(R) Q(R')  +  U (S B)  +  (R U') S'
+
+U and S are left and right of the split where the product contracts the tensor's columns; where it contracts its rows
+they are right and left, transposed. What a tail reads of the other operand, its *partner*, is in high precision, or
+what the big product reads, as the split says; in backward an activation is only there as it was saved, residual and
+factors. Where left is a column of ones (a mean), S B is a sum and U (...) a row that is added to all rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from metis_compile.conditioning import Conditioning, Mean
+from metis_compile.conditioning.factors import partner_spec
+from metis_compile.conditioning.hadamard import fixed_signs, hadamard, inverse_hadamard, signs_from
+from metis_compile.numerics import QuantSpec
+from metis_compile.passes.emit import Emitter
+from metis_compile.passes.sites import Operand
+from metis_compile.passes.trace import Tracer
+
+aten = torch.ops.aten
+SIGN_STREAM = 2**30  # of fresh Hadamard signs: one for the graph, since both operands of a product need the same
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Nodes of one split tensor, float32: residual [rows, columns], left [rows, r], right [r, columns]."""
+
+    residual: fx.Node
+    left: fx.Node
+    right: fx.Node
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One operand of a product, for its tails."""
+
+    operand: Operand
+    is_left: bool
+    split: Conditioning | None
+    parts: Parts | None
+    quantized: fx.Node  # what the big product reads, as `operand.base` lies: of the residual where there is one
+    spec: QuantSpec | None
+    only_saved: bool  # in backward, an activation: the tensor itself would have to be kept for it
+    hadamard: str | None = None  # "fixed" or "fresh": `quantized` is of the transformed tensor
+
+    @property
+    def ones(self) -> bool:
+        return isinstance(self.split, Mean)
+
+    @property
+    def contracts_rows(self) -> bool:
+        return self.operand.axis == 0
+
+
+def partner_of(split: Conditioning) -> str:
+    """What the split's factors are multiplied by; "high" for a user's own conditioning that does not say."""
+    return str(getattr(split, "partner", "high"))
+
+
+class Conditioner:
+    """Splits tensors, each once, and makes the tails of products."""
+
+    def __init__(self, emitter: Emitter) -> None:
+        self.emitter = emitter
+        self.tracer = Tracer(emitter)
+        self._parts: dict[Any, Parts] = {}
+        self._transformed: dict[Any, fx.Node] = {}
+
+    def split(self, operand: Operand, split: Conditioning, stream: int, label: str) -> Parts:
+        """Residual and factors of `operand.base`, where the emitter stands unless they are there already."""
+        axis = operand.axis
+        key = (operand.base, split, axis if getattr(split, "depends_on_axis", False) else None)
+        if key not in self._parts:
+            inputs = [operand.base]
+            if getattr(split, "needs_seed", True) or hasattr(split, "fresh_basis"):
+                inputs.append(self.emitter.seed(operand.base.meta["val"].device))
+
+            def run(x: torch.Tensor, *seed: torch.Tensor) -> list[torch.Tensor]:
+                return list(split.split(x, axis=axis, seed=seed[0] if seed else None, stream=stream))
+
+            residual, left, right = self.tracer.insert((split, axis, stream), run, inputs, label)
+            self._parts[key] = Parts(residual=residual, left=left, right=right)
+        return self._parts[key]
+
+    def hadamard(self, node: fx.Node, axis: int, signs: str) -> fx.Node:
+        """`node` transformed along `axis`, float32, filled up to blocks of 16; once for all that read it so."""
+        if (node, axis, signs) not in self._transformed:
+
+            def run(x: torch.Tensor, *seed: torch.Tensor) -> list[torch.Tensor]:
+                return [hadamard(x, axis, self._signs(x, *seed))]
+
+            inputs = [node, *self._sign_seed(node, signs)]
+            (result,) = self.tracer.insert(("hadamard", axis, signs), run, inputs, f"{node.name}_hadamard")
+            self._transformed[node, axis, signs] = result
+        return self._transformed[node, axis, signs]
+
+    def _sign_seed(self, node: fx.Node, signs: str) -> list[fx.Node]:
+        return [self.emitter.seed(node.meta["val"].device)] if signs == "fresh" else []
+
+    @staticmethod
+    def _signs(x: torch.Tensor, *seed: torch.Tensor) -> torch.Tensor:
+        return signs_from(seed[0], SIGN_STREAM) if seed else fixed_signs(x.device)
+
+    def _plain(self, side: Side) -> fx.Node:
+        """What the big product reads, without the Hadamard transform."""
+        if side.hadamard is None:
+            return side.quantized
+        axis, length = side.operand.axis, self.emitter.size(side.operand.base, side.operand.axis)
+
+        def run(x: torch.Tensor, length: int, *seed: torch.Tensor) -> list[torch.Tensor]:
+            return [inverse_hadamard(x, axis, self._signs(x, *seed), length)]
+
+        inputs = [side.quantized, length, *self._sign_seed(side.quantized, side.hadamard)]
+        (result,) = self.tracer.insert(("inverse", axis, side.hadamard), run, inputs, f"{side.quantized.name}_plain")
+        return result
+
+    def tails(self, left: Side, right: Side) -> list[fx.Node]:
+        """What to add to the big product: matrices [m, n], or rows [1, n] that are added to every row."""
+        found = []
+        if left.parts is not None and left.split is not None:
+            partner = self._partner(right, left.split)
+            u, s = self._factors(left)
+            found.append(self._outer(left, u, self._inner(left, s, partner)))
+        if right.parts is not None and right.split is not None and not self._vanishes(left, right):
+            u, s = self._factors(right)
+            partner = self._partner(left, right.split, residual_only=left.parts is not None)
+            if right.ones and right.contracts_rows:
+                thin = self.emitter.call(aten.sum.dim_IntList, (partner, [1], True))
+            else:
+                thin = self.emitter.call(aten.mm.default, (partner, u))
+            found.append(self.emitter.call(aten.mm.default, (thin, s)))
+        return found
+
+    def _vanishes(self, left: Side, right: Side) -> bool:
+        """R U' between two centered residuals, summed in high precision, is zero."""
+        centered = all(isinstance(s.split, Mean) and s.split.cross_terms_are_zero for s in (left, right))
+        return centered and right.split is not None and partner_of(right.split) != "residual"
+
+    def _factors(self, side: Side) -> tuple[fx.Node, fx.Node]:
+        """U and S of a split operand, in the orientation in which the product reads it."""
+        assert side.parts is not None
+        if side.contracts_rows != side.is_left:
+            return side.parts.left, side.parts.right
+        return self._transpose(side.parts.right), self._transpose(side.parts.left)
+
+    def _inner(self, side: Side, s: fx.Node, partner: fx.Node) -> fx.Node:
+        if side.ones and side.contracts_rows:
+            return self.emitter.call(aten.sum.dim_IntList, (partner, [0], True))
+        return self.emitter.call(aten.mm.default, (s, partner))
+
+    def _outer(self, side: Side, u: fx.Node, inner: fx.Node) -> fx.Node:
+        if side.ones and not side.contracts_rows:
+            return inner
+        return self.emitter.call(aten.mm.default, (u, inner))
+
+    def _partner(self, side: Side, split: Conditioning, residual_only: bool = False) -> fx.Node:
+        """The other operand as a tail reads it, [m, k] or [k, n], float32."""
+        spec = partner_spec(partner_of(split), side.spec)
+        if partner_of(split) == "residual" or side.only_saved:
+            value = self._plain(side)
+            if side.parts is not None and not residual_only:
+                thin = self.emitter.call(aten.mm.default, (side.parts.left, side.parts.right))
+                value = self.emitter.call(aten.add.Tensor, (value, thin))
+        else:
+            source = side.parts.residual if side.parts is not None and residual_only else side.operand.base
+            value = self.emitter.cast(source, torch.float32)
+            if spec is not None:
+                value = self.emitter.fake_quantize(value, spec, side.operand.axis)
+        return value if side.contracts_rows != side.is_left else self._transpose(value)
+
+    def _transpose(self, node: fx.Node) -> fx.Node:
+        return self.emitter.call(aten.permute.default, (node, [1, 0]))

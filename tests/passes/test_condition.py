@@ -1,0 +1,249 @@
+"""Split operands in the graph: exact without quantization, the written-out formulas with it, and the added work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from graphs import capture_graphs, sites_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from metis_compile import Policy
+from metis_compile.numerics import QuantSpec, fake_quantize
+from metis_compile.ops import DEQUANTIZE, QUANTIZE
+
+SPLITS = {
+    "mean": '"mean"',
+    "mean as published": '{ kind = "mean", factors = "nvfp4", fold = false, partner = "residual" }',
+    "mean, e4m3 partner": '{ kind = "mean", partner = "e4m3 row" }',
+    "spectral": '{ kind = "spectral", rank = 3, refresh = 1 }',
+    "spectral as published": (
+        '{ kind = "spectral", rank = 2, factors = "nvfp4", fold = false, partner = "residual", refresh = 1 }'
+    ),
+}
+
+
+OPERANDS = {"all": "activation weight gradient"}
+
+
+def policy(weight: str | None = None, activation: str | None = None, gradient: str | None = None) -> Policy:
+    def treatment(split: str | None) -> str:
+        return '{ format = "nvfp4"' + (f", split = {split}" if split else "") + " }"
+
+    return Policy.from_toml(
+        f"""
+        [recipe.r]
+        weight = {treatment(weight)}
+        activation = {treatment(activation)}
+        gradient = {treatment(gradient)}
+        [[rule]]
+        has_weight = true
+        recipe = "r"
+        """
+    )
+
+
+def joint(tokens: int, inputs: int, outputs: int, chosen: Policy) -> tuple[fx.GraphModule, fx.GraphModule]:
+    model = nn.Linear(inputs, outputs, bias=False)
+    captured = capture_graphs(model, torch.randn(tokens, inputs, requires_grad=True), policy=chosen)
+    assert all(s.reason is None for s in sites_of(captured))
+    graph = captured.graphs[0]
+    assert graph.joint_before is not None
+    assert graph.joint_after is not None
+    return graph.joint_before, graph.joint_after
+
+
+def inputs_of(gm: fx.GraphModule, seed: int = 0) -> list[Tensor]:
+    """Values with a mean and a few large directions, as activations have."""
+    generator = torch.Generator().manual_seed(seed)
+    values = []
+    for node in gm.graph.find_nodes(op="placeholder"):
+        rows, columns = node.meta["val"].shape
+        x = torch.randn(rows, columns, generator=generator)
+        x += 3 * torch.randn(rows, 1, generator=generator) * torch.randn(1, columns, generator=generator)
+        values.append(x + 2 * torch.randn(1, columns, generator=generator))
+    return values
+
+
+def without_quantization(gm: fx.GraphModule) -> fx.GraphModule:
+    """The same graph with every dequantize replaced by what was quantized."""
+    for node in gm.graph.find_nodes(op="call_function", target=DEQUANTIZE):
+        source: Any = node.args[0][0].args[0].args[0]
+        node.replace_all_uses_with(source)
+    gm.graph.eliminate_dead_code()
+    assert not gm.graph.find_nodes(op="call_function", target=QUANTIZE)
+    gm.recompile()
+    return gm
+
+
+@pytest.mark.parametrize("name", [name for name in SPLITS if "published" not in name])
+@pytest.mark.parametrize("operands", ["activation", "gradient", "weight", "activation gradient", "all"])
+def test_exact_without_quantization(name: str, operands: str) -> None:
+    before, after = joint(21, 40, 24, policy(**dict.fromkeys(OPERANDS.get(operands, operands).split(), SPLITS[name])))
+    values = inputs_of(before)
+    tolerance = 0.05 if "e4m3" in name else 1e-5
+    for actual, expected in zip(without_quantization(after)(*values), before(*values), strict=True):
+        if expected is not None:
+            torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(st.integers(2, 40), st.integers(2, 40), st.integers(2, 40))
+def test_exact_on_ragged_shapes(tokens: int, inputs: int, outputs: int) -> None:
+    before, after = joint(tokens, inputs, outputs, policy(activation=SPLITS["mean"], gradient=SPLITS["spectral"]))
+    values = inputs_of(before)
+    for actual, expected in zip(without_quantization(after)(*values), before(*values), strict=True):
+        if expected is not None:
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def q(x: Tensor, axis: int) -> Tensor:
+    return fake_quantize(x, QuantSpec.make("nvfp4"), axis)
+
+
+def roles(gm: fx.GraphModule, values: list[Tensor], inputs: int, outputs: int) -> tuple[Tensor, Tensor, Tensor]:
+    """X, W and G among a joint graph's inputs, by shape."""
+    (w,) = [v for v in values if v.shape == (outputs, inputs)]
+    (x,) = [v for v in values if v.shape[1] == inputs and v is not w]
+    (g,) = [v for v in values if v.shape[1] == outputs and v is not w]
+    return x, w, g
+
+
+def test_averis_as_published() -> None:
+    """Y = Q(X_R) Q(W)^T + 1 Q(mu) Q(W)^T, dX alike; dW = Q(G_R)^T Q(X_R) + mu_G a^T + b mu_X + t mu_G mu_X."""
+    published = SPLITS["mean as published"]
+    before, after = joint(48, 32, 16, policy(activation=published, gradient=published))
+    values = inputs_of(before)
+    x, w, g = roles(after, values, 32, 16)
+    mu_x, mu_g = x.mean(0, keepdim=True), g.mean(0, keepdim=True)
+    x_r, g_r, t = x - mu_x, g - mu_g, len(x)
+    mu_x, mu_g = q(mu_x, 1), q(mu_g, 1)
+    y = q(x_r, 1) @ q(w, 1).T + mu_x @ q(w, 1).T
+    dx = q(g_r, 1) @ q(w, 0) + mu_g @ q(w, 0)
+    a, b = q(x_r, 0).sum(0, keepdim=True), q(g_r, 0).sum(0, keepdim=True)
+    dw = q(g_r, 0).T @ q(x_r, 0) + mu_g.T @ a + b.T @ mu_x + t * mu_g.T @ mu_x
+    found = {tuple(v.shape): v for v in after(*values) if v is not None}
+    for expected in (y, dx, dw):
+        torch.testing.assert_close(found[tuple(expected.shape)], expected, rtol=1e-5, atol=1e-3)
+
+
+def test_mean_of_the_activation_with_a_high_partner() -> None:
+    """Y = Q(R) Q(W)^T + mu W^T and dW = Q(G)^T Q(R) + (G^T 1) mu, mu rounded to bfloat16 and folded."""
+    before, after = joint(48, 32, 16, policy(activation=SPLITS["mean"]))
+    values = inputs_of(before)
+    x, w, g = roles(after, values, 32, 16)
+    mu = x.mean(0, keepdim=True).bfloat16().float()
+    y = q(x - mu, 1) @ q(w, 1).T + mu @ w.T
+    dw = q(g, 0).T @ q(x - mu, 0) + g.sum(0, keepdim=True).T @ mu
+    found = {tuple(v.shape): v for v in after(*values) if v is not None}
+    for expected in (y, q(g, 1) @ q(w, 0), dw):
+        torch.testing.assert_close(found[tuple(expected.shape)], expected, rtol=1e-5, atol=1e-3)
+
+
+def test_splitting_once_for_all_who_read() -> None:
+    """fprop and wgrad share the activation's residual; dgrad and wgrad the gradient's."""
+    _, after = joint(32, 32, 16, policy(activation=SPLITS["spectral"], gradient=SPLITS["mean"]))
+    sources = [n.args[0] for n in after.graph.find_nodes(op="call_function", target=QUANTIZE)]
+    assert len(sources) == 6
+    assert len(set(sources)) == 3, "W, the residual of X and that of G, each blocked twice"
+
+
+def test_wgrad_saves_the_packed_residual_and_thin_factors() -> None:
+    tokens, inputs, rank = 256, 64, 3
+    chosen = policy(activation=SPLITS["spectral"])
+    captured = capture_graphs(
+        nn.Linear(inputs, 32, bias=False), torch.randn(tokens, inputs, requires_grad=True), policy=chosen
+    )
+    kept = sum(t.nbytes for t in captured.graphs[0].saved if not t.is_parameter)
+    assert kept <= tokens * inputs * 4.5 / 8 + 4 + rank * (tokens + inputs) * 4
+
+
+@pytest.mark.parametrize("name", ["mean", "spectral"])
+def test_added_work(name: str) -> None:
+    """Floating-point operations of the thin products, counted as the graph runs."""
+    tokens, inputs, outputs = 128, 64, 96
+    counts = []
+    for chosen in (policy(), policy(activation=SPLITS[name])):
+        before, after = joint(tokens, inputs, outputs, chosen)
+        with FlopCounterMode(display=False) as counter:
+            after(*inputs_of(before))
+        counts.append(counter.get_total_flops())
+    plain, added = counts[0], counts[1] - counts[0]
+    assert plain == 3 * 2 * tokens * inputs * outputs
+    if name == "mean":  # mu W^T, and the outer product of wgrad
+        assert added == 2 * 2 * inputs * outputs
+    else:  # X V, (X V) V^T; V^T W^T and L (...); G^T L and (...) V^T, and the sketch of a few rows
+        k = 3
+        tails = 2 * k * (2 * tokens * inputs + inputs * outputs + 2 * tokens * outputs + inputs * outputs)
+        assert tails <= added <= 2.2 * tails
+
+
+def test_batched_products_are_left_with_the_reason() -> None:
+    class Batched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(2, 32, 16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.bmm(x, self.weight)
+
+    captured = capture_graphs(
+        Batched(), torch.randn(2, 16, 32, requires_grad=True), policy=policy(activation=SPLITS["mean"])
+    )
+    assert all("a split is of matrices" in str(s.reason) for s in sites_of(captured) if s.gemm != "dgrad")
+
+
+@pytest.mark.parametrize("signs", ["fixed", "fresh"])
+@pytest.mark.parametrize("split", ["", '"mean"'])
+def test_hadamard_cancels(signs: str, split: str) -> None:
+    treatment = f'{{ format = "nvfp4", hadamard = "{signs}"' + (f", split = {split}" if split else "") + " }"
+    chosen = Policy.from_toml(
+        f"""
+        [recipe.r]
+        weight = {{ format = "nvfp4", hadamard = "{signs}" }}
+        activation = {treatment}
+        gradient = {treatment}
+        [[rule]]
+        recipe = "r"
+        """
+    )
+    before, after = joint(21, 40, 24, chosen)
+    values = inputs_of(before)
+    for actual, expected in zip(without_quantization(after)(*values), before(*values), strict=True):
+        if expected is not None:
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_hadamard_changes_what_is_quantized() -> None:
+    x = torch.zeros(32, 32)
+    x[:, 0] = 100.0
+    x += 0.1 * torch.randn(32, 32)
+    errors = []
+    for hadamard in ("", ', hadamard = "fixed"'):
+        t = f'{{ format = "nvfp4"{hadamard} }}'
+        chosen = Policy.from_toml(f"[recipe.r]\nweight = {t}\nactivation = {t}\ngradient = {t}\n[[rule]]\nrecipe = 'r'")
+        before, after = joint(32, 32, 32, chosen)
+        values = [x, *inputs_of(before)[1:]]
+        errors.append(float((after(*values)[0] - before(*values)[0]).norm()))
+    assert errors[0] != errors[1]
+
+
+def test_hadamard_on_one_operand_is_left_with_the_reason() -> None:
+    chosen = Policy.from_toml(
+        """
+        [recipe.r]
+        weight = "nvfp4"
+        activation = { format = "nvfp4", hadamard = true }
+        gradient = { format = "nvfp4", hadamard = true }
+        [[rule]]
+        recipe = "r"
+        """
+    )
+    captured = capture_graphs(nn.Linear(32, 32), torch.randn(16, 32, requires_grad=True), policy=chosen)
+    reasons = {s.gemm: s.reason for s in sites_of(captured)}
+    assert reasons["wgrad"] is None
+    assert "cancels only if both operands have the same" in reasons["fprop"]
