@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metis_compile.captured import Captured, CapturedGraph, SavedTensor, capture
+    from metis_compile.conditioning import Conditioned, split
     from metis_compile.explanation import Explanation, explain
     from metis_compile.numerics import QuantizedTensor, quantize
     from metis_compile.policy import Policy, PolicyError, presets
+    from metis_compile.regularizer import dual_range_regularizer
+    from metis_compile.reparametrization import plain_state_dict, reparametrize, unreparametrize
     from metis_compile.state import load_state_dict, state_dict
 
 __version__ = "0.1.0"
@@ -17,32 +20,44 @@ __version__ = "0.1.0"
 _HOMES = {
     "Captured": "captured",
     "CapturedGraph": "captured",
+    "Conditioned": "conditioning",
     "Explanation": "explanation",
     "Policy": "policy",
     "PolicyError": "policy",
     "QuantizedTensor": "numerics",
     "SavedTensor": "captured",
     "capture": "captured",
+    "dual_range_regularizer": "regularizer",
     "explain": "explanation",
     "load_state_dict": "state",
+    "plain_state_dict": "reparametrization",
     "presets": "policy",
     "quantize": "numerics",
+    "reparametrize": "reparametrization",
+    "split": "conditioning",
     "state_dict": "state",
+    "unreparametrize": "reparametrization",
 }
 __all__ = [
     "Captured",
     "CapturedGraph",
+    "Conditioned",
     "Explanation",
     "Policy",
     "PolicyError",
     "QuantizedTensor",
     "SavedTensor",
     "capture",
+    "dual_range_regularizer",
     "explain",
     "load_state_dict",
+    "plain_state_dict",
     "presets",
     "quantize",
+    "reparametrize",
+    "split",
     "state_dict",
+    "unreparametrize",
 ]
 
 

@@ -60,12 +60,19 @@ def rounded_factor(factor: Tensor, factors: str, axis: int, seed: Tensor | None,
     if factors == HIGH:
         return factor
     if factors == BFLOAT16:
-        return factor.to(torch.bfloat16).to(torch.float32)
+        return round_to_bfloat16(factor)
     spec = QuantSpec.parse(factors)
     noise = None
     if spec.stochastic:
         noise = uniform_noise(require_seed(seed, "stochastic factors"), stream, factor.shape)
     return fake_quantize(factor, spec, axis, noise)
+
+
+def round_to_bfloat16(x: Tensor) -> Tensor:
+    """fp32 -> the nearest bfloat16, ties to even, as fp32. By bits: compilers drop a cast that is cast back."""
+    bits = x.view(torch.int32)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).view(torch.float32)
+    return torch.where(x == x, rounded, x)
 
 
 def require_seed(seed: Tensor | None, what: str) -> Tensor:

@@ -3,8 +3,8 @@
 Columns are scaled to unit norm first, without overflow or underflow on the way. Then
 
 - "householder", torch.linalg.qr: always orthonormal, whatever it is given. The fastest on the CPU.
-- "cholesky": two passes of Cholesky QR with the Gram matrix in float64, and 1e-6 of fixed random signs added to the
-  columns before, so that dependent ones become independent by more than float64's rounding. All of it is products and
+- "cholesky": two passes of Cholesky QR with the Gram matrix in float64, and 1e-6 of fixed noise added to the columns
+  before, so that dependent ones become independent by more than float64's rounding. All of it is products and
   one small factorization, which is what a GPU is fast at, where Householder's QR is a long chain of small kernels.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from metis_compile.numerics import uniform_noise
 
@@ -35,6 +36,8 @@ def orthonormalize(y: Tensor, method: str | None = None) -> Tensor:
 
 def unit_columns(y: Tensor) -> tuple[Tensor, Tensor]:
     """Columns of norm 1, and their norms [1, k]. A column that is zero, subnormal or not finite becomes zero."""
+    if statically_known_true(y.shape[0] == 0):
+        return y, y.new_zeros((1, y.shape[1]))
     largest = torch.amax(torch.abs(y), dim=0, keepdim=True)
     usable = (largest >= _FP32_TINY) & (largest <= _FP32_MAX)
     scaled = torch.where(usable, y / largest, 0.0)
@@ -44,9 +47,8 @@ def unit_columns(y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _cholesky(y: Tensor) -> Tensor:
     n, k = y.shape
-    signs = uniform_noise(torch.zeros(1, dtype=torch.int64, device=y.device), 0, [n, k]) < 0.5
-    size = _PERTURBATION * float(n) ** -0.5
-    q = (y + torch.where(signs, size, -size)).to(torch.float64)
+    noise = uniform_noise(torch.zeros(1, dtype=torch.int64, device=y.device), 0, [n, k])
+    q = (y + (noise - 0.5) * (_PERTURBATION * (12 / n) ** 0.5)).to(torch.float64)
     identity = torch.eye(k, dtype=torch.float64, device=y.device)
     for _ in range(2):
         factor = torch.linalg.cholesky_ex(q.mT @ q + (1e-15 * k) * identity)[0]

@@ -1,10 +1,14 @@
 """The user's reference says what the code does."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 
+from metis_compile.conditioning import KINDS, Mean, Spectral, split
+from metis_compile.conditioning.hadamard import SIGNS
 from metis_compile.numerics.formats import FORMATS, ROUNDINGS
 from metis_compile.policy import DTYPES, GEMMS, OPERANDS, OPS, Policy, PolicyError
 from metis_compile.policy.loading import RULE_KEYS
@@ -57,4 +61,31 @@ def test_the_table_of_treatment_keys_is_complete() -> None:
     assert set(rows["block"]) == {block for format in formats for block in format.blocks}
     assert rows["rounding"] == [*ROUNDINGS, "nearest"]
     assert set(rows["guard"]) == {guard for format in formats for guard in format.guards}
+    assert set(rows["four_over_six"]) == {
+        *(select for format in formats for rounding in ROUNDINGS for select in format.selects(rounding)),
+        "true",
+        "false",
+    }
+    assert rows["split"] == [*KINDS, "package.module:Class"]
+    assert rows["hadamard"] == [*SIGNS, "true", "false", "false"]
     assert set(rows["scale_mode"]) == {mode for format in formats for mode in format.scale_modes}
+
+
+def test_the_table_of_split_settings_is_complete_and_gives_the_defaults() -> None:
+    body = TEXT.split("| setting | of | meaning | default |")[1].split("\n\n")[0]
+    rows = [[cell.strip(" `") for cell in row.split("|")[1:-1]] for row in body.split("\n")[2:]]
+    of_mean = [row[0] for row in rows if row[1] == "both"]
+    assert of_mean == [field.name for field in fields(Mean)]
+    assert sorted(row[0] for row in rows) == sorted(field.name for field in fields(Spectral))
+    for name, _, _, default in rows:
+        assert str(getattr(Spectral(), name)).lower() == default, name
+
+
+def test_the_users_own_split_works() -> None:
+    (block,) = (block for language, block in BLOCKS if language == "python" and "class LargestColumns" in block)
+    space: dict = {"__name__": __name__}
+    exec(block, space)
+    x = torch.randn(9, 20)
+    residual, left, right = split(x, space["LargestColumns"](count=3))
+    assert torch.allclose(residual + left @ right, x, atol=1e-5)
+    assert (residual == 0).all(0).sum() == 3

@@ -113,6 +113,42 @@ NAMES = [
         "one of",
     ),
     (
+        "[recipe.a]\nweight = { format = 'nvfp4', four_over_six = 'mes' }",
+        2,
+        "recipe a, weight, four_over_six",
+        "mes",
+        ["mse", "mae"],
+        "mse",
+        "for nvfp4",
+    ),
+    (
+        "[recipe.a]\nweight = { format = 'nvfp4', hadamard = 'fxed' }",
+        2,
+        "recipe a, weight, hadamard",
+        "fxed",
+        ["fixed", "fresh"],
+        "fixed",
+        "one of",
+    ),
+    (
+        "[recipe.a]\nweight = { format = 'nvfp4', split = ['meen', 'spectral'] }",
+        2,
+        "recipe a, weight, split 1, kind",
+        "meen",
+        ["mean", "spectral"],
+        "mean",
+        "one of",
+    ),
+    (
+        "[recipe.a.weight]\nformat = 'nvfp4'\n[recipe.a.weight.split]\nkind = 'mean'\nfodl = true",
+        5,
+        "recipe a, weight, split, fodl",
+        "fodl",
+        ["kind", "factors", "fold", "partner"],
+        "fold",
+        "a mean split has the keys",
+    ),
+    (
         "[recipe.a]\nweight = { format = 'mxfp4', scale_mode = 'flor' }",
         2,
         "recipe a, weight, scale_mode",
@@ -197,7 +233,46 @@ OTHERS = [
         "recipe a, weight, scale_mode",
         "means nothing for nvfp4, whose scale is e4m3; leave it out",
     ),
-    ("[recipe.a]\nweight = { format = 'nvfp4', split = 'mean' }", 2, "recipe a, weight, split", "unknown key"),
+    ("[recipe.a]\nweight = { format = 'nvfp4', splt = 'mean' }", 2, "recipe a, weight, splt", "unknown key"),
+    (
+        "[recipe.a]\nweight = { format = 'high', split = 'mean' }",
+        2,
+        "recipe a, weight, split",
+        'means nothing with format "high"',
+    ),
+    (
+        "[recipe.a]\nweight = { format = 'mxfp4', four_over_six = true }",
+        2,
+        "recipe a, weight, four_over_six",
+        "means nothing for mxfp4: nvfp4 alone can scale a block to 6 or to 4; leave it out",
+    ),
+    ("[recipe.a]\nweight = { format = 'nvfp4', split = 3 }", 2, "recipe a, weight, split", "a list of these, got 3"),
+    ("[recipe.a]\nweight = { format = 'nvfp4', split = [] }", 2, "recipe a, weight, split", "is an empty list"),
+    ("[recipe.a.weight]\nformat = 'nvfp4'\nsplit.rank = 3", 3, "recipe a, weight, split, kind", "must have a kind"),
+    (
+        "[recipe.a.weight]\nformat = 'nvfp4'\n[recipe.a.weight.split]\nkind = 'spectral'\nrank = -3",
+        5,
+        "recipe a, weight, split, rank",
+        "rank must be a whole number from 1, a share below 1, or 'auto', got -3",
+    ),
+    (
+        "[recipe.a.weight]\nformat = 'nvfp4'\nsplit = ['mean',\n{ kind = 'spectral', oversample = 'no' }]",
+        4,
+        "recipe a, weight, split 2, oversample",
+        "oversample must be a whole number, 0 or more, got 'no'",
+    ),
+    (
+        "[recipe.a]\nweight = { format = 'nvfp4', split = ['spectral', 'spectral'] }",
+        2,
+        "recipe a, weight, split",
+        "one step of a chain may keep a basis",
+    ),
+    (
+        "[recipe.a]\nweight = { format = 'nvfp4', split = 'nobodys.package:Class' }",
+        2,
+        "recipe a, weight, split, kind",
+        "can't be imported: No module named 'nobodys'",
+    ),
     ("extends = 3", 1, "extends", "must be a preset's name or a path, got 3"),
     ("extends = './absent.toml'", 1, "extends", '"./absent.toml" is not there'),
     ("extends = './nvfp4.toml'", 1, "extends", 'did you mean "nvfp4"?'),
@@ -275,7 +350,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         Policy.load(tmp_path)
     with pytest.raises(PolicyError, match="cannot be looked up"):
         Policy.load("x" * 5000 + ".toml")
-    with pytest.raises(PolicyError, match=r'must be one of "fp8", .*, got "mxpf4"; did you mean "mxfp4"\?'):
+    with pytest.raises(PolicyError, match=r'must be one of .*"fp8", .*, got "mxpf4"; did you mean "mxfp4"\?'):
         Policy.load("mxpf4")
     with pytest.raises(PolicyError, match=r"must be a preset's name or a path, got null"):
         Policy.load(None)  # type: ignore[arg-type]

@@ -5,13 +5,52 @@ import pytest
 from metis_compile.policy import OPERANDS, Policy, Query, presets
 from metis_compile.policy.presets import preset_path
 
-QUANTIZED = ["fp8", "mxfp4", "mxfp8", "nvfp4"]
+MEAN_PAPER = ", split mean factors=(nvfp4 1x16 nearest) fold=false partner=residual"
+SPECTRAL_PAPER = (
+    ", split spectral rank=0.015 sample=0.01 power_steps=0 factors=(nvfp4 1x16 stochastic none) fold=false "
+    "partner=residual refresh=8 track=false"
+)
 
 TREATMENTS = {
+    "averis": ["nvfp4 1x16 nearest", "nvfp4 1x16 nearest, split mean", "nvfp4 1x16 stochastic round_up"],
+    "averis-hadamard": [
+        "nvfp4 1x16 nearest",
+        "nvfp4 1x16 nearest" + MEAN_PAPER,
+        "nvfp4 1x16 stochastic none" + MEAN_PAPER,
+    ],
+    "averis-paper": [
+        "nvfp4 1x16 nearest",
+        "nvfp4 1x16 nearest" + MEAN_PAPER,
+        "nvfp4 1x16 stochastic none" + MEAN_PAPER,
+    ],
+    "best": [
+        "nvfp4 1x16 nearest 4/6-mse",
+        "nvfp4 1x16 nearest 4/6-mse, split mean + spectral",
+        "nvfp4 1x16 stochastic round_up 4/6-expected, split spectral",
+    ],
+    "four-over-six": ["nvfp4 1x16 nearest 4/6-mse"] * 2 + ["nvfp4 1x16 stochastic round_up 4/6-expected"],
     "fp8": ["fp8 tensor nearest", "fp8 tensor nearest", "fp8_e5m2 tensor nearest"],
+    "metis": [
+        "nvfp4 1x16 nearest",
+        "nvfp4 1x16 nearest, split spectral rank=0.015",
+        "nvfp4 1x16 stochastic round_up, split spectral rank=0.015",
+    ],
+    "metis-fp8": ["fp8 128x128 nearest"] + ["fp8 1x128 nearest, split spectral rank=0.015"] * 2,
+    "metis-paper": ["nvfp4 1x16 stochastic none" + SPECTRAL_PAPER] * 3,
+    "metis-v1": ["nvfp4 1x16 stochastic none" + SPECTRAL_PAPER] * 2
+    + ["nvfp4 1x16 stochastic none" + SPECTRAL_PAPER + " adaptive_rate=true"],
     "mxfp4": ["mxfp4 1x32 nearest floor"] * 2 + ["mxfp4 1x32 stochastic round_up floor"],
     "mxfp8": ["mxfp8 1x32 nearest floor"] * 3,
     "nvfp4": ["nvfp4 1x16 nearest"] * 2 + ["nvfp4 1x16 stochastic round_up"],
+    "nvidia": ["nvfp4 16x16 nearest", "nvfp4 1x16 nearest", "nvfp4 1x16 stochastic 17/16"],
+}
+QUANTIZED = list(TREATMENTS)
+
+# What differs in wgrad, where anything does.
+WGRAD = {
+    "averis-hadamard": [TREATMENTS["averis-hadamard"][0]]
+    + [text + ", hadamard fixed" for text in TREATMENTS["averis-hadamard"][1:]],
+    "nvidia": [TREATMENTS["nvidia"][0]] + [text + ", hadamard fixed" for text in TREATMENTS["nvidia"][1:]],
 }
 
 HEADS = [
@@ -47,7 +86,7 @@ LINEARS = [
 
 def test_the_presets_that_ship() -> None:
     assert presets() == sorted(presets())
-    assert {"high", *QUANTIZED} <= set(presets())
+    assert {"high", *QUANTIZED} == set(presets())
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
@@ -56,7 +95,26 @@ def test_what_a_preset_does_to_a_linear(name: str, query: Callable[..., Query]) 
     for module in LINEARS:
         decisions = [policy.decide(query(module=module, operand=operand)) for operand in OPERANDS]
         assert [str(decision.treatment) for decision in decisions] == TREATMENTS[name], module
-        assert {decision.rule for decision in decisions} == {f"{name}.toml rule 4 (any)"}
+        assert {decision.rule for decision in decisions} == {f"{name}.toml rule {len(policy.rules)} (any)"}
+        backward = [policy.decide(query(module=module, operand=operand, gemm="wgrad")) for operand in OPERANDS]
+        assert [str(decision.treatment) for decision in backward] == WGRAD.get(name, TREATMENTS[name])
+
+
+def test_nvidia_leaves_its_last_blocks_high_and_one_line_changes_it(query: Callable[..., Query]) -> None:
+    last = query(block=(7, 8))
+    assert Policy.load("nvidia").decide(last).recipe == "last-blocks"
+    assert Policy.load("nvidia").decide(query(block=(5, 8))).recipe == "nvidia"
+    changed = Policy.from_toml("extends = 'nvidia'\nrecipe.last-blocks = 'nvidia'")
+    assert str(changed.decide(last).treatment) == TREATMENTS["nvidia"][1]
+
+
+def test_hadamard_transforms_come_in_pairs(query: Callable[..., Query]) -> None:
+    """One operand transformed and the other not would be another product."""
+    pairs = {"fprop": ("activation", "weight"), "dgrad": ("gradient", "weight"), "wgrad": ("gradient", "activation")}
+    for name in presets():
+        for gemm, operands in pairs.items():
+            decisions = [Policy.load(name).decide(query(gemm=gemm, operand=operand)) for operand in operands]
+            assert len({decision.treatment.hadamard for decision in decisions}) == 1, (name, gemm)
 
 
 @pytest.mark.parametrize("name", QUANTIZED)

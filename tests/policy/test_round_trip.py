@@ -12,8 +12,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metis_compile.conditioning import PARTNERS, Chain, Mean, Spectral
 from metis_compile.numerics.formats import FORMATS
 from metis_compile.policy import DTYPES, GEMMS, OPERANDS, OPS, Policy, Recipe, Rule, Treatment, presets
+
+_partners = st.sampled_from(PARTNERS)
+_factors = st.sampled_from(["high", "bfloat16", "nvfp4", "mxfp8", "nvfp4 1x16 stochastic none"])
+
+
+@st.composite
+def splits(draw: st.DrawFn) -> object:
+    partner = draw(_partners)
+    mean = Mean(factors=draw(_factors), fold=draw(st.booleans()), partner=partner)
+    spectral = Spectral(
+        rank=draw(st.sampled_from([1, 8, 0.015, "auto"])),
+        sample=draw(st.floats(0.001, 1)),
+        sketch=draw(st.sampled_from(["gaussian", "signs"])),
+        factors=draw(_factors),
+        partner=partner,
+        refresh=draw(st.integers(0, 9)),
+        track=draw(st.booleans()),
+        adaptive_rate=draw(st.booleans()),
+    )
+    return draw(st.sampled_from([None, mean, spectral, Chain(steps=(mean, spectral))]))
 
 
 @st.composite
@@ -29,6 +50,9 @@ def treatments(draw: st.DrawFn) -> Treatment:
         rounding="stochastic" if stochastic else draw(st.sampled_from([None, "nearest"])),
         guard=draw(st.none() | st.sampled_from(format.guards)) if stochastic else None,
         scale_mode=draw(st.none() | st.sampled_from(format.scale_modes)) if format.scale_modes else None,
+        four_over_six=draw(st.sampled_from([None, False, True])) if format.selects("nearest") else None,
+        split=draw(splits()),
+        hadamard=draw(st.sampled_from([None, False, True, "fixed", "fresh"])),
     )
 
 
@@ -156,6 +180,10 @@ recipe = "high"
         ('activation = "nvfp4"', 'activation = "mxfp4"'),
         ('activation = "nvfp4"', 'activation = { format = "nvfp4", rounding = "stochastic" }'),
         ('rounding = "stochastic" }', 'rounding = "stochastic", guard = "17/16" }'),
+        ('rounding = "stochastic" }', 'rounding = "stochastic", four_over_six = true }'),
+        ('rounding = "stochastic" }', 'rounding = "stochastic", hadamard = true }'),
+        ('block = "16x16" }', 'block = "16x16", split = "mean" }'),
+        ('block = "16x16" }', 'block = "16x16", split = ["mean", { kind = "spectral", rank = 8 }] }'),
         ('"*.q"', '"*.k"'),
         ('"*.q"', '["*.q", "*.k"]'),
         ('module = "*.q"\n', ""),
@@ -192,6 +220,7 @@ def test_the_order_of_rules_counts() -> None:
         lambda text: text.replace('"nvfp4"\n', '{ format = "nvfp4", block = "1x16" }\n'),
         lambda text: text.replace('"fprop"', '["fprop"]').replace("k >= 256", "(k>=256)"),
         lambda text: text.replace("\n", "\r\n"),
+        lambda text: text.replace('"16x16" }', '"16x16", four_over_six = false, hadamard = false }'),
     ],
 )
 def test_comments_spelling_and_names_do_not_count(change: Callable[[str], str]) -> None:

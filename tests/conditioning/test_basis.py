@@ -1,0 +1,115 @@
+"""The basis of a spectral split across steps: made, followed, and not lost."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from anisotropic import anisotropic
+
+from metis_compile.conditioning import Chain, Mean, Spectral
+
+SEED = torch.tensor([3])
+HOW = Spectral(rank=4)
+
+
+def off_orthonormal(basis: torch.Tensor) -> float:
+    return float((basis @ basis.T - torch.eye(len(basis))).abs().max())
+
+
+def left_over(x: torch.Tensor, basis: torch.Tensor) -> float:
+    x, basis = x.double(), basis.double()
+    return float((x - x @ basis.T @ basis).norm() / x.norm())
+
+
+def best(x: torch.Tensor, k: int = 4) -> float:
+    s = torch.linalg.svdvals(x.double())
+    return float(s[k:].norm() / s.norm())
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30, 0.0])
+def test_bases_are_orthonormal_at_every_scale(scale: float) -> None:
+    x = anisotropic(300, 64) * scale
+    basis = HOW.fresh_basis(x, SEED)
+    assert (basis.shape, basis.dtype) == ((4, 64), torch.float32)
+    assert off_orthonormal(basis) < 1e-5
+    for _ in range(3):
+        basis = HOW.update_basis(x, basis)
+        assert off_orthonormal(basis) < 1e-5
+    if scale:
+        assert left_over(x, basis) < 1.02 * best(x)
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_a_matrix_of_lower_rank(rank: int) -> None:
+    x = torch.randn(300, rank) @ torch.randn(rank, 64)
+    basis = HOW.fresh_basis(x, SEED)
+    assert off_orthonormal(basis) < 1e-5
+    assert left_over(x, basis) < 1e-5
+    basis = HOW.update_basis(x, basis)
+    assert off_orthonormal(basis) < 1e-5
+    assert left_over(x, basis) < 1e-5
+
+
+def test_power_steps_follow_a_matrix_that_changes() -> None:
+    basis = torch.linalg.qr(torch.randn(64, 4, generator=torch.Generator().manual_seed(0)))[0].T
+    x = anisotropic(300, 64)
+    assert left_over(x, basis) > 1.4 * best(x)
+    for step in range(8):
+        basis = HOW.update_basis(x + 0.1 * anisotropic(300, 64, seed=step + 1), basis)
+    assert left_over(x, basis) < 1.02 * best(x)
+
+
+def test_a_known_left_gives_the_same_step() -> None:
+    x = anisotropic(300, 64)
+    basis = HOW.fresh_basis(x, SEED)
+    assert torch.equal(HOW.update_basis(x, basis, x @ basis.T), HOW.update_basis(x, basis))
+
+
+@pytest.mark.parametrize("special", [torch.nan, torch.inf])
+def test_one_bad_step_does_not_lose_the_basis(special: float) -> None:
+    x = anisotropic(300, 64)
+    basis = HOW.fresh_basis(x, SEED)
+    broken = x.clone()
+    broken[5, 6] = special
+    after = HOW.update_basis(broken, basis)
+    assert off_orthonormal(after) < 1e-5
+    assert abs(left_over(x, after) - left_over(x, basis)) < 1e-5
+    assert off_orthonormal(HOW.fresh_basis(broken, SEED)) < 1e-5
+    after = HOW.update_basis(torch.zeros(300, 64), basis)
+    assert abs(left_over(x, after) - left_over(x, basis)) < 1e-5
+
+
+def test_a_sketch_of_more_rows_and_power_steps_is_better() -> None:
+    x = anisotropic(2000, 128, dominant=16)
+
+    def mean_left_over(**settings: object) -> float:
+        how = Spectral(rank=8, **settings)  # type: ignore[arg-type]
+        return sum(left_over(x, how.fresh_basis(x, torch.tensor([s]))) for s in range(5)) / 5
+
+    plain = mean_left_over(sample=0.01, sample_least=1, oversample=0, power_steps=0)
+    oversampled = mean_left_over(sample=0.01, sample_least=1, power_steps=0)
+    default = mean_left_over()
+    assert default < oversampled < plain
+    assert default < 1.1 * best(x, 8)
+    assert mean_left_over(sketch="signs") < 1.1 * best(x, 8)
+
+
+def test_the_rank_can_be_given_by_who_knows_the_product() -> None:
+    assert HOW.fresh_basis(anisotropic(300, 64), SEED, rank=7).shape == (7, 64)
+    assert Spectral(rank=0.1).fresh_basis(anisotropic(300, 64), SEED).shape == (6, 64)
+    assert Spectral().keeps_basis
+    assert not Spectral(refresh=1).keeps_basis
+
+
+def test_a_chain_keeps_the_basis_of_what_its_first_step_leaves() -> None:
+    x = anisotropic(300, 64, mean=8.0)
+    chain = Chain(steps=(Mean(factors="high"), HOW))
+    centered = x - x.mean(0)
+    basis = chain.fresh_basis(x, SEED)
+    assert left_over(centered, basis) < 1.05 * best(centered)
+    assert torch.allclose(chain.update_basis(x, basis), HOW.update_basis(centered, basis), atol=1e-5)
+    residual, left, right = chain.split(x, basis=basis)
+    assert torch.equal(right[1:], basis.to(torch.bfloat16).float())
+    assert torch.allclose(residual + left @ right, x, atol=1e-4)
+    with pytest.raises(ValueError, match="got none that does"):
+        Chain(steps=(Mean(), Mean())).fresh_basis(x, SEED)
