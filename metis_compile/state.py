@@ -46,7 +46,14 @@ def state_dict(model: nn.Module) -> dict[str, dict[str, Tensor]]:
     for name, parameter in _parameters(model):
         for number, state in enumerate(_STATES.get(parameter, ())):
             found[f"{name}#{number}"] = {part: t.clone() for part, t in zip(NAMES, state, strict=True)}
+        for key, given in _WAITING.get(parameter, {}).values():
+            found[key] = {part: t.clone() for part, t in given.items()}
     return found
+
+
+def tensors(model: nn.Module) -> list[Tensor]:
+    """The tensors themselves that `state_dict` gives copies of."""
+    return [t for _, parameter in _parameters(model) for state in _STATES.get(parameter, ()) for t in state]
 
 
 def load_state_dict(model: nn.Module, state: Mapping[str, Mapping[str, Tensor]]) -> None:

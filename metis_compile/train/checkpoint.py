@@ -15,7 +15,7 @@ from metis_compile.train.settings import Settings
 __all__ = ["FILE", "load", "read_settings", "restore", "save"]
 
 FILE = "checkpoint.pt"
-FORMAT = 1
+FORMAT = 2
 
 
 def save(folder: Path, *, settings: Settings, text: str, step: int, learners: dict[str, Learner]) -> Path:

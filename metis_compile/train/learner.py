@@ -2,6 +2,8 @@
 
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metis_compile import state as across_steps
 from metis_compile.train.model import GPT
 from metis_compile.train.settings import Settings, derived_seed
 from metis_compile.train.variant import Variant
@@ -78,7 +81,7 @@ class Learner:
             self.compiled_here = True
             if self.history.compile_seconds is None:
                 self.history.compile_seconds = seconds
-            with self._autocast():
+            with self._autocast(), self._between_steps():
                 self.history.saved_bytes = bytes_saved_for_backward(self.compiled, tokens)
         return value
 
@@ -88,15 +91,23 @@ class Learner:
         It runs the forward that training runs, quantization included: no second graph is compiled for it.
         """
         losses = []
-        for i, (tokens, targets) in enumerate(batches):
-            torch.manual_seed(derived_seed("validation", self.settings.seed, i))
-            losses.append(self._loss(tokens.to(self.device), targets.to(self.device)).item())
+        with self._between_steps():
+            for i, (tokens, targets) in enumerate(batches):
+                torch.manual_seed(derived_seed("validation", self.settings.seed, i))
+                losses.append(self._loss(tokens.to(self.device), targets.to(self.device)).item())
         return statistics.fmean(losses)
 
     def _loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         with self._autocast():
             logits = self.compiled(tokens)
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+    @contextmanager
+    def _between_steps(self) -> Iterator[None]:
+        """Within: the forward that training runs, without moving on what the policy keeps across steps."""
+        kept = across_steps.state_dict(self.model)
+        yield
+        across_steps.load_state_dict(self.model, kept)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.dtype == "bfloat16")
@@ -106,6 +117,7 @@ class Learner:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "across_steps": across_steps.state_dict(self.model),
             "history": asdict(self.history),
         }
 
@@ -113,20 +125,22 @@ class Learner:
         """The inverse of :meth:`state_dict`."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        across_steps.load_state_dict(self.model, state["across_steps"])
         self.history = History(**state["history"])
 
 
 def bytes_saved_for_backward(model: Any, tokens: Tensor) -> int:
-    """Bytes one forward of a compiled ``model`` keeps alive for its backward, parameters left out.
+    """Bytes one forward of a compiled ``model`` keeps alive for its backward, parameters and bases left out.
 
     Counted on the tensors that autograd really holds: each storage once, whatever views of it are saved.
     """
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    there = [*model.parameters(), *across_steps.tensors(model)]
+    kept_anyway = {t.untyped_storage().data_ptr() for t in there}
     held: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
+        if storage.data_ptr() not in kept_anyway:
             held[storage.data_ptr()] = storage.nbytes()
         return tensor
 

@@ -1,7 +1,10 @@
 import torch
+from graphs import eager_backend
 from torch import nn
 
+from metis_compile import Policy
 from metis_compile.train.learner import Learner, bytes_saved_for_backward
+from metis_compile.train.variant import Variant
 
 
 def test_saved_bytes_are_the_activations_and_not_the_parameters() -> None:
@@ -35,3 +38,35 @@ def test_two_learners_start_alike_and_learn(settings, variants, backend) -> None
 def test_a_different_seed_gives_different_weights(settings, variants, backend) -> None:
     a, b = (Learner(variants()[0], settings(seed=seed)).model.token.weight for seed in (0, 1))
     assert not torch.equal(a, b)
+
+
+def test_what_a_policy_keeps_is_resumed_and_not_moved_on_by_measuring(settings) -> None:
+    split = '{ format = "nvfp4", split = { kind = "spectral", rank = 2 } }'
+    policy = Policy.from_toml(
+        f"""
+        [recipe.r]
+        weight = "nvfp4"
+        activation = {split}
+        gradient = {split}
+        [[rule]]
+        has_weight = true
+        recipe = "r"
+        """
+    )
+    variant = Variant(label="kept", backend=eager_backend(policy))  # type: ignore[arg-type]
+    tokens = torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(0))
+    straight = Learner(variant, settings())
+    losses = [straight.step(step, tokens, tokens + 1) for step in range(4)]
+
+    torch.compiler.reset()
+    first = Learner(variant, settings())
+    assert [first.step(step, tokens, tokens + 1) for step in range(2)] == losses[:2]
+    validation = first.validate([(tokens, tokens)])
+    saved = first.state_dict()
+    assert saved["across_steps"]
+    torch.compiler.reset()
+    second = Learner(variant, settings())
+    second.load_state_dict(saved)
+    assert second.validate([(tokens, tokens)]) == validation
+    assert [second.step(step, tokens, tokens + 1) for step in (2, 3)] == losses[2:]
+    assert second.history.saved_bytes == first.history.saved_bytes
