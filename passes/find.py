@@ -98,9 +98,11 @@ def find_sites(graph: fx.Graph, inputs: GraphInputs) -> SiteGraph:
             if site.gemm == "fprop" and site.seq is not None:
                 fprops[site.seq].append(site)
             site.reason = _unsupported(site)
-        elif (name := _schema_name(node)) in LEFT_ALONE or name == "aten::_grouped_mm":
+        elif (name := _schema_name(node)) in LEFT_ALONE:
             site = _bare_site(node, depends)
-            site.reason = LEFT_ALONE.get(name, "a grouped product: its groups' boundaries cut through blocks")
+            site.reason = LEFT_ALONE[name]
+        elif name == "aten::_grouped_mm":
+            site = _grouped_product(node, depends)
         else:
             continue
         site.block = _block_of(site.module, blocks)
@@ -241,6 +243,18 @@ def _bare_site(node: fx.Node, depends: _Dependencies) -> Site:
     )
 
 
+def _grouped_product(node: fx.Node, depends: _Dependencies) -> Site:
+    """A product per group of rows (`[tokens, k] @ [experts, k, n]`), or per group of the contraction (its wgrad)."""
+    site = _bare_site(node, depends)
+    left, right = (len(shape_of(matrix)) for matrix in node.all_input_nodes[:2])
+    if left == right == 2:
+        site.gemm = "wgrad" if node in depends.tangent else "fprop"
+        site.reason = "a grouped product: its groups' boundaries along the contraction cut through blocks"
+    else:
+        site.reason = "a grouped product: bfloat16 only, and rows past the last group would set the others' scale"
+    return site
+
+
 def _partner(site: Site, fprops: dict[int, list[Site]]) -> Site | None:
     """The fprop whose backward this product is, or None: the same autograd number and a shared operand."""
     candidates = fprops.get(site.seq, []) if site.seq is not None else []
@@ -299,6 +313,8 @@ def _is_parameter_gradient(node: fx.Node, depends: _Dependencies) -> bool:
 
 def _unsupported(site: Site) -> str | None:
     """Why a product can't be quantized at all, or None."""
+    if site.node.target is aten.addbmm.default:
+        return "addbmm adds up its products inside one operator: bmm and a sum show them"
     dtypes = {o.node.meta["val"].dtype for o in site.operands}
     if not dtypes <= set(SUPPORTED_DTYPES):
         names = ", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes))

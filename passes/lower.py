@@ -17,9 +17,8 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from metis_compile.compat import bf16_gemm, enable_python_dispatcher, fx_graph_cse, select_decomp_table
+from metis_compile.compat import bf16_gemm
 from metis_compile.kernels.cpu.calls import is_exact, tensor_target
 from metis_compile.kernels.cpu.compile import INPUTS
 from metis_compile.kernels.cpu.inductor import register_cpu_lowerings
@@ -30,6 +29,7 @@ from metis_compile.numerics.noise import stream_seed
 from metis_compile.ops import DEQUANTIZE, MATERIALIZE, QUANTIZE
 from metis_compile.passes.emit import Emitter
 from metis_compile.passes.find import PRODUCTS
+from metis_compile.passes.trace import Tracer
 from metis_compile.passes.views import strip_views
 
 aten = torch.ops.aten
@@ -63,7 +63,7 @@ class _Lowering:
         self.graph = graph
         self.emitter = Emitter(graph)
         self.cpu_kernels = cpu_kernels
-        self.templates: dict[Any, fx.GraphModule] = {}
+        self.tracer = Tracer(self.emitter, lambda: materializing(MATERIALIZE))
         self._exact: dict[fx.Node, fx.Node] = {}
         self._tensor_scales: dict[Any, list[fx.Node]] = {}
 
@@ -197,36 +197,9 @@ class _Lowering:
         node.replace_all_uses_with(result)
 
     def _emit(self, node: fx.Node, key: Any, run: Callable[..., Any], inputs: Sequence[Any]) -> list[fx.Node]:
-        """Traces `run` for inputs of these shapes, once, and inserts what it did before `node`."""
-        values = [i.meta["val"] for i in inputs]
-        static = not any(_is_symbolic(v) for v in values)
-        key = (node.target, key, tuple(_signature(v) for v in values)) if static else (node,)
-        if key not in self.templates:
-            self.templates[key] = self._trace(run, values)
-        template = self.templates[key]
-        mapping = dict(zip(template.graph.find_nodes(op="placeholder"), inputs, strict=True))
+        """Inserts what `run` does to `inputs` before `node`, in its place."""
         with self.emitter.at(node, like=node):
-            for each in template.graph.nodes:
-                if each.op == "call_function":
-                    args, kwargs = fx.node.map_arg((each.args, each.kwargs), mapping.__getitem__)
-                    mapping[each] = self.emitter.call(each.target, args, kwargs, name=f"{node.name}_{each.name}")
-                elif each.op == "output":
-                    return list(fx.node.map_arg(each.args[0], mapping.__getitem__))
-                elif each.op != "placeholder":
-                    raise RuntimeError(f"{node.name}: its numerics hold a {each.op} {each.target!r}")
-        raise RuntimeError(f"{node.name}: the traced numerics have no output")
-
-    def _trace(self, run: Callable[..., Any], values: Sequence[Any]) -> fx.GraphModule:
-        assert self.emitter.fake_mode is not None
-        with (
-            self.emitter.fake_mode,
-            enable_python_dispatcher(),
-            materializing(MATERIALIZE),
-        ):
-            traced = make_fx(run, decomposition_table=select_decomp_table())(*values)
-        traced.graph = fx_graph_cse(traced.graph)
-        traced.graph.eliminate_dead_code()
-        return traced
+            return self.tracer.insert((node.target, key), run, inputs, node.name)
 
 
 def _decodes(user: fx.Node, quantized: fx.Node) -> bool:
@@ -235,15 +208,3 @@ def _decodes(user: fx.Node, quantized: fx.Node) -> bool:
         return False
     parts: Any = user.args[0]
     return all(p.target is operator.getitem and p.args[0] is quantized for p in parts)
-
-
-def _is_symbolic(value: Any) -> bool:
-    if isinstance(value, torch.Tensor):
-        return any(isinstance(s, torch.SymInt) for s in (*value.shape, *value.stride()))
-    return not isinstance(value, int)
-
-
-def _signature(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return (tuple(value.shape), value.stride(), value.dtype, value.device)
-    return value

@@ -27,7 +27,7 @@ class Settings:
     heads: int = 4
     context: int = 256  # tokens (bytes) in a sequence
     batch: int = 8  # sequences in a step
-    learning_rate: float = 2e-3  # of AdamW at its highest; warm-up, then a cosine down to a tenth
+    learning_rate: float = 1e-3  # of AdamW at its highest; warm-up, then a cosine down to a tenth
     text: str | None = None  # a file to train on; None is the standard library's sources
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ def run(policy, capture=False):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(16, 16))
     x = torch.randn(16, 16)
-    compiled = torch.compile(model, backend="metis", options={"policy": policy})
+    compiled = torch.compile(model, backend="metis", options={"policy": policy} if policy else None)
     loss = compiled(x).square().sum()
     loss.backward()
     names = ("autograd_cache_hit", "autograd_cache_miss", "autograd_cache_bypass")
@@ -82,6 +82,22 @@ results["changed version"] = run("nvfp4")
     assert found.pop("same policy, another text")["autograd_cache_hit"] == 1
     assert {name: r["autograd_cache_hit"] for name, r in found.items()} == dict.fromkeys(found, 0)
     assert found["other policy"]["loss"] != found["changed source"]["loss"] != found["high"]["loss"]
+
+
+def test_the_environment_names_the_policy_of_those_who_pass_only_a_backend(cache: Path) -> None:
+    code = """
+import os
+results["mxfp4"] = run(None)
+results["mxfp4 by option"] = run("mxfp4")
+os.environ["METIS_POLICY"] = "fp8"
+results["fp8"] = run(None)
+results["fp8 by option"] = run("fp8")
+"""
+    found = python(code, cache, METIS_POLICY="mxfp4")
+    assert found["mxfp4"]["loss"] == found["mxfp4 by option"]["loss"]
+    assert found["fp8"]["loss"] == found["fp8 by option"]["loss"] != found["mxfp4"]["loss"]
+    hits = {name: result["autograd_cache_hit"] for name, result in found.items()}
+    assert hits == {"mxfp4": 0, "mxfp4 by option": 1, "fp8": 0, "fp8 by option": 1}
 
 
 def test_what_is_shown_is_right_on_a_hit(cache: Path) -> None:

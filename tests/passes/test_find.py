@@ -182,6 +182,27 @@ def test_rows_picked_by_data_are_activations() -> None:
     assert {r[2:] for r in found if r[0] == "fprop"} == {("activation", "weight")}
 
 
+def test_grouped_products_are_listed_and_left() -> None:
+    """Both have a reason of their own: a product per group of rows, and one per group of the contraction."""
+
+    class Grouped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(2, 32, 48, dtype=torch.bfloat16))
+
+        def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+            return torch._grouped_mm(x, self.weight, offs=ends)
+
+    x = torch.randn(32, 32, dtype=torch.bfloat16, requires_grad=True)
+    ends = torch.tensor([16, 32], dtype=torch.int32)
+    found = sites_of(capture_graphs(Grouped(), x, ends, policy=EVERYTHING))
+    reasons = {s.gemm: str(s.reason) for s in found}
+    assert len(found) == len(reasons) == 3
+    assert "rows past the last group" in reasons["fprop"]
+    assert reasons["dgrad"] == reasons["fprop"]
+    assert "cut through blocks" in reasons["wgrad"]
+
+
 def test_rows_whose_number_depends_on_data() -> None:
     """The tokens of one expert: their number is known when the graph runs, and not before."""
 
@@ -243,7 +264,6 @@ def test_functional_linear_with_plain_tensors() -> None:
         ("mm", lambda x, w: torch.mm(x.flatten(0, 1), w)),
         ("addmm", lambda x, w: torch.addmm(w[0], x.flatten(0, 1), w)),
         ("bmm", lambda x, w: torch.bmm(x, w.expand(2, 32, 32))),
-        ("addbmm", lambda x, w: torch.addbmm(w[:16], x, w.expand(2, 32, 32))),
         ("baddbmm", lambda x, w: torch.baddbmm(w[:16], x, w.expand(2, 32, 32))),
         ("einsum", lambda x, w: torch.einsum("bti,io->bto", x, w)),
     ],
@@ -262,6 +282,22 @@ def test_every_way_to_write_a_product(op: str, function: object) -> None:
     assert {s.op for s in found} == {op}
     assert Counter(s.gemm for s in found) == {"fprop": 1, "dgrad": 1, "wgrad": 1}
     assert all(s.reason is None and s.weights == ("weight",) for s in found)
+
+
+def test_addbmm_is_left_but_its_backward_is_of_a_weight() -> None:
+    class Summed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(2, 32, 48))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.addbmm(x.new_zeros(48), x, self.weight)
+
+    captured = capture_graphs(Summed(), torch.randn(2, 16, 32, requires_grad=True), policy="nvfp4")
+    reasons = {s.gemm: s.reason for s in sites_of(captured)}
+    assert "adds up its products" in str(reasons.pop("fprop"))
+    assert reasons == {"dgrad": None, "wgrad": None}
+    assert all(s.weights == ("weight",) for s in sites_of(captured))
 
 
 def test_names_and_depth() -> None:
