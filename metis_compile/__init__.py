@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from metis_compile.policy import Policy, PolicyError, presets
     from metis_compile.regularizer import dual_range_regularizer
     from metis_compile.reparametrization import plain_state_dict, reparametrize, unreparametrize
+    from metis_compile.state import load_state_dict, state_dict
 
 __version__ = "0.1.0"
 
@@ -28,11 +29,13 @@ _HOMES = {
     "capture": "captured",
     "dual_range_regularizer": "regularizer",
     "explain": "explanation",
+    "load_state_dict": "state",
     "plain_state_dict": "reparametrization",
     "presets": "policy",
     "quantize": "numerics",
     "reparametrize": "reparametrization",
     "split": "conditioning",
+    "state_dict": "state",
     "unreparametrize": "reparametrization",
 }
 __all__ = [
@@ -47,11 +50,13 @@ __all__ = [
     "capture",
     "dual_range_regularizer",
     "explain",
+    "load_state_dict",
     "plain_state_dict",
     "presets",
     "quantize",
     "reparametrize",
     "split",
+    "state_dict",
     "unreparametrize",
 ]
 

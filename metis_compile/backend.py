@@ -8,9 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import fx
 
 import metis_compile
+from metis_compile import state
 from metis_compile.captured import RecordingPartitioner, active_captures
 from metis_compile.compat import (
     CustomGraphPass,
@@ -45,16 +47,28 @@ def metis(
     return compile_graph(gm, example_inputs, config, patches)
 
 
+metis.reset = state.clear  # type: ignore[attr-defined]  # torch.compiler.reset() calls it
+
+
 def compile_graph(
     gm: fx.GraphModule,
     example_inputs: Sequence[Any],
     config: Config,
     patches: dict[str, Any],
+    *,
+    listed: bool = True,
     **compile_fx_kwargs: Any,
 ) -> Callable[..., Any]:
-    """Runs Inductor on `gm` with the metis passes in front of its own."""
+    """Runs Inductor on `gm` with the metis passes in front of its own.
+
+    listed: whether what the graph keeps across steps is in `metis_compile.state_dict`.
+    """
     inputs = graph_inputs(gm)
     uuid = _uuid(gm, config, inputs)
+    sizes = state.room(gm, config.policy) if torch.is_grad_enabled() else None
+    if sizes is not None:
+        gm, inputs, first, owner = state.with_state_inputs(gm, inputs, example_inputs, sizes)
+        example_inputs = [*example_inputs, *first]
     captures = active_captures()
     records = [capture.begin() for capture in captures]
     joint = JointPass(config=config, inputs=inputs, key=uuid, records=records)
@@ -68,7 +82,7 @@ def compile_graph(
         inner = patches.get("custom_partitioner_fn", inductor_config.custom_partitioner_fn)
         patches["custom_partitioner_fn"] = RecordingPartitioner(records, inner)
     compiled: Any = compile_fx(gm, example_inputs, config_patches=patches, **compile_fx_kwargs)
-    return compiled
+    return compiled if sizes is None else state.Stateful(compiled, first, owner, listed)
 
 
 def graph_inputs(gm: fx.GraphModule) -> GraphInputs:

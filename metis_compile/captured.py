@@ -64,6 +64,7 @@ class Record:
     def __init__(self, graph: CapturedGraph) -> None:
         self.graph = graph
         self._nested: list[Site] = []
+        self._state: Sequence[str] = ()
 
     def nested(self, sites: list[Site]) -> None:
         """Products inside an operator's body; the same body may be visited more than once."""
@@ -73,14 +74,18 @@ class Record:
     def before(self, graph: fx.Graph) -> None:
         self.graph.joint_before = _copy(graph)
 
-    def after(self, graph: fx.Graph, sites: list[Site], parameters: dict[str, str]) -> None:
+    def after(self, graph: fx.Graph, sites: list[Site], parameters: dict[str, str], state: Sequence[str]) -> None:
+        """state: names of the inputs that live across steps: that backward reads one of them stores nothing."""
+        self._state = state
         self.graph.joint_after = self.graph.forward = _copy(graph)
         self.graph.sites, self.graph.parameters = [*sites, *self._nested], parameters
 
     def parted(self, forward: fx.GraphModule, backward: fx.GraphModule, outputs: int) -> None:
         self.graph.forward, self.graph.backward = _copy(forward.graph), _copy(backward.graph)
         self.graph.saved = [
-            _saved(node, self.graph.parameters) for node in _outputs(forward)[outputs:] if _is_tensor(node)
+            _saved(node, self.graph.parameters)
+            for node in _outputs(forward)[outputs:]
+            if _is_tensor(node) and node.name not in self._state
         ]
 
 

@@ -18,6 +18,8 @@
 | CppCodeCache | 2.0 | Inductor's C++ compiler, its flags and its disk cache, for the CPU kernels |
 | select_decomp_table | 2.0 | Inductor's decompositions, for traced numerics |
 | enable_python_dispatcher | 2.0 | traces symbolic sizes through composite operators |
+| SyntheticLocalSource | 2.3 | says where an input comes from that the model does not have: the state |
+| in_backward | 2.0 | a forward that runs inside a backward is a checkpointed one, run again |
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo.source import SyntheticLocalSource
 from torch._functorch.aot_autograd import make_boxed_func
 from torch._functorch.compile_utils import fx_graph_cse
 from torch._functorch.partitioners import min_cut_rematerialization_partition as partition
@@ -58,12 +61,14 @@ __all__ = [
     "TensorBox",
     "bf16_gemm",
     "compile_fx",
+    "copy_dynamo_graph",
     "detect_fake_mode",
     "dynamo_source",
     "enable_python_dispatcher",
     "fallback_handler",
     "fx_graph_cse",
     "graph_being_lowered",
+    "in_backward",
     "inductor_config",
     "is_buffer_input",
     "is_parameter_input",
@@ -73,6 +78,7 @@ __all__ = [
     "register_lowering",
     "select_decomp_table",
     "size_hint",
+    "synthetic_source",
     "trace_structured",
 ]
 
@@ -85,6 +91,35 @@ def dynamo_source(node: fx.Node) -> str:
     source = getattr(node, "_dynamo_source", None)
     name = getattr(source, "name", "")
     return name() if callable(name) else str(name)
+
+
+def synthetic_source(name: str) -> Any:
+    """A source for an input that is not the model's."""
+    return SyntheticLocalSource(name)
+
+
+def copy_dynamo_graph(gm: fx.GraphModule) -> tuple[fx.GraphModule, list[fx.Node]]:
+    """A copy of what Dynamo hands to a backend, sharing its tensors, and the copy's placeholders."""
+    graph = fx.Graph()
+    mapping: dict[fx.Node, Any] = {}
+    graph.output(graph.graph_copy(gm.graph, mapping))
+    placeholders = []
+    for node in gm.graph.find_nodes(op="placeholder"):
+        copied = mapping[node]
+        if hasattr(node, "_dynamo_source"):
+            copied._dynamo_source = node._dynamo_source
+        placeholders.append(copied)
+    result = fx.GraphModule(gm, graph)
+    for name, value in vars(gm).items():
+        if name not in vars(result):
+            setattr(result, name, value)  # such as the sources of parameters
+    result.meta = dict(gm.meta)
+    return result, placeholders
+
+
+def in_backward() -> bool:
+    """Whether autograd is running a backward in this thread."""
+    return bool(torch._C._current_graph_task_id() != -1)
 
 
 def is_parameter_input(node: fx.Node) -> bool:

@@ -129,7 +129,7 @@ def explain(
     model = getattr(model, "_orig_mod", model)
 
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
-        return compile_graph(gm, example_inputs, config, patches, inner_compile=run_eagerly)
+        return compile_graph(gm, example_inputs, config, patches, listed=False, inner_compile=run_eagerly)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         return model(*args, **kwargs)

@@ -4,15 +4,18 @@
 `metis::dequantize(parts, spec, axis, length)`; a spec is the text of a `QuantSpec`, such as "nvfp4 1x16 nearest".
 Stochastic rounding draws its noise from the seed, an int64 tensor that the graph draws from torch's generator.
 `metis::materialize(x)` is the identity; it tells Inductor to compute x once, into a buffer.
+`metis::load` and `metis::store_` read and write slices of the tensors that hold what lives across steps.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 
 from metis_compile.numerics import QuantSpec, decode, encode, uniform_noise
 
-__all__ = ["DEQUANTIZE", "MATERIALIZE", "QUANTIZE", "dequantize", "materialize", "quantize"]
+__all__ = ["DEQUANTIZE", "LOAD", "MATERIALIZE", "QUANTIZE", "STORE", "dequantize", "materialize", "quantize"]
 
 
 @torch.library.custom_op("metis::quantize", mutates_args=())
@@ -58,6 +61,36 @@ def _(x: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(x)
 
 
+# `metis::load(state, offset, shape)` reads a slice of a flat state tensor into a tensor of its own, and
+# `metis::store_(state, value, offset)` writes one. The state of a backward graph is saved by forward; a write must not
+# count as a change of what autograd saved, or several forwards before their backwards would be refused.
+_library = torch.library.Library("metis", "FRAGMENT")
+_library.define("load(Tensor state, int offset, int[] shape) -> Tensor")
+_library.define("store_(Tensor(a!) state, Tensor value, int offset) -> ()")
+
+
+@torch.library.impl(_library, "load", "CompositeExplicitAutograd")
+def _load(state: torch.Tensor, offset: int, shape: list[int]) -> torch.Tensor:
+    return state[offset : offset + math.prod(shape)].view(shape).clone()
+
+
+@torch.library.impl(_library, "store_", "CompositeExplicitAutograd")
+def _store(state: torch.Tensor, value: torch.Tensor, offset: int) -> None:
+    state.data[offset : offset + value.numel()].copy_(value.reshape(-1))
+
+
+@torch.library.register_fake("metis::load", lib=_library)
+def _(state: torch.Tensor, offset: int, shape: list[int]) -> torch.Tensor:
+    return state.new_empty(shape)
+
+
+@torch.library.register_fake("metis::store_", lib=_library)
+def _(state: torch.Tensor, value: torch.Tensor, offset: int) -> None:
+    return None
+
+
 QUANTIZE = torch.ops.metis.quantize.default
 DEQUANTIZE = torch.ops.metis.dequantize.default
 MATERIALIZE = torch.ops.metis.materialize.default
+LOAD = torch.ops.metis.load.default
+STORE = torch.ops.metis.store_.default

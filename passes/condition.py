@@ -18,12 +18,14 @@ from typing import Any
 import torch
 from torch import fx
 
-from metis_compile.conditioning import Conditioning, Mean
+from metis_compile.compat import enable_python_dispatcher
+from metis_compile.conditioning import Conditioning, Mean, kept_step, next_basis
 from metis_compile.conditioning.factors import partner_spec
 from metis_compile.conditioning.hadamard import fixed_signs, hadamard, inverse_hadamard, signs_from
 from metis_compile.numerics import QuantSpec
 from metis_compile.passes.emit import Emitter
-from metis_compile.passes.sites import Operand
+from metis_compile.passes.sites import GraphInputs, Operand
+from metis_compile.passes.slots import Slots
 from metis_compile.passes.trace import Tracer
 
 aten = torch.ops.aten
@@ -69,17 +71,23 @@ def partner_of(split: Conditioning) -> str:
 class Conditioner:
     """Splits tensors, each once, and makes the tails of products."""
 
-    def __init__(self, emitter: Emitter) -> None:
+    def __init__(self, emitter: Emitter, inputs: GraphInputs) -> None:
         self.emitter = emitter
         self.tracer = Tracer(emitter)
+        self.slots = Slots(emitter, inputs)
         self._parts: dict[Any, Parts] = {}
         self._transformed: dict[Any, fx.Node] = {}
 
-    def split(self, operand: Operand, split: Conditioning, stream: int, label: str) -> Parts:
-        """Residual and factors of `operand.base`, where the emitter stands unless they are there already."""
+    def split(self, operand: Operand, split: Conditioning, stream: int, label: str, backward: bool) -> Parts:
+        """Residual and factors of `operand.base`, where the emitter stands unless they are there already.
+
+        backward: whether it stands in the backward part.
+        """
         axis = operand.axis
         key = (operand.base, split, axis if getattr(split, "depends_on_axis", False) else None)
-        if key not in self._parts:
+        if key not in self._parts and kept_step(split) is not None and self.slots.training:
+            self._parts[key] = self._follow(operand, split, stream, label, backward)
+        elif key not in self._parts:
             inputs = [operand.base]
             if getattr(split, "needs_seed", True) or hasattr(split, "fresh_basis"):
                 inputs.append(self.emitter.seed(operand.base.meta["val"].device))
@@ -90,6 +98,37 @@ class Conditioner:
             residual, left, right = self.tracer.insert((split, axis, stream), run, inputs, label)
             self._parts[key] = Parts(residual=residual, left=left, right=right)
         return self._parts[key]
+
+    def _follow(self, operand: Operand, split: Conditioning, stream: int, label: str, backward: bool) -> Parts:
+        """A split by a basis that is kept: read, moved on by this step's tensor, and written back."""
+        axis, base, step = operand.axis, operand.base, kept_step(split)
+        device = base.meta["val"].device
+        slot = self.slots.allot(self._basis_shape(split, base), base, backward)
+        kept = [slot.read(f"{label}_kept")]
+        counter = None
+        if getattr(step, "refresh", 0) > 0 or not getattr(step, "track", True):
+            counter = self.slots.allot([1], base, backward)
+            kept.append(counter.read(f"{label}_count"))
+        seed = [self.emitter.seed(device)] if counter is not None or getattr(split, "needs_seed", True) else []
+
+        def run(x: torch.Tensor, *given: torch.Tensor) -> list[torch.Tensor]:
+            noise = given[0] if seed else None
+            moved = next_basis(split, x, *given[len(seed) :], axis=axis, seed=noise, stream=stream)
+            return [*split.split(x, axis=axis, seed=noise, stream=stream, basis=moved[0]), *moved]
+
+        key = ("follow", split, axis, stream)
+        residual, left, right, moved, *count = self.tracer.insert(key, run, [base, *seed, *kept], label)
+        slot.write(moved)
+        if counter is not None:
+            counter.write(count[0])
+        return Parts(residual=residual, left=left, right=right)
+
+    def _basis_shape(self, split: Any, base: fx.Node) -> list[int]:
+        assert self.emitter.fake_mode is not None
+        x = base.meta["val"]
+        with self.emitter.fake_mode, enable_python_dispatcher():
+            seed = torch.zeros(1, dtype=torch.int64, device=x.device)
+            return list(split.fresh_basis(x, seed).shape)
 
     def hadamard(self, node: fx.Node, axis: int, signs: str) -> fx.Node:
         """`node` transformed along `axis`, float32, filled up to blocks of 16; once for all that read it so."""

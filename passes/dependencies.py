@@ -23,12 +23,12 @@ class Dependencies:
         self.data: set[fx.Node] = set()
         self.names: dict[fx.Node, str] = {}
         for position, node in enumerate(n for n in graph.nodes if n.op == "placeholder"):
-            if _is_tangent(node):
+            if is_tangent(node):
                 self.tangent.add(node)
             elif (name := _parameter_name(node, position, inputs)) is not None:
                 self.parameter.add(node)
                 self.names[node] = name
-            elif _input_position(node, position) not in inputs.buffers:
+            elif input_position(node, position) not in inputs.buffers:
                 self.data.add(node)
         for node in graph.nodes:
             sources = _sources_of_values(node)
@@ -85,15 +85,22 @@ def _is_tensor(node: object) -> bool:
 def parameter_placeholders(graph: fx.Graph, inputs: GraphInputs) -> dict[str, str]:
     """Names of the graph's inputs that are parameters, and what the model calls them."""
     placeholders = (n for n in graph.nodes if n.op == "placeholder")
-    names = ((n.name, _parameter_name(n, i, inputs)) for i, n in enumerate(placeholders) if not _is_tangent(n))
+    names = ((n.name, _parameter_name(n, i, inputs)) for i, n in enumerate(placeholders) if not is_tangent(n))
     return {node: name for node, name in names if name is not None}
 
 
-def _is_tangent(node: fx.Node) -> bool:
+def state_placeholders(graph: fx.Graph, inputs: GraphInputs) -> list[fx.Node]:
+    """The graph's inputs that live across steps: of its forward part and of its backward part, or none."""
+    placeholders = graph.find_nodes(op="placeholder")
+    positions = {input_position(n, i): n for i, n in enumerate(placeholders) if not is_tangent(n)}
+    return [positions[i] for i in inputs.state or ()]
+
+
+def is_tangent(node: fx.Node) -> bool:
     return "tangents" in str(node.target)
 
 
-def _input_position(node: fx.Node, position: int) -> int:
+def input_position(node: fx.Node, position: int) -> int:
     return getattr(node.meta.get("desc"), "idx", position)
 
 
@@ -101,4 +108,4 @@ def _parameter_name(node: fx.Node, position: int, inputs: GraphInputs) -> str | 
     desc: Any = node.meta.get("desc")
     if type(desc).__name__ == "ParamAOTInput":  # Dynamo left the module's parameters as attributes
         return desc.target
-    return inputs.parameters.get(_input_position(node, position))
+    return inputs.parameters.get(input_position(node, position))

@@ -74,6 +74,10 @@ class Emitter:
         """Whether `a` came before `b` in the graph as it was captured."""
         return a in self._order and b in self._order and self._order[a] < self._order[b]
 
+    def take_place(self, old: fx.Node, *new: fx.Node) -> None:
+        """Has `precedes` say of the new nodes what it says of the old one, which they replace."""
+        self._order.update({node: self._order[old] for node in new if old in self._order})
+
     def call(
         self,
         target: Callable[..., Any],

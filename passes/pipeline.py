@@ -13,7 +13,7 @@ from torch import fx
 from metis_compile.captured import Record
 from metis_compile.compat import CustomGraphPass, trace_structured
 from metis_compile.config import Config
-from metis_compile.passes.dependencies import parameter_placeholders
+from metis_compile.passes.dependencies import parameter_placeholders, state_placeholders
 from metis_compile.passes.find import find_sites
 from metis_compile.passes.lower import lower
 from metis_compile.passes.resolve import resolve
@@ -42,7 +42,7 @@ def run_pipeline(graph: fx.Graph, config: Config, inputs: GraphInputs) -> list[S
             with _errors_at(site, config):
                 resolve(site, config.policy)
 
-    rewriter = Rewriter(graph, sites)
+    rewriter = Rewriter(graph, sites, inputs)
     for site in sites:
         if site.reason is None:
             with _errors_at(site, config):
@@ -121,7 +121,8 @@ class JointPass(CustomGraphPass):
         sites = run_pipeline(graph, self.config, self.inputs)
         _trace("metis_joint_after", graph)
         for record in self.records:
-            record.after(graph, sites, parameter_placeholders(graph, self.inputs))
+            state = [node.name for node in state_placeholders(graph, self.inputs)]
+            record.after(graph, sites, parameter_placeholders(graph, self.inputs), state)
 
     def uuid(self) -> str:
         return self.key

@@ -24,7 +24,7 @@ from metis_compile.ops import DEQUANTIZE, QUANTIZE
 from metis_compile.passes.condition import Conditioner, Parts, Side
 from metis_compile.passes.emit import Emitter
 from metis_compile.passes.find import PRODUCTS
-from metis_compile.passes.sites import Operand, Site
+from metis_compile.passes.sites import GraphInputs, Operand, Site
 from metis_compile.passes.views import target_of, undoes
 
 aten = torch.ops.aten
@@ -34,9 +34,10 @@ PART_NAMES = ("codes", "block_scales", "tensor_scale")
 class Rewriter:
     """Quantizes operands, each once, and rewires the products that read them."""
 
-    def __init__(self, graph: fx.Graph, sites: list[Site]) -> None:
+    def __init__(self, graph: fx.Graph, sites: list[Site], inputs: GraphInputs) -> None:
         self.emitter = Emitter(graph)
-        self.conditioner = Conditioner(self.emitter)
+        self.operands = [operand for site in sites for operand in site.operands]
+        self.conditioner = Conditioner(self.emitter, inputs)
         self.forward_products = {s.seq: s.node for s in sites if s.gemm == "fprop" and s.operands}
         self._quantized: dict[Any, fx.Node] = {}
         self._dequantized: dict[Any, fx.Node] = {}
@@ -102,8 +103,9 @@ class Rewriter:
 
     def _split(self, site: Site, operand: Operand, split: Conditioning) -> Parts:
         before, like = self._place(site, operand)
+        backward = like is site.node and site.gemm != "fprop"
         with self.emitter.at(before, like=like):
-            return self.conditioner.split(operand, split, self._next_stream(), _label(site, operand))
+            return self.conditioner.split(operand, split, self._next_stream(), _label(site, operand), backward)
 
     def _hadamard(self, site: Site, operand: Operand, source: fx.Node, signs: str) -> fx.Node:
         before, like = self._place(site, operand)
@@ -166,6 +168,10 @@ class Rewriter:
                 result = self.emitter.call(aten.add.Tensor, (result, tail), name=f"{node.name}_with_tail")
             result = self.emitter.cast(result, node.meta["val"].dtype)
         node.replace_all_uses_with(result)
+        for operand in self.operands:  # products that read this one as it is
+            operand.base = result if operand.base is node else operand.base
+            operand.node = result if operand.node is node else operand.node
+        self.emitter.take_place(node, product, result)
         self.emitter.graph.erase_node(node)
         if self.forward_products.get(site.seq) is node:
             self.forward_products[site.seq] = product

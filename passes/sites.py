@@ -81,3 +81,4 @@ class GraphInputs:
 
     parameters: dict[int, str]  # position -> dotted name
     buffers: frozenset[int] = frozenset()  # constants: they make an operand neither weight nor activation
+    state: tuple[int, int] | None = None  # the flat tensors that live across steps: of forward and of backward

@@ -1,6 +1,7 @@
 """Conditioning: x = residual + left @ right, so that what a block quantizer sees is easier to quantize."""
 
 from metis_compile.conditioning.adaptive_rate import adapt_rate
+from metis_compile.conditioning.basis import kept_step, largest_rank, next_basis
 from metis_compile.conditioning.chain import Chain
 from metis_compile.conditioning.conditioned import Conditioned, Conditioning
 from metis_compile.conditioning.factors import PARTNERS, partner_spec
@@ -25,7 +26,10 @@ __all__ = [
     "describe",
     "fixed_signs",
     "hadamard",
+    "kept_step",
+    "largest_rank",
     "make_conditioning",
+    "next_basis",
     "orthonormalize",
     "partner_spec",
     "prepare",

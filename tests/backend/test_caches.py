@@ -155,3 +155,42 @@ def test_uuid_depends_on_what_the_rules_see() -> None:
         model.add_module(name, nn.Linear(4, 4))
         torch.compile(model, backend=key_of)(torch.randn(2, 4))
     assert len(set(keys)) >= 6, "policy and module names are in the key"
+
+
+STATE = """
+import metis_compile
+split = '{ format = "nvfp4", split = { kind = "spectral", rank = 3 } }'
+policy = metis_compile.Policy.from_toml(f'''
+[recipe.r]
+weight = "nvfp4"
+activation = {split}
+gradient = {split}
+[[rule]]
+recipe = "r"
+''')
+counters.clear()
+models = []
+for seed in (0, 0, 1):
+    torch.manual_seed(seed)
+    model = torch.nn.Sequential(torch.nn.Linear(16, 16))
+    compiled = torch.compile(model, backend="metis", options={"policy": policy})
+    for _ in range(2):
+        compiled(torch.randn(16, 16)).square().sum().backward()
+    kept = metis_compile.state_dict(compiled)["0.weight#0"]
+    models.append((model, [t.double().sum().item() for t in kept.values()]))
+results["kept"] = [kept for _, kept in models]
+results["hits"] = counters["aot_autograd"]["autograd_cache_hit"]
+results["misses"] = counters["aot_autograd"]["autograd_cache_miss"]
+results["bypassed"] = counters["aot_autograd"]["autograd_cache_bypass"] + counters["inductor"]["fxgraph_cache_bypass"]
+"""
+
+
+def test_state_across_steps_with_warm_caches(tmp_path: Path) -> None:
+    """The same graph from the cache, with a state of its own in each process and for each model."""
+    cold, warm = python(STATE, tmp_path), python(STATE, tmp_path)
+    assert (cold["hits"], cold["misses"], warm["hits"], warm["misses"]) == (0, 1, 1, 0)
+    assert cold["bypassed"] == warm["bypassed"] == 0
+    assert warm["kept"] == cold["kept"]
+    first, again, other = warm["kept"]
+    assert first == again
+    assert all(a != b for a, b in zip(first, other, strict=True))

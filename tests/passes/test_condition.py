@@ -247,3 +247,12 @@ def test_hadamard_on_one_operand_is_left_with_the_reason() -> None:
     reasons = {s.gemm: s.reason for s in sites_of(captured)}
     assert reasons["wgrad"] is None
     assert "cancels only if both operands have the same" in reasons["fprop"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_that_feeds_a_product(dtype: torch.dtype) -> None:
+    """The first is replaced, for its tails or to be done in float32; the second reads what took its place."""
+    model = nn.Sequential(nn.Linear(32, 48, bias=False), nn.Linear(48, 16, bias=False)).to(dtype)
+    x = torch.randn(20, 32, dtype=dtype, requires_grad=True)
+    captured = capture_graphs(model, x, policy=policy(activation=SPLITS["mean"], gradient=SPLITS["mean"]))
+    assert all(s.reason is None for s in sites_of(captured))

@@ -10,7 +10,7 @@ from torch import fx
 
 import metis_compile
 from metis_compile import Captured, Policy
-from metis_compile.backend import compile_graph
+from metis_compile.backend import compile_graph, metis
 from metis_compile.config import read_options
 from metis_compile.explanation import run_eagerly
 from metis_compile.passes.sites import Site
@@ -23,6 +23,7 @@ def eager_backend(policy: Policy | str, **options: Any) -> Callable[..., Any]:
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
         return compile_graph(gm, example_inputs, config, patches, inner_compile=run_eagerly)
 
+    backend.reset = metis.reset  # type: ignore[attr-defined]
     return backend
 
 

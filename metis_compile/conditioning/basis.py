@@ -1,0 +1,57 @@
+"""A basis from one step to the next: moved on by a power step, or made anew from a sketch every so many steps.
+
+The power step comes before the split: the basis then fits the tensor that is split. From rows at random one step is
+already as good as a plain sketch of all rows, so the first step needs nothing of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metis_compile.conditioning.chain import Chain
+from metis_compile.conditioning.kinds import steps_of
+from metis_compile.conditioning.rank import LARGEST_AUTO
+
+
+def kept_step(split: Any) -> Any:
+    """The conditioning, or the step of a chain, that keeps a basis across steps; None where there is none."""
+    return next((step for step in steps_of(split) if getattr(step, "keeps_basis", False)), None)
+
+
+def largest_rank(split: Any, columns: int) -> int:
+    """No split of so many columns keeps more directions. A class that does not say its rank is held to be "auto"."""
+    rank = getattr(kept_step(split), "rank", None)
+    if isinstance(rank, float):
+        return max(1, math.ceil(rank * columns))
+    return min(rank if isinstance(rank, int) else LARGEST_AUTO, columns)
+
+
+def next_basis(
+    split: Any,
+    x: Tensor,
+    basis: Tensor,
+    count: Tensor | None = None,
+    *,
+    axis: int,
+    seed: Tensor | None,
+    stream: int = 0,
+) -> list[Tensor]:
+    """The basis to split x with, and the next count where there is one.
+
+    basis: [k, columns], what the last step used; at first anything of full rank. count: steps since the basis was made
+    anew, 1 and up, and below 1 at first; given where the split refreshes its basis, or does not track x, with a seed.
+    """
+    step = kept_step(split)
+    refresh, moved = int(getattr(step, "refresh", 0)), basis
+    if getattr(step, "track", True):
+        how = {"axis": axis, "seed": seed, "stream": stream} if isinstance(split, Chain) else {}
+        moved = split.update_basis(x, basis, **how)
+    if count is None:
+        return [moved]
+    stale = (count < 1) | (count >= refresh) if refresh > 0 else count < 1
+    moved = torch.where(stale, split.fresh_basis(x, seed, stream=stream), moved)
+    return [moved, torch.where(stale, 1.0, count + 1)]

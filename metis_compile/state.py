@@ -1,0 +1,217 @@
+"""What compiled models keep from step to step: the bases of spectral splits, and how they are saved and restored.
+
+A graph whose policy keeps bases has two inputs more than Dynamo gave it: flat float32 tensors, one that its forward
+reads and writes and one that its backward does. `Stateful` appends them to each call. One compiled graph may serve
+several instances of a model, or several blocks of one: each has tensors of its own, told apart by the first parameter
+that is passed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from metis_compile.compat import copy_dynamo_graph, detect_fake_mode, in_backward, synthetic_source
+from metis_compile.conditioning import kept_step, largest_rank
+from metis_compile.passes.sites import GraphInputs
+from metis_compile.policy import OPERANDS, OPS, Policy
+
+_SEED = 2025  # of the rows that bases start from
+NAMES = ("forward", "backward")
+State = tuple[Tensor, Tensor]  # of the forward part of a graph, and of its backward part
+
+# parameter -> the states of the graphs that have it as their first, in the order of their first calls
+_STATES: WeakIdKeyDictionary = WeakIdKeyDictionary()
+# parameter -> states to be taken by graphs that have not been called yet, by their place in that order
+_WAITING: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def clear() -> None:
+    """Forgets every state, as torch.compiler.reset() forgets every compiled graph."""
+    _STATES.clear()
+    _WAITING.clear()
+
+
+def state_dict(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Copies of what the compiled parts of `model` keep across steps: for a checkpoint beside the model's own.
+
+    model: compiled, with compiled submodules, or the module that was compiled. Empty where the policy keeps nothing,
+    and before the first step. Raises TypeError for a compiled function: give the module whose parameters it uses.
+    """
+    found = {}
+    for name, parameter in _parameters(model):
+        for number, state in enumerate(_STATES.get(parameter, ())):
+            found[f"{name}#{number}"] = {part: t.clone() for part, t in zip(NAMES, state, strict=True)}
+    return found
+
+
+def load_state_dict(model: nn.Module, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Puts back what `state_dict` gave, before the first step or after: steps go on as they would have, bit for bit.
+
+    Raises ValueError for the state of another model, and, from here or from the first step, for that of a policy whose
+    bases have other sizes.
+    """
+    parameters = dict(_parameters(model))
+    for key, given in state.items():
+        name, _, number = key.rpartition("#")
+        if name not in parameters or not number.isdigit() or set(given) != set(NAMES):
+            raise ValueError(
+                f"metis: the state holds {key!r}, which is of another model: there is no parameter {name!r}"
+            )
+    for parameter in parameters.values():
+        _WAITING.pop(parameter, None)
+    for key, given in state.items():
+        name, _, number = key.rpartition("#")
+        parameter, place = parameters[name], int(number)
+        there = _STATES.get(parameter, [])
+        if place < len(there):
+            _fill(there[place], given, key)
+        else:
+            _WAITING.setdefault(parameter, {})[place] = (key, {part: t.clone() for part, t in given.items()})
+
+
+def _parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"metis: a state is that of an nn.Module, got {type(model).__name__}: give the compiled module")
+    for name, parameter in getattr(model, "_orig_mod", model).named_parameters():
+        yield name.replace("_orig_mod.", ""), parameter
+
+
+def _fill(state: State, given: Mapping[str, Tensor], key: str) -> None:
+    for part, tensor in zip(NAMES, state, strict=True):
+        if given[part].shape != tensor.shape:
+            raise ValueError(
+                f"metis: the state of {key!r} holds {given[part].numel()} values for its {part}, and this model and "
+                f"policy need {tensor.numel()}"
+            )
+    for part, tensor in zip(NAMES, state, strict=True):
+        tensor.copy_(given[part])
+
+
+class Stateful:
+    """A compiled graph that is called with its state behind the inputs that Dynamo gives it."""
+
+    def __init__(self, compiled: Callable[..., Any], first: State, parameter: int | None, listed: bool) -> None:
+        self.compiled, self.parameter, self.listed = compiled, parameter, listed
+        self._first: State | None = first
+        self._sizes, self._device = tuple(t.numel() for t in first), first[0].device
+        self._states: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._alone: State | None = None  # of a graph without parameters
+        self._ran_outside = False
+
+    def __call__(self, *args: Any) -> Any:
+        forward, backward = self._state(args)
+        # a checkpointed region is run again during backward: as the first time, without moving the bases on once more
+        again = in_backward() and self._ran_outside
+        self._ran_outside |= not in_backward()
+        return self.compiled(*args, forward.clone() if again else forward, backward)
+
+    def _state(self, args: Sequence[Any]) -> State:
+        if self.parameter is None:
+            self._alone = self._alone or self._new()
+            return self._alone
+        owner = args[self.parameter]
+        if owner not in self._states:
+            state = self._states[owner] = self._new()
+            if self.listed:
+                states = _STATES.setdefault(owner, [])
+                waiting = _WAITING.get(owner, {}).pop(len(states), None)
+                states.append(state)
+                if waiting is not None:
+                    _fill(state, waiting[1], waiting[0])
+        return self._states[owner]
+
+    def _new(self) -> State:
+        state, self._first = self._first or new_state(self._sizes, self._device), None
+        return state
+
+
+def new_state(sizes: tuple[int, ...], device: torch.device) -> State:
+    """Values between -1 and 1, always the same: rows of full rank, for power steps to start from."""
+    with torch.inference_mode(False), torch.no_grad():
+        generator = torch.Generator("cpu").manual_seed(_SEED)
+        forward, backward = (torch.rand(n, generator=generator).mul_(2).sub_(1).to(device) for n in sizes)
+    return forward, backward
+
+
+def room(gm: fx.GraphModule, policy: Policy) -> tuple[int, int] | None:
+    """How many values the forward and the backward part of a Dynamo graph may keep at most, from what it calls.
+
+    For each product, a basis of every matrix in it: of the features of `linear`; of either side, for the others. None
+    where the policy keeps nothing.
+    """
+    kept = {role: _kept_splits(policy, role) for role in OPERANDS}
+    if not any(kept.values()):
+        return None
+    forward = backward = 0
+    for module in gm.modules():
+        if isinstance(module, fx.GraphModule):
+            for node in module.graph.nodes:
+                read, given = _features(node)
+                forward += sum(_basis_room([*kept["weight"], *kept["activation"]], n) for n in read)
+                backward += sum(_basis_room(kept["weight"], n) for n in read)  # of weights split there alone
+                backward += sum(_basis_room(kept["gradient"], n) for n in given)
+    return max(forward, 1), max(backward, 1)
+
+
+def _kept_splits(policy: Policy, role: str) -> list[Any]:
+    splits = [recipe.treatment(role).split for recipe in policy.recipes]
+    return [split for split in splits if split is not None and kept_step(split) is not None]
+
+
+def _basis_room(splits: Sequence[Any], columns: int) -> int:
+    return max((largest_rank(split, columns) * columns + 1 for split in splits), default=0)
+
+
+def _features(node: fx.Node) -> tuple[list[int], list[int]]:
+    """How many features the matrices that a call reads have at most, and those that it gives."""
+    target = node.target
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    if node.op not in ("call_function", "call_method") or name.strip("_") not in OPS:
+        return [], []
+    read = [_sizes(n) for n in node.all_input_nodes]
+    given = _sizes(node)
+    if name == "linear" and len(read) > 1 and len(read[1]) == 2:
+        return [*read[0][-1:], max(read[1])], read[1][:1]
+    inputs = [max(sizes) for sizes in read if sizes]
+    return inputs, [*inputs, *([max(given)] if given else [])]
+
+
+def _sizes(node: fx.Node) -> list[int]:
+    """The known sizes of a tensor's last two dimensions."""
+    value = node.meta.get("example_value")
+    return [s for s in value.shape[-2:] if isinstance(s, int)] if isinstance(value, Tensor) else []
+
+
+def with_state_inputs(
+    gm: fx.GraphModule, inputs: GraphInputs, example_inputs: Sequence[Any], sizes: tuple[int, int]
+) -> tuple[fx.GraphModule, GraphInputs, State, int | None]:
+    """A copy of a Dynamo graph with two inputs more, for its state; `gm` itself stays as it is.
+
+    Returns the copy, its inputs, the first state, and which input tells whose state it is.
+    """
+    state = new_state(sizes, _device(example_inputs))
+    fake_mode = detect_fake_mode([n.meta.get("example_value") for n in gm.graph.nodes])
+    assert fake_mode is not None
+    copied, placeholders = copy_dynamo_graph(gm)
+    count = len(placeholders)
+    with copied.graph.inserting_after(placeholders[-1]) if placeholders else copied.graph.inserting_before(None):
+        for name, tensor in reversed(list(zip(NAMES, state, strict=True))):
+            node = copied.graph.placeholder(f"metis_{name}_state")
+            source = synthetic_source(f"metis_{name}_state")
+            node._dynamo_source = source
+            node.meta["example_value"] = fake_mode.from_tensor(tensor, static_shapes=True, source=source)
+    copied.recompile()
+    owner = min(inputs.parameters, default=None)
+    new_inputs = GraphInputs(parameters=inputs.parameters, buffers=inputs.buffers, state=(count, count + 1))
+    return copied, new_inputs, state, owner
+
+
+def _device(example_inputs: Sequence[Any]) -> torch.device:
+    """Where most of the inputs lie."""
+    devices = [t.device for t in example_inputs if isinstance(t, Tensor)]
+    return max(devices, key=devices.count) if devices else torch.device("cpu")

@@ -1,0 +1,340 @@
+"""What compiled models keep across steps: bases that follow the tensors they split, saved and restored."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from graphs import capture_graphs, eager_backend
+from tiny import MLP
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch.utils.checkpoint import checkpoint
+
+import metis_compile
+from metis_compile import Policy
+from metis_compile.ops import LOAD, STORE
+
+
+def policy(activation: str = "rank = 3", gradient: str = "rank = 2", rounding: str = "nearest") -> Policy:
+    return Policy.from_toml(
+        f"""
+        [recipe.r]
+        weight = "nvfp4"
+        activation = {{ format = "nvfp4", split = {{ kind = "spectral", {activation} }} }}
+        gradient = {{ format = "nvfp4", rounding = "{rounding}", split = {{ kind = "spectral", {gradient} }} }}
+        [[rule]]
+        has_weight = true
+        recipe = "r"
+        """
+    )
+
+
+POLICY = policy()
+
+
+def compiled(model: Callable[..., Any], chosen: Policy = POLICY, **kwargs: Any) -> Any:
+    return torch.compile(model, backend=eager_backend(chosen), **kwargs)
+
+
+def batch(seed: int = 0, rows: int = 40, columns: int = 32) -> Tensor:
+    """Three dominant directions, always the same, and noise."""
+    g = torch.Generator().manual_seed(seed)
+    directions = torch.randn(3, columns, generator=torch.Generator().manual_seed(1))
+    return torch.randn(rows, 3, generator=g) @ directions + 0.3 * torch.randn(rows, columns, generator=g)
+
+
+def state(model: Any) -> dict[str, Tensor]:
+    return {f"{key}.{part}": t for key, parts in metis_compile.state_dict(model).items() for part, t in parts.items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def cosine(basis: Tensor, x: Tensor) -> float:
+    """Of the largest principal angle between the rows of a basis and the dominant right singular directions of x."""
+    dominant = torch.linalg.svd(x)[2][: len(basis)]
+    return float(torch.linalg.svdvals(basis @ dominant.T).min())
+
+
+def step(run: Callable[..., Tensor], x: Tensor, scale: Tensor | None = None) -> Tensor:
+    y = run(x)
+    y.backward(torch.ones_like(y) / len(x) if scale is None else scale)
+    return y.detach()
+
+
+def test_bases_converge_to_the_dominant_directions() -> None:
+    model = nn.Linear(32, 16)
+    run = compiled(model)
+    x, g = batch(), batch(5, 40, 16)
+    angles = []
+    for _ in range(12):
+        step(run, x, g)
+        kept = metis_compile.state_dict(run)["weight#0"]
+        angles.append((cosine(kept["forward"][:96].view(3, 32), x), cosine(kept["backward"][:32].view(2, 16), g)))
+    assert angles[0][0] < angles[2][0] <= 1.0001
+    assert min(angles[-1]) > 0.999
+
+
+def test_no_recompile_and_dynamic_tokens() -> None:
+    run = compiled(nn.Linear(32, 16), dynamic=True, fullgraph=True)
+    counters.clear()
+    for i in range(6):
+        step(run, batch(i, rows=30 + i))
+    assert counters["stats"]["unique_graphs"] == 1
+    assert list(metis_compile.state_dict(run)) == ["weight#0"]
+    assert cosine(state(run)["weight#0.forward"][:96].view(3, 32), batch()) > 0.97
+
+
+def test_several_forwards_before_their_backwards() -> None:
+    """Forward bases move with each forward, backward bases with each backward, whichever comes first."""
+    results = []
+    for interleaved in (False, True):
+        torch.compiler.reset()
+        torch.manual_seed(0)
+        model = nn.Linear(32, 16)
+        run = compiled(model)
+        outputs = []
+        for i in range(3):
+            outputs.append(run(batch(i)))
+            if not interleaved:
+                outputs.pop().square().sum().backward()
+        for y in outputs:
+            y.square().sum().backward()
+        results.append({**state(run), "grad": model.weight.grad})
+    assert same(*results)
+
+
+class Blocks(nn.Module):
+    """The same MLP twice, its second call perhaps checkpointed."""
+
+    def __init__(self, reentrant: bool | None = None) -> None:
+        super().__init__()
+        self.mlp, self.reentrant = MLP(), reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mlp(x)
+        return self.mlp(x) if self.reentrant is None else checkpoint(self.mlp, x, use_reentrant=self.reentrant)
+
+
+@pytest.mark.parametrize("reentrant", [False, True], ids=["nonreentrant", "reentrant"])
+def test_checkpointing_inside_the_model_changes_nothing(reentrant: bool) -> None:
+    results = []
+    start = Blocks()
+    for chosen in (None, reentrant):
+        torch.compiler.reset()
+        model = Blocks(chosen)
+        model.load_state_dict(start.state_dict())
+        run = compiled(model, fullgraph=True)
+        for i in range(3):
+            step(run, batch(i))
+        results.append({**state(run), **{n: p.grad for n, p in model.named_parameters()}})
+    assert same(*results)
+
+
+def test_reads_and_writes_stand_once_in_their_half() -> None:
+    captured = capture_graphs(Blocks(False), batch(), policy=POLICY)
+    (graph,) = captured.graphs
+    for gm, slots in ((graph.forward, 4), (graph.backward, 4)):
+        assert gm is not None
+        for target in (LOAD, STORE):
+            nodes = gm.graph.find_nodes(op="call_function", target=target)
+            assert len({(n.args[0], n.args[-1 if target is STORE else 1]) for n in nodes}) == len(nodes) == slots
+
+
+def test_a_compiled_block_that_is_checkpointed_does_not_move_on_twice() -> None:
+    results = []
+    start = MLP()
+    for checkpointed in (False, True):
+        torch.compiler.reset()
+        model = copy.deepcopy(start)
+        run = compiled(model)
+        for i in range(3):
+            x = batch(i).requires_grad_()
+            y = checkpoint(run, x, use_reentrant=False) if checkpointed else run(x)
+            y.square().sum().backward()
+        results.append(state(run))
+    forward, other = ([v for key, v in found.items() if key.endswith("forward")] for found in results)
+    assert len(forward) == 1
+    assert torch.equal(forward[0], other[0])
+    assert not torch.equal(results[1]["up.weight#0.backward"], state_at_first(results[1]["up.weight#0.backward"]))
+
+
+def state_at_first(t: Tensor) -> Tensor:
+    from metis_compile.state import new_state
+
+    return new_state((1, t.numel()), t.device)[1]
+
+
+def test_evaluation_leaves_the_state_alone() -> None:
+    model = MLP()
+    run = compiled(model)
+    step(run, batch())
+    before = state(run)
+    with torch.no_grad():
+        first, second = run(batch(3)), run(batch(3))
+    model.eval()
+    with torch.inference_mode():
+        run(batch(4))
+    with torch.no_grad():
+        run(batch(4))
+    assert same(before, state(run))
+    assert first.shape == second.shape
+    model.train()
+    step(run, batch(1))
+    assert not same(before, state(run))
+
+
+def test_calls_of_one_module_in_a_step_have_their_own() -> None:
+    run = compiled(Blocks())
+    step(run, batch())
+    captured = capture_graphs(Blocks(), batch(), policy=POLICY)
+    nodes = captured.graphs[0].joint_after.graph.find_nodes(op="call_function", target=LOAD)  # type: ignore[union-attr]
+    assert len({(n.args[0], n.args[1]) for n in nodes}) == len(nodes) == 8
+
+
+def test_instances_have_their_own() -> None:
+    """Dynamo runs one compiled graph for all instances of a class."""
+    backend = eager_backend(POLICY)
+    models = [MLP(), MLP()]
+    runs = [torch.compile(m, backend=backend) for m in models]
+    counters.clear()
+    for i in range(2):
+        step(runs[0], batch(i))
+    first = state(runs[0])
+    step(runs[1], batch(7))
+    assert counters["stats"]["unique_graphs"] == 1, "or this test says nothing"
+    assert same(first, state(runs[0]))
+    assert not same(first, state(runs[1]))
+
+
+def test_blocks_compiled_one_by_one_have_their_own() -> None:
+    model = nn.Sequential(MLP(), MLP())
+    for block in model:
+        block.compile(backend=eager_backend(POLICY))
+    step(model, batch())
+    assert sorted(metis_compile.state_dict(model)) == ["0.up.weight#0", "1.up.weight#0"]
+    with pytest.raises(TypeError, match="give the compiled module"):
+        metis_compile.state_dict(model.forward)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("before_the_first_step", [True, False])
+def test_a_resumed_run_goes_on_bit_for_bit(before_the_first_step: bool) -> None:
+    chosen = policy("rank = 3, refresh = 3", "rank = 2, refresh = 2, track = false", "stochastic")
+
+    def train(model: nn.Module, run: Any, steps: range) -> None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for i in steps:
+            torch.manual_seed(i)
+            step(run, batch(i))
+            optimizer.step()
+            optimizer.zero_grad()
+
+    model = MLP()
+    run = compiled(model, chosen)
+    train(model, run, range(4))
+    weights, kept = copy.deepcopy(model.state_dict()), metis_compile.state_dict(run)
+    train(model, run, range(4, 8))
+    straight = {**model.state_dict(), **state(run)}
+
+    torch.compiler.reset()
+    model = MLP()
+    run = compiled(model, chosen)
+    if not before_the_first_step:
+        train(model, run, range(1))
+    model.load_state_dict(weights)
+    metis_compile.load_state_dict(run, kept)
+    train(model, run, range(4, 8))
+    assert same(straight, {**model.state_dict(), **state(run)})
+
+
+def test_the_state_of_something_else_is_refused() -> None:
+    run = compiled(nn.Linear(32, 16))
+    step(run, batch())
+    kept = metis_compile.state_dict(run)
+    with pytest.raises(ValueError, match="of another model: there is no parameter 'weight'"):
+        metis_compile.load_state_dict(MLP(), kept)
+    other = compiled(nn.Linear(32, 16), policy("rank = 5"))
+    metis_compile.load_state_dict(other, kept)
+    with pytest.raises(ValueError, match="this model and policy need"):
+        step(other, batch())
+
+
+def test_cleared_with_the_compiled_graphs() -> None:
+    model = nn.Linear(32, 16)
+    step(compiled(model), batch())
+    first = state(model)
+    step(compiled(model), batch(1))
+    torch.compiler.reset()
+    assert state(model) == {}
+    step(compiled(model), batch())
+    assert same(first, state(model))
+
+
+def test_refreshed_from_a_sketch() -> None:
+    """A basis that is not tracked stays as it was made, until it is made again."""
+    run = compiled(nn.Linear(32, 16), policy("rank = 3, refresh = 3, track = false"))
+    kept = []
+    for i in range(7):
+        step(run, batch(i))
+        kept.append(state(run)["weight#0.forward"][:96].view(3, 32))
+    changed = [not torch.equal(a, b) for a, b in pairwise(kept)]
+    assert changed == [False, False, True, False, False, True]
+    assert cosine(kept[0], batch()) > 0.9
+
+
+def test_looking_keeps_nothing() -> None:
+    model = nn.Linear(32, 16)
+    metis_compile.explain(model, batch(), policy=POLICY)
+    assert metis_compile.state_dict(model) == {}
+    step(compiled(model), batch())
+    assert list(metis_compile.state_dict(model)) == ["weight#0"]
+
+
+def test_a_product_without_room_says_what_to_do() -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(16, 40))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.mm(self.weight, x)
+
+    with pytest.raises(Exception, match=r"symbolic shape.*refresh = 1 keeps nothing"):
+        step(compiled(Turned(), dynamic=True), torch.randn(40, 23))
+
+
+def test_the_dynamo_graph_stays_as_it_was() -> None:
+    seen = []
+
+    def backend(gm: torch.fx.GraphModule, example_inputs: Any, **kwargs: Any) -> Any:
+        before = str(gm.graph)
+        result = eager_backend(POLICY)(gm, example_inputs, **kwargs)
+        seen.append((before, str(gm.graph)))
+        return result
+
+    step(torch.compile(MLP(), backend=backend), batch())
+    assert seen[0][0] == seen[0][1]
+
+
+def test_compiled_by_inductor() -> None:
+    """The same bases as the graph that runs eagerly, in forward and backward; a second instance has its own."""
+    start, results = MLP(), []
+    for options in ({"backend": eager_backend(POLICY)}, {"backend": "metis", "options": {"policy": POLICY}}):
+        torch.compiler.reset()
+        model = copy.deepcopy(start)
+        run = torch.compile(model, **options)  # type: ignore[call-overload]
+        for i in range(3):
+            step(run, batch(i), batch(i + 10))
+        kept = state(run)
+        other = copy.deepcopy(start)
+        step(torch.compile(other, **options), batch(9))  # type: ignore[call-overload]
+        assert same(kept, state(run))
+        results.append(kept)
+    for key in results[0]:
+        torch.testing.assert_close(results[1][key], results[0][key], rtol=0, atol=2e-2, msg=key)
