@@ -24,7 +24,7 @@ from metis_compile.compat import (
     is_parameter_input,
 )
 from metis_compile.config import Config, read_options
-from metis_compile.passes.find import clean_path
+from metis_compile.passes.names import clean_path
 from metis_compile.passes.pipeline import JointPass, LoweringPass
 from metis_compile.passes.sites import GraphInputs
 

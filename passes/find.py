@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any
 
 import networkx as nx
 import torch
 from torch import fx
 
 from metis_compile.compat import OpOverload
-from metis_compile.passes.sites import Gemm, GraphInputs, Operand, Role, Site
+from metis_compile.passes.dependencies import Dependencies
+from metis_compile.passes.names import block_counts, block_of, module_name, op_name, schema_name, source_line
+from metis_compile.passes.sites import Gemm, GraphInputs, Operand, Site
 from metis_compile.passes.views import ValueNumbers, history, root, same, shape_of, strip_views
-from metis_compile.policy import OPS
 
 aten = torch.ops.aten
 
@@ -53,7 +52,6 @@ _FLOAT8 = {
     torch.float8_e5m2fnuz,
     torch.float8_e8m0fnu,
 }
-_INDEXING = (aten.index.Tensor, aten._unsafe_index.Tensor)
 _INT8 = {torch.int8, torch.uint8}
 _QUANTIZED_SEARCH = 8  # how many elementwise ops lie between a stored low-bit tensor and the product at most
 
@@ -81,9 +79,9 @@ def find_sites(graph: fx.Graph, inputs: GraphInputs) -> SiteGraph:
     the second operand of `linear`, whatever it is made of); any other is an activation. A product with a gradient
     operand is the dgrad of an activation or the wgrad of a weight.
     """
-    depends = _Dependencies(graph, inputs)
+    depends = Dependencies(graph, inputs)
     numbers = ValueNumbers(graph)
-    blocks = _block_counts(graph)
+    blocks = block_counts(graph)
     sites: list[Site] = []
     fprops: dict[int, list[Site]] = defaultdict(list)
     for node in graph.nodes:
@@ -98,116 +96,19 @@ def find_sites(graph: fx.Graph, inputs: GraphInputs) -> SiteGraph:
             if site.gemm == "fprop" and site.seq is not None:
                 fprops[site.seq].append(site)
             site.reason = _unsupported(site)
-        elif (name := _schema_name(node)) in LEFT_ALONE:
+        elif (name := schema_name(node)) in LEFT_ALONE:
             site = _bare_site(node, depends)
             site.reason = LEFT_ALONE[name]
         elif name == "aten::_grouped_mm":
             site = _grouped_product(node, depends)
         else:
             continue
-        site.block = _block_of(site.module, blocks)
+        site.block = block_of(site.module, blocks)
         sites.append(site)
     return SiteGraph(sites=sites, links=_links(sites))
 
 
-class _Dependencies:
-    """For every node: does its value depend on a tangent, on a parameter, on data?"""
-
-    def __init__(self, graph: fx.Graph, inputs: GraphInputs) -> None:
-        self.tangent: set[fx.Node] = set()
-        self.parameter: set[fx.Node] = set()
-        self.data: set[fx.Node] = set()
-        self.names: dict[fx.Node, str] = {}
-        for position, node in enumerate(n for n in graph.nodes if n.op == "placeholder"):
-            if is_tangent(node):
-                self.tangent.add(node)
-            elif (name := _parameter_name(node, position, inputs)) is not None:
-                self.parameter.add(node)
-                self.names[node] = name
-            elif input_position(node, position) not in inputs.buffers:
-                self.data.add(node)
-        for node in graph.nodes:
-            sources = _sources_of_values(node)
-            for kind in (self.tangent, self.parameter, self.data):
-                if any(source in kind for source in sources):
-                    kind.add(node)
-
-    def role(self, node: fx.Node) -> Role:
-        if node in self.tangent:
-            return "gradient"
-        if node in self.parameter and node not in self.data:
-            return "weight"
-        return "activation"
-
-    def parameters(self, node: fx.Node) -> tuple[str, ...]:
-        """Names of the parameters that a weight operand is made of."""
-        found, stack, seen = [], [node], {node}
-        while stack:
-            current = stack.pop()
-            if current in self.names:
-                found.append(self.names[current])
-            for source in current.all_input_nodes:
-                if source not in seen and source in self.parameter:
-                    seen.add(source)
-                    stack.append(source)
-        return tuple(sorted(found))
-
-
-def _sources_of_values(node: fx.Node) -> list[fx.Node]:
-    """What the values of `node` come from: for whole matrices picked out of a stack, the stack and not the index.
-
-    The weights of the experts that a router chose are weights. Rows of a table (an embedding) are no matrices: they
-    are activations.
-    """
-    if node.op != "call_function" or not node.all_input_nodes:
-        return node.all_input_nodes
-    stack: Any = node.args[0]
-    leading = len(shape_of(stack)) - 2 if _is_tensor(stack) else 0
-    if node.target in _INDEXING:
-        indices: Any = node.args[1]
-        picks_matrices = not any(indices[leading:])
-    elif node.target in (aten.select.int, aten.index_select.default):
-        dim: Any = node.args[1]
-        picks_matrices = dim % (leading + 2) < leading
-    else:
-        return node.all_input_nodes
-    return [stack] if picks_matrices and leading > 0 else node.all_input_nodes
-
-
-def _is_tensor(node: object) -> bool:
-    return isinstance(node, fx.Node) and isinstance(node.meta.get("val"), torch.Tensor)
-
-
-def parameter_placeholders(graph: fx.Graph, inputs: GraphInputs) -> dict[str, str]:
-    """Names of the graph's inputs that are parameters, and what the model calls them."""
-    placeholders = (n for n in graph.nodes if n.op == "placeholder")
-    names = ((n.name, _parameter_name(n, i, inputs)) for i, n in enumerate(placeholders) if not is_tangent(n))
-    return {node: name for node, name in names if name is not None}
-
-
-def state_placeholders(graph: fx.Graph, inputs: GraphInputs) -> list[fx.Node]:
-    """The graph's inputs that live across steps: of its forward part and of its backward part, or none."""
-    placeholders = graph.find_nodes(op="placeholder")
-    positions = {input_position(n, i): n for i, n in enumerate(placeholders) if not is_tangent(n)}
-    return [positions[i] for i in inputs.state or ()]
-
-
-def is_tangent(node: fx.Node) -> bool:
-    return "tangents" in str(node.target)
-
-
-def input_position(node: fx.Node, position: int) -> int:
-    return getattr(node.meta.get("desc"), "idx", position)
-
-
-def _parameter_name(node: fx.Node, position: int, inputs: GraphInputs) -> str | None:
-    desc: Any = node.meta.get("desc")
-    if type(desc).__name__ == "ParamAOTInput":  # Dynamo left the module's parameters as attributes
-        return desc.target
-    return inputs.parameters.get(input_position(node, position))
-
-
-def _product(node: fx.Node, depends: _Dependencies, numbers: ValueNumbers) -> Site:
+def _product(node: fx.Node, depends: Dependencies, numbers: ValueNumbers) -> Site:
     site = _bare_site(node, depends)
     left, right = (node.args[i] for i in PRODUCTS[node.target])
     assert isinstance(left, fx.Node)
@@ -224,7 +125,7 @@ def _product(node: fx.Node, depends: _Dependencies, numbers: ValueNumbers) -> Si
     return site
 
 
-def _operand(node: fx.Node, axis: int, depends: _Dependencies, numbers: ValueNumbers) -> Operand:
+def _operand(node: fx.Node, axis: int, depends: Dependencies, numbers: ValueNumbers) -> Operand:
     base, base_axis, views = strip_views(node, axis)
     return Operand(
         node=node,
@@ -237,20 +138,20 @@ def _operand(node: fx.Node, axis: int, depends: _Dependencies, numbers: ValueNum
     )
 
 
-def _bare_site(node: fx.Node, depends: _Dependencies) -> Site:
+def _bare_site(node: fx.Node, depends: Dependencies) -> Site:
     return Site(
         node=node,
         gemm="dgrad" if node in depends.tangent else "fprop",
-        op=_op_name(node),
-        module=_module_name(node),
-        source=_source_line(node),
+        op=op_name(node),
+        module=module_name(node),
+        source=source_line(node),
         lhs=None,
         rhs=None,
         seq=node.meta.get("seq_nr"),
     )
 
 
-def _grouped_product(node: fx.Node, depends: _Dependencies) -> Site:
+def _grouped_product(node: fx.Node, depends: Dependencies) -> Site:
     """A product per group of rows (`[tokens, k] @ [experts, k, n]`), or per group of the contraction (its wgrad)."""
     site = _bare_site(node, depends)
     left, right = (len(shape_of(matrix)) for matrix in node.all_input_nodes[:2])
@@ -283,7 +184,7 @@ def _take_from_forward(site: Site, fprop: Site) -> None:
     site.weights, site.of_weight = fprop.weights, fprop.has_weight
 
 
-def _gemm(site: Site, fprop: Site | None, depends: _Dependencies) -> Gemm:
+def _gemm(site: Site, fprop: Site | None, depends: Dependencies) -> Gemm:
     assert site.lhs is not None
     assert site.rhs is not None
     other = site.rhs if site.lhs.role == "gradient" else site.lhs
@@ -296,7 +197,7 @@ def _gemm(site: Site, fprop: Site | None, depends: _Dependencies) -> Gemm:
     return "dgrad" if other.role == "weight" or not _is_parameter_gradient(site.node, depends) else "wgrad"
 
 
-def _is_parameter_gradient(node: fx.Node, depends: _Dependencies) -> bool:
+def _is_parameter_gradient(node: fx.Node, depends: Dependencies) -> bool:
     """Whether rearrangements, casts and sums of `node` are all that lies before a parameter's gradient."""
     parameters = {getattr(n.meta.get("desc"), "idx", None) for n in depends.names}
     stack = [node]
@@ -355,69 +256,6 @@ def _stored_low_bit(operand: Operand) -> torch.dtype | None:
 
 def _is_elementwise(node: fx.Node) -> bool:
     return isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags
-
-
-def _schema_name(node: fx.Node) -> str:
-    return node.target._schema.name if isinstance(node.target, OpOverload) else ""
-
-
-def _op_name(node: fx.Node) -> str:
-    """What the model wrote, from the call that Dynamo recorded; else the aten op's name."""
-    stack = node.meta.get("source_fn_stack") or node.meta.get("fwd_source_fn_stack")
-    if stack:
-        function = stack[-1][1]
-        name = function if isinstance(function, str) else getattr(function, "__name__", "")
-        name = name.lower().strip("_")
-        if name in OPS:
-            return name
-    return _schema_name(node).removeprefix("aten::")
-
-
-def _module_name(node: fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack")
-    if not stack:
-        return ""
-    return clean_path(list(stack.values())[-1][0])
-
-
-def clean_path(path: str) -> str:
-    """Dynamo's `L['self']._modules['blocks'][0].up` as `blocks.0.up`."""
-    path = re.sub(r"\._(modules|parameters|buffers)\b", "", path)
-    path = re.sub(r"\[['\"]?([^'\"\]]*)['\"]?\]", r".\1", path)
-    path = re.sub(r"^[LG]\.[^.]+\.?", "", path)
-    return path.strip(".")
-
-
-def _source_line(node: fx.Node) -> str:
-    found = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    found = [frame for frame in found if not frame[0].endswith("metis_compile/explanation.py")]
-    if not found:
-        return ""  # a module whose caller Dynamo did not trace, such as the root itself
-    file, line = found[-1]
-    return f"{file.rsplit('/', 1)[-1]}:{line}"
-
-
-def _split_block(module: str) -> tuple[str, int] | None:
-    """`transformer.h.3.attn` -> ("transformer.h", 3): where in the depth of the model a module stands."""
-    parts = module.split(".")
-    for i, part in enumerate(parts):
-        if part.isdigit():
-            return ".".join(parts[:i]), int(part)
-    return None
-
-
-def _block_counts(graph: fx.Graph) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for node in graph.nodes:
-        split = _split_block(_module_name(node))
-        if split is not None:
-            counts[split[0]] = max(counts.get(split[0], 0), split[1] + 1)
-    return counts
-
-
-def _block_of(module: str, counts: dict[str, int]) -> tuple[int, int] | None:
-    split = _split_block(module)
-    return (split[1], counts[split[0]]) if split is not None else None
 
 
 def _links(sites: list[Site]) -> nx.DiGraph:

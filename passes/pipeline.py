@@ -13,7 +13,8 @@ from torch import fx
 from metis_compile.captured import Record
 from metis_compile.compat import CustomGraphPass, trace_structured
 from metis_compile.config import Config
-from metis_compile.passes.find import find_sites, parameter_placeholders, state_placeholders
+from metis_compile.passes.dependencies import parameter_placeholders, state_placeholders
+from metis_compile.passes.find import find_sites
 from metis_compile.passes.lower import lower
 from metis_compile.passes.resolve import resolve
 from metis_compile.passes.rewrite import Rewriter

@@ -14,8 +14,8 @@ from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
 from metis_compile.ops import LOAD, STORE
+from metis_compile.passes.dependencies import is_tangent, state_placeholders
 from metis_compile.passes.emit import Emitter
-from metis_compile.passes.find import is_tangent, state_placeholders
 from metis_compile.passes.sites import GraphInputs
 
 

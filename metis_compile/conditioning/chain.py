@@ -44,6 +44,10 @@ class Chain:
     def needs_seed(self) -> bool:
         return any(getattr(step, "needs_seed", False) for step in self.steps)
 
+    @property
+    def depends_on_axis(self) -> bool:
+        return any(getattr(step, "depends_on_axis", False) for step in self.steps)
+
     def split(
         self, x: Tensor, *, axis: int = 1, seed: Tensor | None = None, stream: int = 0, basis: Tensor | None = None
     ) -> Conditioned:

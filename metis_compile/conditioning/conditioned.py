@@ -18,7 +18,10 @@ class Conditioned(NamedTuple):
 class Conditioning(Protocol):
     """How an operand is split; a policy file may name any class that has this method: ``"package.module:Class"``.
 
-    The class is a frozen dataclass of keyword-only fields, each a setting of the policy file with a default.
+    The class is a frozen dataclass of keyword-only fields, each a setting of the policy file with a default. Optional
+    attributes: `partner`, of PARTNERS, "high" without it; `needs_seed`, whether split draws random numbers, True
+    without it; `depends_on_axis`, whether it heeds the axis, False without it; `keeps_basis`, whether a basis lives
+    across steps, False without it, for which it has `fresh_basis` and `update_basis` as :class:`Spectral` has.
     """
 
     def split(
@@ -27,8 +30,8 @@ class Conditioning(Protocol):
         """Split a matrix that a GEMM contracts along `axis`.
 
         x: [rows, columns], floating-point. seed: int64, one element, where the split draws random numbers: they depend
-        on seed and stream alone, and use streams `stream + n * 2**24`, n >= 1. basis: [k, columns] for a conditioning
-        that keeps one across steps, which then has `fresh_basis` and `update_basis` too; None where there is none.
+        on seed and stream alone, and use streams `stream + n * 2**24`, n from 1 to 7. basis: [k, columns] for a
+        conditioning that keeps one; None otherwise, and where there is none yet.
         Plain torch that traces: no branch on values, none on symbolic sizes. A NaN or Inf in x stays in the residual
         or in a factor.
         """

@@ -68,6 +68,11 @@ def rounded_factor(factor: Tensor, factors: str, axis: int, seed: Tensor | None,
     return fake_quantize(factor, spec, axis, noise)
 
 
+def depends_on_axis(factors: str) -> bool:
+    """Whether rounding these factors gives other values along another axis."""
+    return factors not in (HIGH, BFLOAT16) and not QuantSpec.parse(factors).orientation_free
+
+
 def round_to_bfloat16(x: Tensor) -> Tensor:
     """fp32 -> the nearest bfloat16, ties to even, as fp32. By bits: compilers drop a cast that is cast back."""
     bits = x.view(torch.int32)

@@ -38,6 +38,10 @@ class Mean:
         return is_random(self.factors)
 
     @property
+    def depends_on_axis(self) -> bool:
+        return False
+
+    @property
     def cross_terms_are_zero(self) -> bool:
         """Whether the residual's columns sum to zero (to rounding), so that products with them may be left out."""
         return self.factors == "high" or not self.fold

@@ -26,6 +26,7 @@ from metis_compile.conditioning.factors import (
     canonical_factors,
     check_matrix,
     check_partner,
+    depends_on_axis,
     is_random,
     require_seed,
     rounded_factor,
@@ -82,6 +83,11 @@ class Spectral:
     def needs_seed(self) -> bool:
         """Whether a split with a given basis draws random numbers; making a first basis always does."""
         return is_random(self.factors)
+
+    @property
+    def depends_on_axis(self) -> bool:
+        """Whether the split differs with the contracted axis, and cannot serve two products that differ in it."""
+        return depends_on_axis(self.factors)
 
     def split(
         self,

@@ -79,6 +79,15 @@ def test_one_bad_step_does_not_lose_the_basis(special: float) -> None:
     assert abs(left_over(x, after) - left_over(x, basis)) < 1e-5
 
 
+def test_a_step_that_overflows_does_not_lose_the_basis() -> None:
+    x = anisotropic(300, 64) * 5.2e36
+    assert (x @ HOW.fresh_basis(x, SEED).T).isfinite().all()
+    basis = HOW.fresh_basis(x, SEED)
+    after = HOW.update_basis(x, basis)
+    assert off_orthonormal(after) < 1e-5
+    assert abs(left_over(x, after) - left_over(x, basis)) < 1e-5
+
+
 def test_a_sketch_of_more_rows_and_power_steps_is_better() -> None:
     x = anisotropic(2000, 128, dominant=16)
 

@@ -139,6 +139,29 @@ def test_what_is_left_is_smaller() -> None:
     assert left_over(["mean", {"kind": "spectral", "rank": 4}]) < 1.1 * want
 
 
+def test_each_step_of_a_chain_draws_noise_of_its_own() -> None:
+    x = anisotropic(50, 40)
+    mean, spectral = Mean(factors=SR), Spectral(rank=3, factors=SR)
+    first = mean.split(x, seed=SEED, stream=5)
+    second = spectral.split(first.residual, seed=SEED, stream=5 + 8 * 2**24)
+    chained = Chain(steps=(mean, spectral)).split(x, seed=SEED, stream=5)
+    assert torch.equal(chained.residual, second.residual)
+    assert torch.equal(chained.left, torch.cat([first.left, second.left], 1))
+    assert torch.equal(chained.right, torch.cat([first.right, second.right], 0))
+
+
+@pytest.mark.parametrize("how", ALL, ids=IDS)
+def test_what_a_conditioning_says_of_itself(how: Mean | Spectral | Chain) -> None:
+    x = anisotropic(48, 64)
+    basis = torch.linalg.qr(torch.randn(64, 3))[0].T
+
+    def parts(axis: int, seed: int) -> Conditioned:
+        return how.split(x, axis=axis, seed=torch.tensor([seed]), basis=basis)
+
+    assert how.depends_on_axis == (not all(map(torch.equal, parts(0, 1), parts(1, 1))))
+    assert how.needs_seed == (not all(map(torch.equal, parts(1, 1), parts(1, 2))))
+
+
 def test_leading_dimensions_are_rows() -> None:
     x = anisotropic(60, 32)
     flat = split(x, "spectral", rank=4, seed=SEED)
