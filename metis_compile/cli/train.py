@@ -41,7 +41,7 @@ def train(
             show_default="float32 on cpu, bfloat16 on cuda",
         ),
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="AdamW's, at its highest.", show_default="0.002")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="AdamW's, at its highest.", show_default="0.001")] = None,
     text: Annotated[
         str | None,
         typer.Option(help="A file to train on.", show_default="Python's standard library"),
