@@ -132,9 +132,13 @@ def _uuid(gm: fx.GraphModule, config: Config, inputs: GraphInputs) -> str:
 @cache
 def sources_digest() -> str:
     """A hash of every source file of the package, so that a changed pass or kernel is never served from a cache."""
-    root = Path(metis_compile.__file__).parent
+    return digest_of(Path(metis_compile.__file__).parent)
+
+
+def digest_of(root: Path) -> str:
+    """A hash of the names and contents of a package's Python and C++ files."""
     digest = hashlib.sha256()
-    for folder in (root, root / "passes", root / "kernels"):  # the last two may be links
-        for path in sorted(p for p in folder.rglob("*") if p.suffix in (".py", ".cpp", ".h")):
-            digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    folders = (root, root / "passes", root / "kernels")  # the last two may be links
+    for path in sorted({p for f in folders for p in f.rglob("*") if p.suffix in (".py", ".cpp", ".h")}):
+        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return digest.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -117,21 +118,17 @@ results["after"] = run("nvfp4")
     assert found["after"]["autograd_cache_hit"] == 1, "looking did not spoil the cache"
 
 
-def test_sources_digest_covers_every_source_file() -> None:
+def test_sources_digest_covers_every_source_file(tmp_path: Path) -> None:
     import metis_compile
     from metis_compile import backend
 
-    root = Path(metis_compile.__file__).parent
-    for name in ("numerics/quantize.py", "passes/rewrite.py", "kernels/materialize.py"):
-        path = root / name
-        before, text = backend.sources_digest(), path.read_bytes()
-        try:
-            path.write_bytes(text + b"\n# changed\n")
-            backend.sources_digest.cache_clear()
-            assert backend.sources_digest() != before, name
-        finally:
-            path.write_bytes(text)
-            backend.sources_digest.cache_clear()
+    copy = tmp_path / "package"
+    shutil.copytree(Path(metis_compile.__file__).parent, copy)
+    assert backend.digest_of(copy) == backend.sources_digest()
+    for name in ("numerics/quantize.py", "passes/rewrite.py", "kernels/materialize.py", "kernels/cpu/quantize.cpp"):
+        before = backend.digest_of(copy)
+        (copy / name).write_bytes((copy / name).read_bytes() + b"\n")
+        assert backend.digest_of(copy) != before, name
 
 
 def test_uuid_depends_on_what_the_rules_see() -> None:
