@@ -23,6 +23,7 @@ from metis_compile.conditioning import Conditioning, Mean, kept_step, next_basis
 from metis_compile.conditioning.factors import partner_spec
 from metis_compile.conditioning.hadamard import fixed_signs, hadamard, inverse_hadamard, signs_from
 from metis_compile.numerics import QuantSpec
+from metis_compile.numerics.noise import stream_offset
 from metis_compile.passes.emit import Emitter
 from metis_compile.passes.sites import GraphInputs, Operand
 from metis_compile.passes.slots import Slots
@@ -90,38 +91,43 @@ class Conditioner:
         elif key not in self._parts:
             inputs = [operand.base]
             if getattr(split, "needs_seed", True) or hasattr(split, "fresh_basis"):
-                inputs.append(self.emitter.seed(operand.base.meta["val"].device))
+                inputs.append(self._stream_seed(operand.base, stream))
 
             def run(x: torch.Tensor, *seed: torch.Tensor) -> list[torch.Tensor]:
-                return list(split.split(x, axis=axis, seed=seed[0] if seed else None, stream=stream))
+                return list(split.split(x, axis=axis, seed=seed[0] if seed else None))
 
-            residual, left, right = self.tracer.insert((split, axis, stream), run, inputs, label)
+            residual, left, right = self.tracer.insert((split, axis), run, inputs, label)
             self._parts[key] = Parts(residual=residual, left=left, right=right)
         return self._parts[key]
 
     def _follow(self, operand: Operand, split: Conditioning, stream: int, label: str, backward: bool) -> Parts:
         """A split by a basis that is kept: read, moved on by this step's tensor, and written back."""
         axis, base, step = operand.axis, operand.base, kept_step(split)
-        device = base.meta["val"].device
         slot = self.slots.allot(self._basis_shape(split, base), base, backward)
         kept = [slot.read(f"{label}_kept")]
         counter = None
         if getattr(step, "refresh", 0) > 0 or not getattr(step, "track", True):
             counter = self.slots.allot([1], base, backward)
             kept.append(counter.read(f"{label}_count"))
-        seed = [self.emitter.seed(device)] if counter is not None or getattr(split, "needs_seed", True) else []
+        random = counter is not None or getattr(split, "needs_seed", True)
+        seed = [self._stream_seed(base, stream)] if random else []
 
         def run(x: torch.Tensor, *given: torch.Tensor) -> list[torch.Tensor]:
             noise = given[0] if seed else None
-            moved = next_basis(split, x, *given[len(seed) :], axis=axis, seed=noise, stream=stream)
-            return [*split.split(x, axis=axis, seed=noise, stream=stream, basis=moved[0]), *moved]
+            moved = next_basis(split, x, *given[len(seed) :], axis=axis, seed=noise)
+            return [*split.split(x, axis=axis, seed=noise, basis=moved[0]), *moved]
 
-        key = ("follow", split, axis, stream)
-        residual, left, right, moved, *count = self.tracer.insert(key, run, [base, *seed, *kept], label)
+        inputs = [base, *seed, *kept]
+        residual, left, right, moved, *count = self.tracer.insert(("follow", split, axis), run, inputs, label)
         slot.write(moved)
         if counter is not None:
             counter.write(count[0])
         return Parts(residual=residual, left=left, right=right)
+
+    def _stream_seed(self, node: fx.Node, stream: int) -> fx.Node:
+        """The seed that a stream starts at, as a node: what is traced for one tensor then serves all of its shape."""
+        seed = self.emitter.seed(node.meta["val"].device)
+        return self.emitter.call(aten.add.Tensor, (seed, stream_offset(stream)), name=f"{node.name}_seed")
 
     def _basis_shape(self, split: Any, base: fx.Node) -> list[int]:
         assert self.emitter.fake_mode is not None

@@ -38,7 +38,12 @@ def uniform_noise(seed: Tensor, stream: int, shape: Sequence[int]) -> Tensor:
 
 def stream_seed(seed: Tensor, stream: int) -> Tensor:
     """The int64 seed of a stream: seed + stream * 0x9E3779B97F4A7C15, modulo 2^64; `seed` itself for stream 0."""
-    return seed + _signed(stream * _STREAM_STEP, 64) if stream else seed
+    return seed + stream_offset(stream) if stream else seed
+
+
+def stream_offset(stream: int) -> int:
+    """What a stream adds to a seed, as two's complement: its own streams are then those of a seed that starts there."""
+    return _signed(stream * _STREAM_STEP, 64)
 
 
 def _low(value: Tensor) -> Tensor:

@@ -13,8 +13,10 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from metis_compile import Policy
+from metis_compile.conditioning import Spectral
 from metis_compile.numerics import QuantSpec, fake_quantize
 from metis_compile.ops import DEQUANTIZE, QUANTIZE
+from metis_compile.passes.trace import Tracer
 
 SPLITS = {
     "mean": '"mean"',
@@ -256,3 +258,44 @@ def test_a_product_that_feeds_a_product(dtype: torch.dtype) -> None:
     x = torch.randn(20, 32, dtype=dtype, requires_grad=True)
     captured = capture_graphs(model, x, policy=policy(activation=SPLITS["mean"], gradient=SPLITS["mean"]))
     assert all(s.reason is None for s in sites_of(captured))
+
+
+class Values(fx.Interpreter):
+    """Remembers what each node gave."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__(gm)
+        self.of: dict[Any, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.of[n] = super().run_node(n)
+        return self.of[n]
+
+
+def test_one_trace_serves_all_tensors_of_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each draws from a stream of its own all the same, as the reference does."""
+    traced: list[Any] = []
+    trace = Tracer._trace
+    monkeypatch.setattr(Tracer, "_trace", lambda self, *args: traced.append(args) or trace(self, *args))
+    split = '{ kind = "spectral", rank = 3, factors = "nvfp4 1x16 stochastic round_up", refresh = 1 }'
+    model = nn.Sequential(nn.Linear(32, 32, bias=False), nn.Linear(32, 32, bias=False))
+    captured = capture_graphs(model, torch.randn(48, 32), policy=policy(activation=split))
+    assert len(traced) == 2, "along the features and along the tokens"
+
+    after = captured.graphs[0].joint_after
+    assert after is not None
+    values = Values(after)
+    torch.manual_seed(5)
+    values.run(*inputs_of(after))
+    torch.manual_seed(5)
+    seed = torch.randint(2**63 - 1, [1])
+    how = Spectral(rank=3, factors="nvfp4 1x16 stochastic round_up", refresh=1)
+    streams = []
+    for node in after.graph.find_nodes(op="call_function", target=QUANTIZE):
+        residual, axis = node.args[0], node.args[2]
+        if "activation" in node.name:
+            x, got = values.of[residual.args[0]], values.of[residual]
+            off = [how.split(x, axis=axis, seed=seed, stream=n).residual - got for n in range(5)]
+            # a rounding error more or less may round an element of a factor the other way
+            streams += [n for n in range(5) if (off[n].abs() > 1e-3 * got.abs().max()).float().mean() < 0.02]
+    assert sorted(streams) == [1, 2, 3, 4]
