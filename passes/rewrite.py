@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from metis_compile.conditioning import Conditioning
+from metis_compile.conditioning import Conditioning, with_rank
 from metis_compile.numerics import QuantSpec
 from metis_compile.ops import DEQUANTIZE, QUANTIZE
 from metis_compile.passes.condition import Conditioner, Parts, Side
@@ -36,11 +36,12 @@ class Rewriter:
 
     def __init__(self, graph: fx.Graph, sites: list[Site], inputs: GraphInputs) -> None:
         self.emitter = Emitter(graph)
-        self.operands = [operand for site in sites for operand in site.operands]
+        self.sites = sites
         self.conditioner = Conditioner(self.emitter, inputs)
         self.forward_products = {s.seq: s.node for s in sites if s.gemm == "fprop" and s.operands}
         self._quantized: dict[Any, fx.Node] = {}
         self._dequantized: dict[Any, fx.Node] = {}
+        self._splits: dict[Any, Conditioning] = {}
         self._streams = 0  # numbers the tensors that round at random: each draws its own noise
 
     def rewrite(self, site: Site) -> None:
@@ -70,6 +71,7 @@ class Rewriter:
         else:
             source = operand.base
             if split is not None:
+                split = self._ranked(site, operand, split)
                 parts = self._split(site, operand, split)
                 source = parts.residual
             if treatment.hadamard:
@@ -100,6 +102,21 @@ class Rewriter:
                 else:
                     value = self.emitter.call(target_of(view), (value, *view.args[1:]), view.kwargs, name=view.name)
         return value
+
+    def _ranked(self, site: Site, operand: Operand, split: Conditioning) -> Conditioning:
+        """The split with its rank for this tensor, the same for all products that read it."""
+        key = (operand.base, split)
+        if key not in self._splits:
+            rows, columns = operand.base.meta["val"].shape
+            others = [
+                size
+                for reader in self.sites
+                if reader.gemm == site.gemm and reader.reason is None
+                for read, size in zip(reader.operands, (reader.n, reader.m), strict=True)
+                if read.base is operand.base and read.decision is not None and read.decision.treatment.split == split
+            ]
+            self._splits[key] = with_rank(split, rows, columns, sum(others))
+        return self._splits[key]
 
     def _split(self, site: Site, operand: Operand, split: Conditioning) -> Parts:
         before, like = self._place(site, operand)
@@ -168,7 +185,7 @@ class Rewriter:
                 result = self.emitter.call(aten.add.Tensor, (result, tail), name=f"{node.name}_with_tail")
             result = self.emitter.cast(result, node.meta["val"].dtype)
         node.replace_all_uses_with(result)
-        for operand in self.operands:  # products that read this one as it is
+        for operand in (o for site in self.sites for o in site.operands):  # products that read this one as it is
             operand.base = result if operand.base is node else operand.base
             operand.node = result if operand.node is node else operand.node
         self.emitter.take_place(node, product, result)

@@ -10,7 +10,7 @@ from metis_compile.conditioning.kinds import KINDS, describe, make_conditioning,
 from metis_compile.conditioning.mean import Mean
 from metis_compile.conditioning.orthonormal import orthonormalize
 from metis_compile.conditioning.product import Prepared, prepare, product
-from metis_compile.conditioning.rank import resolve_rank
+from metis_compile.conditioning.rank import resolve_rank, with_rank
 from metis_compile.conditioning.spectral import Spectral
 
 __all__ = [
@@ -37,4 +37,5 @@ __all__ = [
     "resolve_rank",
     "signs_from",
     "split",
+    "with_rank",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metis_compile.conditioning.conditioned import Conditioned, Conditioning
 from metis_compile.conditioning.factors import STREAMS, check_matrix
+from metis_compile.conditioning.rank import with_rank
 
 STREAMS_PER_STEP = 8 * STREAMS
 
@@ -47,6 +48,10 @@ class Chain:
     @property
     def depends_on_axis(self) -> bool:
         return any(getattr(step, "depends_on_axis", False) for step in self.steps)
+
+    def with_rank(self, rows: int, columns: int, other: int | None = None) -> Chain:
+        """Each step with its own."""
+        return replace(self, steps=tuple(with_rank(step, rows, columns, other) for step in self.steps))
 
     def split(
         self, x: Tensor, *, axis: int = 1, seed: Tensor | None = None, stream: int = 0, basis: Tensor | None = None

@@ -20,8 +20,9 @@ class Conditioning(Protocol):
 
     The class is a frozen dataclass of keyword-only fields, each a setting of the policy file with a default. Optional
     attributes: `partner`, of PARTNERS, "high" without it; `needs_seed`, whether split draws random numbers, True
-    without it; `depends_on_axis`, whether it heeds the axis, False without it; `keeps_basis`, whether a basis lives
-    across steps, False without it, for which it has `fresh_basis` and `update_basis` as :class:`Spectral` has.
+    without it; `depends_on_axis`, whether it heeds the axis, False without it; `with_rank`, what to use for an operand
+    of given sizes; `keeps_basis`, whether a basis lives across steps, False without it, for which it has `fresh_basis`
+    and `update_basis`. All as :class:`Spectral` has them.
     """
 
     def split(

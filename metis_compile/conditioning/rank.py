@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -25,7 +26,7 @@ def resolve_rank(rank: int | float | str, rows: int, columns: int, other: int | 
     """The rank of the split of a [rows, columns] operand; sizes may be symbolic, and put no guard on anything.
 
     rows: the tokens of an activation or gradient. other: the width on the far side of its linear (`out` for an
-    activation, `in` for a gradient); None: as `columns`.
+    activation, `in` for a gradient), of all that read it together; None: as `columns`.
     A number stays; a share is that of min(rows, columns), rounded; "auto" keeps the extra work within 5%:
     0.05 / (2 (1/columns + 1/other) + 4 / (3 rows)), rounded down, from 1 to 32. Never more than `columns`. A symbolic
     size counts as its hint, one without a hint as no limit: the result is an int, fixed when the graph is compiled.
@@ -41,6 +42,12 @@ def resolve_rank(rank: int | float | str, rows: int, columns: int, other: int | 
     else:
         count = int(rank)
     return int(max(1, min(count, max(wide, 1))))
+
+
+def with_rank(split: Any, rows: int, columns: int, other: int | None = None) -> Any:
+    """The conditioning as it is for a [rows, columns] operand; itself where it has no `with_rank`."""
+    settle = getattr(split, "with_rank", None)
+    return split if settle is None else settle(rows, columns, other)
 
 
 def _hint(size: int) -> float:

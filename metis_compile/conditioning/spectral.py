@@ -11,7 +11,7 @@ better one leaves a smaller residual.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -88,6 +88,10 @@ class Spectral:
     def depends_on_axis(self) -> bool:
         """Whether the split differs with the contracted axis, and cannot serve two products that differ in it."""
         return depends_on_axis(self.factors)
+
+    def with_rank(self, rows: int, columns: int, other: int | None = None) -> Spectral:
+        """The same with the rank that it has for a [rows, columns] operand: see :func:`resolve_rank`."""
+        return replace(self, rank=resolve_rank(self.rank, rows, columns, other))
 
     def split(
         self,

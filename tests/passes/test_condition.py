@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from metis_compile import Policy
 from metis_compile.conditioning import Spectral
 from metis_compile.numerics import QuantSpec, fake_quantize
-from metis_compile.ops import DEQUANTIZE, QUANTIZE
+from metis_compile.ops import DEQUANTIZE, LOAD, QUANTIZE
 from metis_compile.passes.trace import Tracer
 
 SPLITS = {
@@ -299,3 +299,25 @@ def test_one_trace_serves_all_tensors_of_a_shape(monkeypatch: pytest.MonkeyPatch
             # a rounding error more or less may round an element of a factor the other way
             streams += [n for n in range(5) if (off[n].abs() > 1e-3 * got.abs().max()).float().mean() < 0.02]
     assert sorted(streams) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("reads", "out", "gradients"), [(1, 192, [2]), (3, 192, [2, 2, 2]), (1, 576, [3])])
+def test_an_auto_rank_is_of_all_linears_that_read_together(reads: int, out: int, gradients: list[int]) -> None:
+    """Of 192 features to 192: 2. To three times as many, in one linear or in three: 3; backward from there, 3 too."""
+
+    class Together(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linears = nn.ModuleList(nn.Linear(192, out, bias=False) for _ in range(reads))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([linear(x) for linear in self.linears])
+
+    auto = '{ kind = "spectral", rank = "auto" }'
+    x = torch.randn(2048, 192, requires_grad=True)
+    captured = capture_graphs(Together(), x, policy=policy(activation=auto, gradient=auto))
+    after = captured.graphs[0].joint_after
+    assert after is not None
+    kept = {n.name: n.meta["val"].shape for n in after.graph.find_nodes(op="call_function", target=LOAD)}
+    ranks = {role: [shape[0] for name, shape in kept.items() if role in name] for role in ("activation", "gradient")}
+    assert ranks == {"activation": [2 if reads * out == 192 else 3], "gradient": gradients}
