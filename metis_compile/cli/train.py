@@ -48,6 +48,10 @@ def train(
     ] = None,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
     average: Annotated[int, typer.Option(help="Last steps in the training loss of the table.")] = 50,
+    model: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=SIZE, help="gpt, or llama: that of transformers.", show_default="gpt"),
+    ] = None,
     width: Annotated[int | None, typer.Option(rich_help_panel=SIZE, help="Features.", show_default="256")] = None,
     layers: Annotated[int | None, typer.Option(rich_help_panel=SIZE, help="Blocks.", show_default="4")] = None,
     heads: Annotated[int | None, typer.Option(rich_help_panel=SIZE, help="Attention heads.", show_default="4")] = None,
@@ -67,6 +71,7 @@ def train(
         "dtype": dtype,
         "learning_rate": learning_rate,
         "text": text,
+        "model": model,
         "width": width,
         "layers": layers,
         "heads": heads,

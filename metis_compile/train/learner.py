@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from metis_compile import state as across_steps
+from metis_compile.train.llama import llama, logits_of
 from metis_compile.train.model import GPT
 from metis_compile.train.settings import Settings, derived_seed
 from metis_compile.train.variant import Variant
 
-__all__ = ["History", "Learner", "bytes_saved_for_backward"]
+__all__ = ["History", "Learner", "build", "bytes_saved_for_backward"]
 
 
 @dataclass
@@ -38,7 +39,7 @@ class History:
 
 
 class Learner:
-    """A GPT compiled as ``variant`` says, trained with AdamW. A run's two learners start alike."""
+    """A model compiled as ``variant`` says, trained with AdamW. Learners of the same settings start alike."""
 
     def __init__(self, variant: Variant, settings: Settings) -> None:
         self.variant = variant
@@ -47,7 +48,9 @@ class Learner:
         self.history = History()
         self.compiled_here = False  # this process has run a step
         torch.manual_seed(derived_seed("weights", settings.seed))
-        self.model = GPT(settings.shape).to(self.device)
+        self.model = build(settings).to(self.device)
+        for change in variant.changes:
+            self.model = change(self.model, settings.seed)
         self.compiled = torch.compile(self.model, backend=variant.backend, options=variant.options)
         matrices = [p for p in self.model.parameters() if p.dim() >= 2]
         vectors = [p for p in self.model.parameters() if p.dim() < 2]
@@ -99,7 +102,7 @@ class Learner:
 
     def _loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         with self._autocast():
-            logits = self.compiled(tokens)
+            logits = logits_of(self.compiled(tokens))
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
     @contextmanager
@@ -127,6 +130,11 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         across_steps.load_state_dict(self.model, state["across_steps"])
         self.history = History(**state["history"])
+
+
+def build(settings: Settings) -> nn.Module:
+    """A new model, of random weights from torch's generator."""
+    return llama(settings.shape) if settings.model == "llama" else GPT(settings.shape)
 
 
 def bytes_saved_for_backward(model: Any, tokens: Tensor) -> int:

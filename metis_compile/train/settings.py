@@ -10,7 +10,9 @@ import torch
 from metis_compile.train.errors import TrainError
 from metis_compile.train.model import Shape
 
-__all__ = ["Settings", "derived_seed", "resolve_device"]
+__all__ = ["MODELS", "Settings", "derived_seed", "resolve_device"]
+
+MODELS = ("gpt", "llama")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +20,7 @@ class Settings:
     """The identity of a run: two runs with equal settings, text and policy have the same curves."""
 
     policy: str = "nvfp4"  # a preset's name or a policy file
+    model: str = "gpt"  # or llama, that of transformers
     steps: int = 300  # optimizer steps
     seed: int = 0  # of the weights, the batches and the stochastic rounding
     device: str = "cpu"  # cpu, cuda or cuda:N
@@ -37,6 +40,8 @@ class Settings:
                 raise TrainError(f"{name} must be at least 1, got {value}")
         if self.width % self.heads:
             raise TrainError(f"width must be a multiple of heads, got width {self.width}, heads {self.heads}")
+        if self.model not in MODELS:
+            raise TrainError(f"model must be {' or '.join(MODELS)}, got {self.model!r}")
         if not self.learning_rate > 0:
             raise TrainError(f"learning rate must be above 0, got {self.learning_rate}")
         if self.dtype not in ("float32", "bfloat16"):

@@ -1,8 +1,11 @@
 """The two ways a run compiles its model."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 __all__ = ["FULL_PRECISION", "Variant", "policy_variant"]
 
@@ -15,6 +18,7 @@ class Variant:
     backend: str  # torch.compile's
     options: dict[str, Any] | None = None  # torch.compile's
     digest: str = ""  # changes when what the options name changes; a resumed run checks it
+    changes: tuple[Callable[[nn.Module, int], nn.Module], ...] = ()  # to the new model, given the run's seed
 
 
 FULL_PRECISION = Variant(label="full precision", backend="inductor")

@@ -1,0 +1,231 @@
+"""A comparison on disk: what is there is read, what is missing is run, and all of it is summed up."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from metis_compile.compare.arm import BASELINE, Arm
+from metis_compile.compare.cost import Cost
+from metis_compile.compare.plot import draw
+from metis_compile.compare.progress import CompareProgress
+from metis_compile.compare.record import Record, read
+from metis_compile.compare.schedule import Failure, Job, run_jobs
+from metis_compile.compare.summary import Row, markdown, summarize, to_json
+from metis_compile.compare.trial import identity, record_path
+from metis_compile.train import corpus
+from metis_compile.train.errors import TrainError
+from metis_compile.train.settings import Settings
+
+__all__ = ["Comparison", "Options", "Outcome"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What does not change a trial's curve, but for the threads, by rounding."""
+
+    out: Path
+    jobs: int = 1  # trials at a time
+    threads: int | None = None  # of each; None: all cores divided by jobs
+    average: int = 100  # last steps in the training loss
+    rounds: int = 10  # steps that the step-time ratio is measured over; 0: none
+
+    def __post_init__(self) -> None:
+        for name, least in (("jobs", 1), ("average", 1), ("rounds", 0)):
+            if getattr(self, name) < least:
+                raise TrainError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.threads is not None and self.threads < 1:
+            raise TrainError(f"threads must be at least 1, got {self.threads}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a comparison has so far."""
+
+    rows: list[Row]
+    title: str
+    files: dict[str, Path]
+    failures: list[Failure]
+    missing: list[str]  # trials without a record
+    signal: int | None  # that stopped it
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"title": self.title, "rows": to_json(self.rows), "missing": self.missing}
+
+
+class Comparison:
+    """Some arms, from some seeds, with one set of settings. The baseline is always among the arms.
+
+    Raises TrainError if the folder holds trials that do not belong, PolicyError for a policy that cannot be loaded.
+    """
+
+    def __init__(self, arms: Sequence[str], seeds: Sequence[int], settings: Settings, options: Options) -> None:
+        made = [Arm(text=text) for text in dict.fromkeys([BASELINE, *arms])]
+        names = [arm.name for arm in made]
+        for arm in made:
+            if names.count(arm.name) > 1:
+                raise TrainError(f"two policies have the name {arm.name!r}: rename one of the files")
+        self.arms, self.seeds, self.settings, self.options = made, sorted(set(seeds)), settings, options
+        self.variants = {arm.text: arm.variant() for arm in made}
+        if settings.text is not None:
+            self.text = corpus.load_file(Path(settings.text).expanduser())
+        else:
+            self.text = corpus.load_library()
+        self.text.require(settings.context)
+
+    def run(self, console: Console) -> Outcome:
+        """Run what is missing, seed by seed, then measure what each arm costs, then sum up."""
+        options = self.options
+        have = self._records()
+        missing = [(arm, seed) for seed in self.seeds for arm in self.arms if (arm.text, seed) not in have]
+        if have:
+            console.print(f"{len(have)} of {len(have) + len(missing)} trials are in {options.out}", highlight=False)
+        failures: list[Failure] = []
+        stopped = None
+        if missing:
+            jobs = [self._trial(arm, seed) for arm, seed in missing]
+            with CompareProgress(console, len(jobs)) as progress:
+                _, failures, stopped = run_jobs(jobs, at_once=options.jobs, progress=progress)
+        if stopped is None and options.rounds:
+            more, stopped = self._measure_costs(console)
+            failures += more
+        return self.summary(failures, stopped)
+
+    def summary(self, failures: Sequence[Failure] = (), stopped: int | None = None) -> Outcome:
+        """Sum up what is there, and write it beside the trials."""
+        out, have, costs = self.options.out, self._records(), self._costs()
+        wanted = [(arm, seed) for arm in self.arms for seed in self.seeds]
+        records = [have[arm.text, seed] for arm, seed in wanted if (arm.text, seed) in have]
+        baselines = [r for r in records if r.arm == BASELINE]
+        last = min(self.options.average, self.settings.steps)
+        rows = summarize(records, baselines, costs, last)
+        files = {"report": out / "compare.json", "table": out / "table.md", "plot": out / "gap.png"}
+        outcome = Outcome(
+            rows=rows,
+            title=self._title(last),
+            files=files if rows else {},
+            failures=list(failures),
+            missing=[f"{arm.name} seed {seed}" for arm, seed in wanted if (arm.text, seed) not in have],
+            signal=stopped,
+        )
+        if rows:
+            draw(records, baselines, files["plot"])
+            try:
+                report = outcome.to_dict() | {"settings": identity(self.settings), "machine": machine()}
+                files["report"].write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+                files["table"].write_text(markdown(rows, self._title(last)))
+            except OSError as error:
+                raise TrainError(f"cannot write {error.filename}: {error.strerror}") from None
+        return outcome
+
+    def _title(self, last: int) -> str:
+        s = self.settings
+        return (
+            f"{s.model}, width {s.width}, {s.layers} layers, {s.steps} steps of {s.batch * s.context} tokens, "
+            f"{s.dtype}; train loss: mean of the last {last} steps; gaps: mean over seeds ± standard deviation of one"
+        )
+
+    def _trial(self, arm: Arm, seed: int) -> Job:
+        settings = asdict(replace(self.settings, policy=arm.policy, seed=seed))
+        request = {"kind": "trial", "arm": arm.text, "settings": settings, "out": str(self.options.out)}
+        return self._job(f"{arm.name} seed {seed}", request, self.settings.steps, self.options.jobs)
+
+    def _job(self, label: str, request: dict[str, Any], steps: int, at_once: int) -> Job:
+        threads = self.options.threads or max(1, torch.get_num_threads() // at_once)
+        return Job(label=label, request=request | {"threads": threads}, steps=steps, threads=threads)
+
+    def _records(self) -> dict[tuple[str, int], Record]:
+        """The records that are there, by arm and seed; all are checked to belong."""
+        found = {}
+        for arm in self.arms:
+            for seed in self.seeds:
+                path = record_path(self.options.out, arm, seed)
+                if path.exists():
+                    record = read(path)
+                    self._check(path, record, arm)
+                    found[arm.text, seed] = record
+        return found
+
+    def _check(self, path: Path, record: Record, arm: Arm) -> None:
+        mine = identity(self.settings)
+        theirs = record.settings
+        differing = [f"{k} {theirs.get(k)!r} and not {v!r}" for k, v in mine.items() if theirs.get(k) != v]
+        if differing:
+            raise TrainError(f"{path} is of a comparison with {', '.join(differing)}: give another --out")
+        if record.text != self.text.digest:
+            raise TrainError(f"{path} is of a comparison on another text (another Python?): give another --out")
+        if record.policy != self.variants[arm.text].digest:
+            raise TrainError(f"{path}: the policy {arm.policy!r} was changed since; delete the file to run it again")
+
+    def _costs(self) -> dict[str, Cost]:
+        path = self.options.out / "costs.json"
+        if not path.exists():
+            return {}
+        try:
+            stored = json.loads(path.read_text())
+            return {
+                text: Cost(**entry["cost"])
+                for text, entry in stored.items()
+                if text in self.variants and entry["policy"] == self.variants[text].digest
+            }
+        except (ValueError, TypeError, KeyError) as error:
+            raise TrainError(f"{path} is damaged ({error}): delete it to measure again") from None
+
+    def _measure_costs(self, console: Console) -> tuple[list[Failure], int | None]:
+        """Step times, one arm after the other, beside the baseline's; what is known already is kept."""
+        known = self._costs()
+        jobs = [
+            self._job(
+                f"step time of {arm.name}",
+                {"kind": "cost", "arm": arm.text, "settings": asdict(self.settings), "rounds": self.options.rounds},
+                0,
+                1,
+            )
+            for arm in self.arms
+            if arm.text not in known
+        ]
+        if not jobs:
+            return [], None
+        with CompareProgress(console, len(jobs)) as progress:
+            results, failures, stopped = run_jobs(jobs, at_once=1, progress=progress)
+        path = self.options.out / "costs.json"
+        entries = json.loads(path.read_text()) if path.exists() else {}
+        for arm in self.arms:
+            label = f"step time of {arm.name}"
+            if label in results:
+                entries[arm.text] = {"policy": self.variants[arm.text].digest, "cost": results[label]}
+        path.write_text(json.dumps(entries, indent=2) + "\n")
+        return failures, stopped
+
+
+def machine() -> dict[str, Any]:
+    """Where the numbers come from."""
+    import platform
+    from datetime import date
+
+    return {
+        "date": date.today().isoformat(),
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def processor() -> str:
+    """What the CPU calls itself."""
+    import platform
+
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,95 @@
+"""What an arm costs beside full precision: extra FLOPs, counted in the graph, and step time, measured."""
+
+import statistics
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils.flop_counter import flop_registry
+
+import metis_compile
+from metis_compile.backend import compile_graph
+from metis_compile.compare.arm import BASELINE, Arm
+from metis_compile.config import read_options
+from metis_compile.explanation import run_eagerly
+from metis_compile.train import corpus
+from metis_compile.train.determinism import deterministic
+from metis_compile.train.learner import Learner, build
+from metis_compile.train.llama import logits_of
+from metis_compile.train.settings import Settings
+
+__all__ = ["Cost", "extra_flops", "measure"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """One arm beside the baseline."""
+
+    flops_ratio: float  # of all matrix products, forward and backward
+    step_ratio: float  # median over the rounds of arm / baseline, of the same round
+    step_ratio_quartiles: tuple[float, float]
+    step_seconds: float  # median
+    baseline_seconds: float  # median
+    threads: int
+
+
+def measure(arm: Arm, settings: Settings, rounds: int) -> Cost:
+    """Time ``rounds`` steps of the arm and of the baseline in turn, after one of each that compiles."""
+    text = corpus.load_library() if settings.text is None else corpus.load_file(Path(settings.text).expanduser())
+    devices = [torch.device(settings.device)] if settings.device != "cpu" else []
+    with torch.random.fork_rng(devices=devices), deterministic(settings.device):
+        learners = [Learner(a.variant(), replace(settings, policy=a.policy)) for a in (Arm(text=BASELINE), arm)]
+        for step in range(rounds + 1):
+            batch = text.batch(seed=settings.seed, step=step, batch=settings.batch, context=settings.context)
+            tokens, targets = (part.to(settings.device) for part in batch)
+            for learner in learners[:: 1 if step % 2 == 0 else -1]:
+                learner.step(step, tokens, targets)
+        high, low = (learner.history.seconds for learner in learners)
+        ratios = [mine / theirs for theirs, mine in zip(high, low, strict=True)]
+        quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+        return Cost(
+            flops_ratio=extra_flops(arm, settings),
+            step_ratio=statistics.median(ratios),
+            step_ratio_quartiles=(quartiles[0], quartiles[2]),
+            step_seconds=statistics.median(low),
+            baseline_seconds=statistics.median(high),
+            threads=torch.get_num_threads(),
+        )
+
+
+def extra_flops(arm: Arm, settings: Settings) -> float:
+    """FLOPs of the arm's matrix products over those of the plain model, forward and backward."""
+    torch.manual_seed(0)
+    plain = build(settings)
+    options: dict[str, Any] = {} if arm.is_baseline else {"policy": arm.policy}
+    model = build(settings)
+    for change in arm.variant().changes:
+        model = change(model, settings.seed)
+    return flops(model, settings, options or {"policy": "high"}) / flops(plain, settings, {"policy": "high"})
+
+
+def flops(model: torch.nn.Module, settings: Settings, options: dict[str, Any]) -> int:
+    """FLOPs of one training step's matrix products in the rewritten graph, attention included."""
+    config, patches = read_options(options, None)
+
+    def backend(gm: fx.GraphModule, example_inputs: Any, **_: Any) -> Any:
+        return compile_graph(gm, example_inputs, config, patches, listed=False, inner_compile=run_eagerly)
+
+    tokens = torch.zeros(settings.batch, settings.context, dtype=torch.int64)
+    torch.compiler.reset()
+    with metis_compile.capture() as captured:
+        logits_of(torch.compile(model, backend=backend)(tokens))
+    torch.compiler.reset()
+    graphs = [g.joint_after for g in captured.graphs if g.joint_after is not None]
+    return sum(product_flops(node) for graph in graphs for node in graph.graph.nodes)
+
+
+def product_flops(node: fx.Node) -> int:
+    """FLOPs of a node that torch's own counter knows: products and attention; 0 for all others."""
+    formula: Any = flop_registry.get(getattr(node.target, "overloadpacket", None))
+    if formula is None:
+        return 0
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])  # type: ignore[misc]
+    return int(formula(*args, **kwargs, out_val=node.meta["val"]))

@@ -1,0 +1,53 @@
+"""The gap to full precision over the steps, as a PNG."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from metis_compile.compare.arm import Arm
+from metis_compile.compare.record import Record
+from metis_compile.train.errors import TrainError
+from metis_compile.train.plot import running_mean
+
+__all__ = ["draw"]
+
+
+def draw(records: Sequence[Record], baselines: Sequence[Record], path: Path) -> None:
+    """Write each arm's gap, the mean over its seeds with the range between them, to ``path`` (PNG)."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise TrainError("plots need matplotlib: pip install 'metis-compile[train]'") from None
+
+    references = {record.seed: record for record in baselines}
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    window = 1
+    for i, text in enumerate(dict.fromkeys(r.arm for r in records)):
+        curves = []
+        for record in records:
+            if record.arm == text and record.seed in references:
+                window = max(1, len(record.losses) // 12)
+                curves.append(gaps(record, references[record.seed], window))
+        if not curves or Arm(text=text).is_baseline:
+            continue
+        steps = range(window, len(curves[0]) + 1)
+        mean = [sum(at) / len(at) for at in zip(*curves, strict=True)]
+        style = ("-", "--", ":")[i // 10 % 3]
+        (line,) = axes.plot(steps, mean[window - 1 :], style, label=Arm(text=text).name, color=f"C{i % 10}")
+        low, high = ([f(at) for at in zip(*curves, strict=True)][window - 1 :] for f in (min, max))
+        axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
+    axes.axhline(0, color="black", linewidth=0.5)
+    axes.set_ylabel("training loss over full precision's, same seed, %")
+    axes.set_xlabel(f"step (mean of {window})")
+    axes.legend(ncols=2, fontsize="small")
+    figure.savefig(path, dpi=120, format="png")
+
+
+def gaps(record: Record, baseline: Record, window: int) -> list[float]:
+    """Percent, step by step, between running means."""
+    mine, theirs = (
+        running_mean([float("nan") if x is None else x for x in r.losses], window) for r in (record, baseline)
+    )
+    return [100 * (a - b) / b for a, b in zip(mine, theirs, strict=True)]

@@ -1,0 +1,51 @@
+"""A process that makes one record: ``python -m metis_compile.compare.worker JSON``.
+
+A run of its own for each leaves nothing behind, neither memory nor compiled code, that another could feel. It writes
+a JSON object a line to stdout: {"step", "loss"} after each step, then {"done"}, {"interrupted"} or {"error"}.
+"""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metis_compile.compare.arm import Arm
+from metis_compile.compare.cost import measure
+from metis_compile.compare.trial import run_trial
+from metis_compile.policy import PolicyError
+from metis_compile.train.errors import TrainError
+from metis_compile.train.loop import Interrupted
+from metis_compile.train.settings import Settings
+
+__all__ = ["main"]
+
+
+def main(text: str) -> int:
+    """Do what the JSON object ``text`` says; returns the exit status."""
+    job = json.loads(text)
+    arm, settings = Arm(text=job["arm"]), Settings(**job["settings"])
+    torch.set_num_threads(job["threads"])
+    try:
+        if job["kind"] == "cost":
+            tell(done=asdict(measure(arm, settings, job["rounds"])))
+            return 0
+        outcome = run_trial(arm, settings, Path(job["out"]), lambda step, loss: tell(step=step, loss=loss))
+    except (TrainError, PolicyError) as error:
+        tell(error=str(error))
+        return 2
+    if isinstance(outcome, Interrupted):
+        tell(interrupted=outcome.saved)
+        return 128 + outcome.signal
+    tell(done=True)
+    return 0
+
+
+def tell(**values: Any) -> None:
+    print(json.dumps(values), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
