@@ -24,7 +24,14 @@ def compare(
         ),
     ],
     seeds: Annotated[str, typer.Option(help="A number of seeds, or the seeds: 3, or 0,2,5.")] = "3",
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 600,
+    gemm: Annotated[
+        bool,
+        typer.Option(
+            "--gemm",
+            help="Compare the errors of single products, on tensors of a model in training, and train no other.",
+        ),
+    ] = False,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps.", show_default="600; 150 with --gemm")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the trials, the table, the plot and the numbers.")] = Path(
         "runs/compare"
     ),
@@ -62,6 +69,7 @@ def compare(
     from rich.console import Console
 
     from metis_compile.compare.comparison import Comparison, Options
+    from metis_compile.compare.gemm_report import compare_gemms
     from metis_compile.compare.summary import table
     from metis_compile.policy import PolicyError
     from metis_compile.train.errors import TrainError
@@ -70,7 +78,7 @@ def compare(
     with user_errors(TrainError, PolicyError):
         device = resolve_device(device)
         settings = Settings(
-            steps=steps,
+            steps=(150 if gemm else 600) if steps is None else steps,
             device=device,
             dtype=dtype or ("float32" if device == "cpu" else "bfloat16"),
             learning_rate=learning_rate,
@@ -82,6 +90,14 @@ def compare(
             context=context,
             batch=batch,
         )
+        if gemm:
+            found, path = compare_gemms(policies, settings, out, Console(stderr=True))
+            if json:
+                typer.echo(path.read_text(), nl=False)
+            else:
+                Console().print(found)
+                Console().print(f"report: {path}", highlight=False, soft_wrap=True)
+            return
         options = Options(out=out, jobs=jobs, threads=threads, average=average, rounds=rounds)
         outcome = Comparison(policies, seeds_of(seeds), settings, options).run(Console(stderr=True))
     if json:

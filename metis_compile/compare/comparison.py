@@ -11,6 +11,7 @@ from rich.console import Console
 
 from metis_compile.compare.arm import BASELINE, Arm
 from metis_compile.compare.cost import Cost
+from metis_compile.compare.machine import machine
 from metis_compile.compare.plot import draw
 from metis_compile.compare.progress import CompareProgress
 from metis_compile.compare.record import Record, read
@@ -201,31 +202,3 @@ class Comparison:
                 entries[arm.text] = {"policy": self.variants[arm.text].digest, "cost": results[label]}
         path.write_text(json.dumps(entries, indent=2) + "\n")
         return failures, stopped
-
-
-def machine() -> dict[str, Any]:
-    """Where the numbers come from."""
-    import platform
-    from datetime import date
-
-    return {
-        "date": date.today().isoformat(),
-        "processor": processor(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def processor() -> str:
-    """What the CPU calls itself."""
-    import platform
-
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

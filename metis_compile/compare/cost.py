@@ -9,15 +9,11 @@ import torch
 from torch import fx
 from torch.utils.flop_counter import flop_registry
 
-import metis_compile
-from metis_compile.backend import compile_graph
 from metis_compile.compare.arm import BASELINE, Arm
-from metis_compile.config import read_options
-from metis_compile.explanation import run_eagerly
+from metis_compile.compare.graphs import rewritten_graphs
 from metis_compile.train import corpus
 from metis_compile.train.determinism import deterministic
 from metis_compile.train.learner import Learner, build
-from metis_compile.train.llama import logits_of
 from metis_compile.train.settings import Settings
 
 __all__ = ["Cost", "extra_flops", "measure"]
@@ -61,28 +57,16 @@ def measure(arm: Arm, settings: Settings, rounds: int) -> Cost:
 
 def extra_flops(arm: Arm, settings: Settings) -> float:
     """FLOPs of the arm's matrix products over those of the plain model, forward and backward."""
-    torch.manual_seed(0)
-    plain = build(settings)
-    options: dict[str, Any] = {} if arm.is_baseline else {"policy": arm.policy}
-    model = build(settings)
+    plain, model = build(settings), build(settings)
     for change in arm.variant().changes:
         model = change(model, settings.seed)
-    return flops(model, settings, options or {"policy": "high"}) / flops(plain, settings, {"policy": "high"})
+    return flops(model, settings, arm.policy) / flops(plain, settings, BASELINE)
 
 
-def flops(model: torch.nn.Module, settings: Settings, options: dict[str, Any]) -> int:
+def flops(model: torch.nn.Module, settings: Settings, policy: str) -> int:
     """FLOPs of one training step's matrix products in the rewritten graph, attention included."""
-    config, patches = read_options(options, None)
-
-    def backend(gm: fx.GraphModule, example_inputs: Any, **_: Any) -> Any:
-        return compile_graph(gm, example_inputs, config, patches, listed=False, inner_compile=run_eagerly)
-
     tokens = torch.zeros(settings.batch, settings.context, dtype=torch.int64)
-    torch.compiler.reset()
-    with metis_compile.capture() as captured:
-        logits_of(torch.compile(model, backend=backend)(tokens))
-    torch.compiler.reset()
-    graphs = [g.joint_after for g in captured.graphs if g.joint_after is not None]
+    graphs = [g.joint_after for g in rewritten_graphs(model, tokens, policy) if g.joint_after is not None]
     return sum(product_flops(node) for graph in graphs for node in graph.graph.nodes)
 
 

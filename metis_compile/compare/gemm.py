@@ -1,0 +1,225 @@
+"""The error of single products under each policy, on tensors of a model in training.
+
+A model is trained in full precision; then inputs, weights and output gradients of its linears are taken as they are
+(and as they were some steps before, for bases that are kept across steps), and each product is computed from operands
+prepared as the policy says, with nothing else quantized. The error is the Frobenius norm of the difference to the
+exact product, over the product's. A third and a fourth number come from quantizing one operand only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metis_compile.compare.arm import Arm
+from metis_compile.compare.graphs import rewritten_graphs
+from metis_compile.conditioning import kept_step, next_basis
+from metis_compile.conditioning.hadamard import fixed_signs, signs_from
+from metis_compile.conditioning.product import Prepared, prepare, product
+from metis_compile.numerics import uniform_noise
+from metis_compile.policy import Treatment
+from metis_compile.train import corpus
+from metis_compile.train.learner import Learner
+from metis_compile.train.llama import logits_of
+from metis_compile.train.settings import Settings, derived_seed
+from metis_compile.train.variant import FULL_PRECISION
+
+__all__ = ["GemmError", "Snapshot", "by_gemm", "gemm_errors", "snapshots"]
+
+BEFORE = 8  # steps between the two snapshots
+# The two operands of each product and the axis along which each is contracted: X and G are [tokens, features], W is
+# [out, in]. With the contracted axis last they give A B^T.
+PRODUCTS = {
+    "fprop": (("activation", 1), ("weight", 1)),
+    "dgrad": (("gradient", 1), ("weight", 0)),
+    "wgrad": (("gradient", 0), ("activation", 0)),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """One linear at one step: activation [tokens, in], weight [out, in], gradient [tokens, out]; float32."""
+
+    activation: Tensor
+    weight: Tensor
+    gradient: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class GemmError:
+    """One product under one policy. Errors are relative; None where that operand is not quantized."""
+
+    policy: str
+    module: str
+    gemm: str
+    error: float | None
+    left_error: float | None  # of the left operand alone
+    right_error: float | None
+    left: str  # role of the left operand
+    right: str
+
+
+def snapshots(settings: Settings, stepped: Any = None) -> tuple[nn.Module, list[dict[str, Snapshot]]]:
+    """Trains in full precision for ``settings.steps`` and returns the model with two snapshots of its linears.
+
+    The first is ``BEFORE`` steps (or as many as there were) older than the second. stepped: called with each step's
+    number and loss.
+    """
+    text = corpus.load_library() if settings.text is None else corpus.load_file(Path(settings.text).expanduser())
+    text.require(settings.context)
+    with torch.random.fork_rng():
+        learner = Learner(FULL_PRECISION, settings)
+        found: list[dict[str, Snapshot]] = []
+        for step in range(settings.steps):
+            batch = text.batch(seed=settings.seed, step=step, batch=settings.batch, context=settings.context)
+            tokens, targets = (part.to(settings.device) for part in batch)
+            if step in (max(0, settings.steps - 1 - BEFORE), settings.steps - 1):
+                found.append(take(learner.model, tokens, targets))
+            loss = learner.step(step, tokens, targets)
+            if stepped is not None:
+                stepped(step + 1, loss)
+    return learner.model, [found[0], found[-1]]
+
+
+def take(model: nn.Module, tokens: Tensor, targets: Tensor) -> dict[str, Snapshot]:
+    """Every linear's tensors in one forward and backward; gradients of parameters are left as they were."""
+    seen: dict[str, dict[str, Tensor]] = {}
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            tensors = seen.setdefault(name, {"weight": module.weight.detach().float().clone()})
+
+            def forward(module: Any, args: Any, output: Tensor, tensors: dict[str, Tensor] = tensors) -> None:
+                tensors["activation"] = args[0].detach().float().flatten(0, -2).clone()
+
+                def backward(gradient: Tensor) -> None:
+                    tensors["gradient"] = gradient.detach().float().flatten(0, -2).clone()
+
+                output.register_hook(backward)
+
+            hooks.append(module.register_forward_hook(forward))
+    try:
+        logits = logits_of(model(tokens))
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: Snapshot(**tensors) for name, tensors in seen.items()}
+
+
+def gemm_errors(
+    policy: str, model: nn.Module, tokens: Tensor, before: dict[str, Snapshot], now: dict[str, Snapshot]
+) -> list[GemmError]:
+    """The errors of every product of a linear that the policy quantizes, in the graph's order."""
+    errors = []
+    for module, gemm, treatments in treatments_of(policy, model, tokens):
+        if module not in now:
+            continue
+        sides = [
+            _Side(role, axis, treatments.get(role), getattr(before[module], role), getattr(now[module], role), gemm)
+            for role, axis in PRODUCTS[gemm]
+        ]
+        if all(side.treatment is None for side in sides):
+            continue
+        exact = product(*(side.plain() for side in sides))
+        prepared = [side.prepared() for side in sides]
+        errors.append(
+            GemmError(
+                policy=Arm(text=policy).name,
+                module=module,
+                gemm=gemm,
+                error=relative(product(*prepared), exact),
+                left_error=relative(product(prepared[0], sides[1].plain()), exact) if sides[0].treatment else None,
+                right_error=relative(product(sides[0].plain(), prepared[1]), exact) if sides[1].treatment else None,
+                left=sides[0].role,
+                right=sides[1].role,
+            )
+        )
+    return errors
+
+
+class _Side:
+    """One operand of one product: how the policy treats it, and its values."""
+
+    def __init__(
+        self, role: str, axis: int, treatment: Treatment | None, before: Tensor, now: Tensor, gemm: str
+    ) -> None:
+        self.role, self.axis, self.treatment, self.before, self.now = role, axis, treatment, before, now
+        self.only_saved = gemm == "wgrad" and role == "activation"
+        self.stream = derived_seed(gemm, role) % 2**16
+
+    def plain(self) -> Prepared:
+        return prepare(self.now, axis=self.axis)
+
+    def prepared(self) -> Prepared:
+        treatment = self.treatment
+        if treatment is None or treatment.spec is None:
+            return self.plain()
+        seed = torch.tensor([derived_seed("gemm", 0)], device=self.now.device)
+        how, split = treatment.split, None
+        if how is not None:
+            basis = self._basis(how, seed)
+            split = how.split(self.now, axis=self.axis, seed=seed, stream=self.stream, basis=basis)
+        signs = None
+        if treatment.hadamard is not None:
+            signs = fixed_signs(seed.device) if treatment.hadamard == "fixed" else signs_from(seed, 1)
+        residual = self.now if split is None else split.residual
+        noise = None
+        if treatment.spec.stochastic:
+            shape = list(residual.shape)
+            if signs is not None:
+                shape[self.axis] = -(-shape[self.axis] // 16) * 16
+            noise = uniform_noise(seed, self.stream, shape)
+        made = prepare(
+            self.now,
+            axis=self.axis,
+            spec=treatment.spec,
+            split=split,
+            partner=str(getattr(how, "partner", "high")),
+            signs=signs,
+            noise=noise,
+        )
+        if self.only_saved:  # what backward has of it: packed residual and factors
+            whole = made.plain if split is None else made.plain + made.outer @ made.inner  # type: ignore[operator]
+            made = replace(made, x=whole, residual=made.plain)
+        return made
+
+    def _basis(self, how: Any, seed: Tensor) -> Tensor | None:
+        """A basis made at the first snapshot and, where the split follows its tensor, moved on at the second."""
+        if kept_step(how) is None:
+            return None
+        first = how.fresh_basis(self.before, seed, stream=self.stream)
+        tracks = getattr(kept_step(how), "track", True)
+        count = None if tracks else torch.full([1], 2.0, device=first.device)
+        if not tracks and BEFORE >= getattr(kept_step(how), "refresh", 0) > 0:
+            return first
+        return next_basis(how, self.now, first, count, axis=self.axis, seed=seed, stream=self.stream)[0]
+
+
+def treatments_of(policy: str, model: nn.Module, tokens: Tensor) -> list[tuple[str, str, dict[str, Treatment]]]:
+    """(module, gemm, treatment by role) of each product with a weight."""
+    found = []
+    for graph in rewritten_graphs(model, tokens, policy):
+        for site in graph.sites:
+            if site.has_weight and site.lhs is not None and site.rhs is not None:
+                decided = [(str(o.role), o.decision.treatment) for o in site.operands if o.decision is not None]
+                found.append((site.module, str(site.gemm), {r: t for r, t in decided if t.spec is not None}))
+    return found
+
+
+def relative(value: Tensor, exact: Tensor) -> float:
+    return float((value - exact).norm() / exact.norm())
+
+
+def by_gemm(errors: Sequence[GemmError]) -> dict[str, float]:
+    """The geometric mean of the errors of each kind of product."""
+    found = {}
+    for gemm in PRODUCTS:
+        values = [e.error for e in errors if e.gemm == gemm and e.error is not None]
+        if values:
+            found[gemm] = float(torch.tensor(values, dtype=torch.float64).log().mean().exp())
+    return found
