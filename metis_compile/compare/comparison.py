@@ -128,7 +128,7 @@ class Comparison:
         s = self.settings
         return (
             f"{s.model}, width {s.width}, {s.layers} layers, {s.steps} steps of {s.batch * s.context} tokens, "
-            f"{s.dtype}; train loss: mean of the last {last} steps; gaps: mean over seeds ± standard deviation of one"
+            f"{s.dtype}; train gap: mean of the last {last} steps; gaps: mean over seeds ± deviation"
         )
 
     def _trial(self, arm: Arm, seed: int) -> Job:

@@ -41,7 +41,8 @@ def draw(records: Sequence[Record], baselines: Sequence[Record], path: Path) -> 
     axes.axhline(0, color="black", linewidth=0.5)
     axes.set_ylabel("training loss over full precision's, same seed, %")
     axes.set_xlabel(f"step (mean of {window})")
-    axes.legend(ncols=2, fontsize="small")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(ncols=2, fontsize="small")
     figure.savefig(path, dpi=120, format="png")
 
 

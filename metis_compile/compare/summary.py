@@ -80,7 +80,7 @@ def number(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-HEADINGS = ("policy", "seeds", "train loss", "gap", "validation loss", "gap", "step", "saved", "extra FLOPs")
+HEADINGS = ("policy", "seeds", "train gap", "validation loss", "validation gap", "step", "saved", "extra FLOPs")
 
 
 def cells(row: Row) -> list[str]:
@@ -89,7 +89,6 @@ def cells(row: Row) -> list[str]:
     return [
         row.arm,
         str(len(row.seeds)),
-        f"{row.train_loss:.4f}",
         row.train_gap.percent(),
         f"{row.validation_loss:.4f}",
         row.validation_gap.percent(),
@@ -103,7 +102,7 @@ def table(rows: Sequence[Row], title: str) -> Table:
     """For a terminal."""
     made = Table(title=title)
     for i, heading in enumerate(HEADINGS):
-        made.add_column(heading, justify="left" if i == 0 else "right")
+        made.add_column(heading, justify="left" if i == 0 else "right", no_wrap=i == 0)
     for row in rows:
         made.add_row(*cells(row))
     return made

@@ -12,6 +12,7 @@ def test_help_names_every_command() -> None:
     assert result.exit_code == 0
     assert "train" in result.output
     assert "explain" in result.output
+    assert "compare" in result.output
 
 
 def test_version() -> None:

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from graphs import eager_backend
 from torch import nn
@@ -70,3 +71,12 @@ def test_what_a_policy_keeps_is_resumed_and_not_moved_on_by_measuring(settings) 
     assert second.validate([(tokens, tokens)]) == validation
     assert [second.step(step, tokens, tokens + 1) for step in (2, 3)] == losses[2:]
     assert second.history.saved_bytes == first.history.saved_bytes
+
+
+def test_a_llama_trains(settings) -> None:
+    pytest.importorskip("transformers")
+    learner = Learner(Variant(label="llama", backend="eager"), settings(model="llama", width=32))
+    assert type(learner.model).__name__ == "LlamaForCausalLM"
+    tokens = torch.randint(256, (2, 16))
+    losses = [learner.step(step, tokens, tokens) for step in range(4)]
+    assert losses[-1] < losses[0]

@@ -1,0 +1,95 @@
+"""``metis compare`` from the command line, with a stand-in for the processes that train."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from metis_compile.cli import app
+from metis_compile.cli.compare import seeds_of
+from metis_compile.compare import comparison, worker
+from metis_compile.compare.schedule import Failure, Job
+from metis_compile.train.errors import TrainError
+
+SIZES = {"steps": 4, "width": 16, "layers": 1, "heads": 2, "context": 16, "batch": 2, "rounds": 0}
+TINY = [*(f"--{name}={value}" for name, value in SIZES.items()), "--device=cpu", "--text=text.txt"]
+
+
+@pytest.fixture
+def metis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch, "compile", lambda model, **how: model)
+    Path("text.txt").write_text("all work and no play makes jack a dull boy. " * 200)
+
+    def here(jobs: list[Job], **how: Any) -> tuple[dict[str, Any], list[Failure], None]:
+        for job in jobs:
+            assert worker.main(json.dumps(job.request)) == 0
+        return {job.label: True for job in jobs}, [], None
+
+    monkeypatch.setattr(comparison, "run_jobs", here)
+    monkeypatch.setattr(worker, "tell", lambda **values: None)
+    return lambda *arguments: CliRunner().invoke(app, ["compare", *arguments, *TINY])
+
+
+def test_the_table_and_the_files(metis: Any) -> None:
+    result: Result = metis("high+nudged", "--seeds=2", "--average=2")
+    assert result.exit_code == 0, result.output
+    assert "high+nudged" in result.stdout
+    for name in ("compare.json", "table.md", "gap.png"):
+        assert Path("runs/compare", name).is_file()
+        assert name in result.stdout
+
+
+def test_json_is_all_that_stdout_gets(metis: Any) -> None:
+    numbers = json.loads(metis("high+nudged", "--seeds=1,", "--json").stdout)
+    assert [row["seeds"] for row in numbers["rows"]] == [[1], [1]]
+
+
+def test_products_are_compared_without_training_under_a_policy(metis: Any) -> None:
+    result = metis("nvfp4", "high+nudged", "--gemm")
+    assert result.exit_code == 2
+    assert "a comparison of products takes policies alone, got 'high+nudged'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nvfp5"], "nvfp5"),
+        (["nvfp4", "--seeds=none"], "seeds must be a number above 0"),
+        (["nvfp4", "--jobs=0"], "jobs must be at least 1"),
+        (["nvfp4", "--model=bert"], "model must be gpt or llama, got 'bert'"),
+    ],
+)
+def test_a_mistake_is_one_line(metis: Any, arguments: list[str], message: str) -> None:
+    result = metis(*arguments)
+    assert result.exit_code == 2
+    lines = [line for line in result.stderr.splitlines() if line.startswith("metis: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_a_failed_trial_is_named_and_the_status_is_1(metis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = ({}, [Failure(label="nvfp4 seed 0", reason="out of memory")], None)
+    monkeypatch.setattr(comparison, "run_jobs", lambda jobs, **how: failed)
+    result = metis("nvfp4")
+    assert result.exit_code == 1
+    assert "metis: nvfp4 seed 0 failed: out of memory" in result.stderr
+
+
+def test_an_interrupted_comparison_says_how_to_go_on(metis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "run_jobs", lambda jobs, **how: ({}, [], 15))
+    result = metis("nvfp4")
+    assert result.exit_code == 143
+    assert "To go on:" in result.stderr
+
+
+def test_seeds() -> None:
+    assert seeds_of("3") == [0, 1, 2]
+    assert seeds_of("0,5") == [0, 5]
+    assert seeds_of("2,") == [2]
+    for text in ("0", "-1", "a", ",", "1,-2"):
+        with pytest.raises(TrainError):
+            seeds_of(text)

@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from metis_compile.compare.arm import Arm, nudged, reparametrized
+from metis_compile.reparametrization import SplitLinear
+from metis_compile.train.errors import TrainError
+from metis_compile.train.model import GPT, Shape
+
+SHAPE = Shape(width=16, layers=1, heads=2, context=16)
+
+
+def test_an_arm_is_a_policy_and_changes() -> None:
+    arm = Arm(text="runs/mine.toml+nudged")
+    assert (arm.policy, arm.changes, arm.name) == ("runs/mine.toml", ["nudged"], "mine+nudged")
+    assert not arm.is_baseline
+    assert Arm(text="high").is_baseline
+    assert not Arm(text="high+nudged").is_baseline
+
+
+def test_full_precision_is_plain_inductor_and_a_policy_is_metis() -> None:
+    assert Arm(text="high+nudged").variant().backend == "inductor"
+    variant = Arm(text="averis").variant()
+    assert (variant.backend, variant.label) == ("metis", "averis")
+    assert variant.digest
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nvfp4+nudge", r"unknown change 'nudge' in 'nvfp4\+nudge': .*did you mean 'nudged'\?"),
+        ("+nudged", "a policy must stand before"),
+    ],
+)
+def test_what_is_no_arm(text: str, message: str) -> None:
+    with pytest.raises(TrainError, match=message):
+        Arm(text=text)
+
+
+def test_nudging_changes_every_weight_by_about_a_millionth() -> None:
+    torch.manual_seed(0)
+    model, plain = GPT(SHAPE), GPT(SHAPE)
+    plain.load_state_dict(model.state_dict())
+    nudged(model, 0)
+    for new, old in zip(model.parameters(), plain.parameters(), strict=True):
+        if old.dim() < 2:
+            continue
+        change = ((new - old) / old).abs()
+        assert 0.3e-6 < change.median() < 1.5e-6
+        assert change.max() < 1e-5
+    again = GPT(SHAPE)
+    again.load_state_dict(plain.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(nudged(again, 0).parameters(), model.parameters(), strict=True))
+
+
+def test_reparametrizing_leaves_the_head() -> None:
+    model = reparametrized(GPT(SHAPE), 0)
+    split = [name for name, module in model.named_modules() if isinstance(module, SplitLinear)]
+    assert len(split) == 6
+    assert "lm_head" not in split

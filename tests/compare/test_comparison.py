@@ -1,0 +1,175 @@
+"""Comparisons as a user runs them, in processes of their own; torch.compile is switched off in these, to be quick."""
+
+import io
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from metis_compile.compare import comparison
+from metis_compile.compare.comparison import Comparison, Options, Outcome
+from metis_compile.compare.progress import CompareProgress
+from metis_compile.compare.record import read
+from metis_compile.compare.schedule import Job, run_jobs
+from metis_compile.train.errors import TrainError
+
+Go = Callable[..., Outcome]
+
+
+@pytest.fixture
+def go(tmp_path: Path, settings: Any, uncompiled: None) -> Go:
+    """Run a comparison of tiny models."""
+
+    def call(*arms: str, seeds: tuple[int, ...] = (0,), out: str = "out", average: int = 3, **changes: Any) -> Outcome:
+        options = Options(out=tmp_path / out, jobs=2, threads=1, average=average, rounds=0)
+        return Comparison(arms, seeds, settings(**changes), options).run(Console(file=io.StringIO()))
+
+    return call
+
+
+def test_a_comparison_is_resumable_and_grows(go: Go, tmp_path: Path) -> None:
+    first = go("high+nudged")
+    assert [row.arm for row in first.rows] == ["high", "high+nudged"]
+    high, nudged = first.rows
+    assert high.train_gap.mean == high.validation_gap.mean == 0
+    assert 0 < abs(nudged.train_gap.mean) < 1e-2
+    assert first.missing == []
+    files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "trials").iterdir()}
+    assert set(files) == {"high-seed0.json", "high+nudged-seed0.json"}
+
+    both = go("high+nudged", seeds=(0, 1))
+    assert [row.seeds for row in both.rows] == [[0, 1], [0, 1]]
+    assert both.rows[1].train_gap.deviation is not None
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "trials").iterdir()}
+    assert files.items() <= kept.items()  # nothing was run twice
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "compare.json",
+        "gap.png",
+        "table.md",
+        "trials",
+        "unfinished",
+    ]
+    report = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert [row["arm"] for row in report["rows"]] == ["high", "high+nudged"]
+    assert report["settings"]["width"] == 16
+    assert "| `high+nudged` | 2 |" in (tmp_path / "out" / "table.md").read_text()
+
+    with pytest.raises(
+        TrainError, match=r"high-seed0.json is of a comparison with steps 6 and not 7: give another --out"
+    ):
+        go("high+nudged", steps=7)
+    (tmp_path / "text.txt").write_text("something else " * 500)
+    with pytest.raises(TrainError, match="on another text"):
+        go("high+nudged")
+
+
+def test_a_policy_that_changed_is_not_mixed_with_its_past(go: Go, tmp_path: Path) -> None:
+    policy = tmp_path / "mine.toml"
+    policy.write_text('extends = "nvfp4"\n')
+    assert [row.arm for row in go(str(policy)).rows] == ["high", "mine"]
+    policy.write_text('extends = "mxfp8"\n')
+    with pytest.raises(TrainError, match=r"mine-seed0.json: the policy .*mine.toml' was changed since"):
+        go(str(policy))
+
+
+def test_an_interrupted_trial_goes_on_with_the_same_curve(
+    go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = go(steps=120, out="whole")
+    stepped = CompareProgress.stepped
+    seen = threading.Event()
+
+    def stop_once(self: CompareProgress, label: str, done: int, loss: float) -> None:
+        stepped(self, label, done, loss)
+        if done >= 3 and not seen.is_set():
+            seen.set()
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(CompareProgress, "stepped", stop_once)
+    stopped = go(steps=120)
+    assert stopped.signal == signal.SIGINT
+    assert stopped.missing == ["high seed 0"]
+    assert stopped.rows == []
+    assert (tmp_path / "out" / "unfinished" / "high-seed0" / "checkpoint.pt").exists()
+    resumed = go(steps=120)
+    losses = [read(tmp_path / out / "trials" / "high-seed0.json").losses for out in ("whole", "out")]
+    assert len(losses[0]) == 120
+    assert losses[0] == losses[1]
+    assert resumed.rows[0].validation_loss == whole.rows[0].validation_loss
+
+
+def test_a_trial_that_fails_does_not_stop_the_others(tmp_path: Path, settings: Any, uncompiled: None) -> None:
+    from dataclasses import asdict
+
+    good = {"kind": "trial", "arm": "high", "settings": asdict(settings()), "out": str(tmp_path), "threads": 1}
+    bad = good | {"settings": asdict(settings()) | {"heads": 3}}
+    jobs = [Job(label=name, request=r, steps=6, threads=1) for name, r in (("bad", bad), ("good", good))]
+    with CompareProgress(Console(file=io.StringIO()), 2) as progress:
+        results, failures, stopped = run_jobs(jobs, at_once=1, progress=progress)
+    assert results == {"good": True}
+    assert [f.label for f in failures] == ["bad"]
+    assert "width must be a multiple of heads" in failures[0].reason
+    assert stopped is None
+
+
+def test_names_that_would_share_a_file(tmp_path: Path, settings: Any) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.toml").write_text('extends = "nvfp4"\n')
+    arms = [str(tmp_path / folder / "mine.toml") for folder in ("a", "b")]
+    with pytest.raises(TrainError, match="two policies have the name 'mine'"):
+        Comparison(arms, [0], settings(), Options(out=tmp_path / "out"))
+
+
+def test_a_damaged_record_is_named(go: Go, tmp_path: Path) -> None:
+    path = tmp_path / "out" / "trials" / "high-seed0.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    with pytest.raises(TrainError, match=r"high-seed0.json is not a finished trial .*delete it to run it again"):
+        go()
+
+
+@pytest.mark.parametrize("values", [{"jobs": 0}, {"threads": 0}, {"average": 0}, {"rounds": -1}])
+def test_options_out_of_range(values: dict[str, int], tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match=f"{next(iter(values))} must be at least"):
+        Options(out=tmp_path, **values)
+
+
+def test_costs_are_kept_until_the_policy_changes(
+    go: Go, tmp_path: Path, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go()
+    cost = {
+        "flops_ratio": 1.5,
+        "step_ratio": 2.0,
+        "step_ratio_quartiles": [1.9, 2.1],
+        "step_seconds": 0.2,
+        "baseline_seconds": 0.1,
+        "threads": 1,
+    }
+    asked = []
+
+    def answer(jobs: list[Job], **how: Any) -> Any:
+        asked.extend(job.request["arm"] for job in jobs)
+        return {job.label: cost for job in jobs}, [], None
+
+    monkeypatch.setattr(comparison, "run_jobs", answer)
+    made = Comparison([], [0], settings(), Options(out=tmp_path / "out"))
+    for _ in range(2):
+        (row,) = made.run(Console(file=io.StringIO())).rows
+        assert row.cost is not None
+        assert row.cost.step_ratio == 2.0
+    assert asked == ["high"]
+    stored = json.loads((tmp_path / "out" / "costs.json").read_text())
+    stored["high"]["policy"] = "another"
+    (tmp_path / "out" / "costs.json").write_text(json.dumps(stored))
+    assert made.summary().rows[0].cost is None
+    (tmp_path / "out" / "costs.json").write_text("{")
+    with pytest.raises(TrainError, match=r"costs.json is damaged"):
+        made.summary()

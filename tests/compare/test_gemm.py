@@ -1,0 +1,110 @@
+"""Errors of single products, against the same done by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import metis_compile
+from metis_compile.compare.gemm import Snapshot, by_gemm, gemm_errors, take
+
+TOKENS = torch.arange(96).reshape(2, 48) % 50
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Embedding(256, 32)
+        self.up = nn.Linear(32, 48)
+        self.lm_head = nn.Linear(48, 256)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.lm_head(F.gelu(self.up(self.token(tokens) + 1.5)))
+
+
+@pytest.fixture(scope="module")
+def taken() -> tuple[nn.Module, dict[str, Snapshot]]:
+    torch.manual_seed(0)
+    model = Model()
+    return model, take(model, TOKENS, TOKENS.roll(-1, 1))
+
+
+def errors_of(policy: Any, taken: Any) -> dict[str, Any]:
+    model, now = taken
+    found = gemm_errors(policy, model, torch.zeros_like(TOKENS), now, now)
+    assert {e.module for e in found} == {"up"}  # the head stays as it is
+    return {e.gemm: e for e in found}
+
+
+def off(value: Tensor, exact: Tensor) -> float:
+    return float((value - exact).norm() / exact.norm())
+
+
+def test_tensors_are_those_of_the_model(taken: Any) -> None:
+    model, now = taken
+    assert {name: (s.activation.shape[1], s.gradient.shape[1]) for name, s in now.items()} == {
+        "up": (32, 48),
+        "lm_head": (48, 256),
+    }
+    up = now["up"]
+    assert torch.equal(up.activation, (model.token(TOKENS) + 1.5).flatten(0, 1))
+    loss = F.cross_entropy(model(TOKENS).flatten(0, 1), TOKENS.roll(-1, 1).flatten())
+    (expected,) = torch.autograd.grad(loss, [model.up.weight])
+    torch.testing.assert_close(up.gradient.T @ up.activation, expected)
+    assert model.up.weight.grad is None
+
+
+def test_direct_quantization(taken: Any) -> None:
+    up = taken[1]["up"]
+    found = errors_of("mxfp8", taken)
+
+    def q(x: Tensor, axis: int) -> Tensor:
+        return metis_compile.quantize(x, "mxfp8", axis).dequantize()
+
+    x, w, g = up.activation, up.weight, up.gradient
+    assert found["fprop"].error == pytest.approx(off(q(x, 1) @ q(w, 1).T, x @ w.T), rel=1e-3)
+    assert found["dgrad"].error == pytest.approx(off(q(g, 1) @ q(w, 0), g @ w), rel=1e-3)
+    assert found["wgrad"].error == pytest.approx(off(q(g, 0).T @ q(x, 0), g.T @ x), rel=1e-3)
+    assert found["fprop"].left_error == pytest.approx(off(q(x, 1) @ w.T, x @ w.T), rel=1e-3)
+    assert found["wgrad"].right_error == pytest.approx(off(g.T @ q(x, 0), g.T @ x), rel=1e-3)
+    assert (found["dgrad"].left, found["dgrad"].right) == ("gradient", "weight")
+
+
+def test_a_mean_split_helps_where_there_is_a_mean(taken: Any) -> None:
+    direct, split = errors_of("nvfp4", taken), errors_of("averis", taken)
+    assert split["fprop"].left_error < 0.6 * direct["fprop"].left_error
+    assert split["dgrad"].error == pytest.approx(direct["dgrad"].error)
+
+
+def test_a_kept_basis_and_transforms(taken: Any) -> None:
+    direct = errors_of("nvfp4", taken)
+    for policy in ("metis", "best", "metis-paper", "nvidia"):
+        found = errors_of(policy, taken)
+        assert all(0 < e.error < 1 for e in found.values()), policy
+    assert errors_of("best", taken)["fprop"].error < 0.6 * direct["fprop"].error
+
+
+def test_an_operand_left_high_has_no_error_of_its_own(taken: Any, tmp_path: Path) -> None:
+    policy = tmp_path / "mine.toml"
+    policy.write_text("""
+        [recipe.mine]
+        weight = "mxfp8"
+        activation = "high"
+        gradient = "high"
+        [[rule]]
+        module = "up"
+        recipe = "mine"
+    """)
+    found = errors_of(str(policy), taken)
+    assert set(found) == {"fprop", "dgrad"}
+    assert found["fprop"].left_error is None
+    assert found["fprop"].error == found["fprop"].right_error
+
+
+def test_means_are_geometric(taken: Any) -> None:
+    model, now = taken
+    found = gemm_errors("mxfp8", model, torch.zeros_like(TOKENS), now, now)
+    assert by_gemm(found)["fprop"] == pytest.approx(found[0].error)
