@@ -109,7 +109,7 @@ class _Lowering:
     def quantize(self, node: fx.Node) -> None:
         """Emits the parts that leave the graph, and the values for each dequantize of the parts in this graph."""
         parts = [u for u in node.users if u.target is operator.getitem]
-        kernel = self._has_kernel(node.args[0], str(node.args[1]))
+        kernel = self._has_kernel(node.args[0])
         decoders = {u for p in parts for u in p.users if _decodes(u, node) and (kernel or u.target is DEQUANTIZE)}
         stored = [p for p in parts if any(u not in decoders for u in p.users)]
         if kernel:
@@ -121,10 +121,9 @@ class _Lowering:
         for decoder in decoders:
             decoder.replace_all_uses_with(results[-1])
 
-    def _has_kernel(self, x: Any, spec: str) -> bool:
+    def _has_kernel(self, x: Any) -> bool:
         value = x.meta["val"]
-        known = QuantSpec.parse(spec).has_cpu_kernel  # the others are traced
-        return self.cpu_kernels and known and value.device.type == "cpu" and value.dtype in INPUTS
+        return self.cpu_kernels and value.device.type == "cpu" and value.dtype in INPUTS
 
     def _call_kernels(self, node: fx.Node, decoders: set[fx.Node], stored: list[fx.Node]) -> None:
         x, text, axis = node.args[:3]

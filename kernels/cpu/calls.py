@@ -31,7 +31,7 @@ parse = cache(QuantSpec.parse)
 def tensor_target(spec: QuantSpec) -> float | None:
     """What the largest magnitude of a tensor is scaled to, None where the format has no scale of the whole tensor."""
     if spec.fmt.tensor_scale:
-        return 448.0 * 6.0
+        return (448.0 if spec.select is None else 256.0) * 6.0
     return spec.element.max if spec.block == "tensor" else None
 
 

@@ -58,6 +58,8 @@ def load(kernel: str, spec: QuantSpec | None, dtype: torch.dtype) -> Any:
 
 def source(kernel: str, spec: QuantSpec | None, dtype: torch.dtype) -> str:
     """The C++ text that is compiled: the spec as macros, then the file with its headers in place."""
+    if kernel == "decode" and spec is not None:  # one library, however the parts were made
+        spec = QuantSpec.make(spec.format, spec.block)
     constants = {"INPUT": INPUTS[dtype], **(_constants(spec) if spec is not None else {})}
     macros = "".join(f"#define METIS_{name} {value}\n" for name, value in constants.items())
     return f"// {spec}, {dtype}\n{macros}{inlined(f'{kernel}.cpp')}"
@@ -76,6 +78,7 @@ def _constants(spec: QuantSpec) -> dict[str, Any]:
         "BLOCK": size,
         "STOCHASTIC": str(spec.stochastic).lower(),
         "GUARD": _GUARDS[spec.guard],
+        "SELECT": spec.select or "none",
         "E8M0_CARRY": _e8m0_carry(spec),
     }
 

@@ -4,8 +4,8 @@
 // tile [n, inner], and `pack_rows` says which of the two axes E2M1 codes are packed along. Work is cut into units:
 // a row, a row of blocks, or a strip of columns. A unit reads its elements once for the blocks' largest magnitudes
 // and again, from cache, to round them.
+#include "four_over_six.h"
 #include "noise.h"
-#include "scales.h"
 #include "threads.h"
 
 enum Values { none, full, exact };  // fp32; or without the tensor scale, which bfloat16 holds exactly
@@ -73,7 +73,25 @@ template <Values V, bool C> void line_of_row(const Job& job, int64_t row) {
       }
       largest_lanes[b] = m;
     }
-    const Scales scales = scales_of(largest_of_each(largest_lanes), job.tensor);
+    const auto errors = [&](F six, F four) __attribute__((always_inline)) {
+      float sixes[LANES], fours[LANES];
+      write(sixes, six);
+      write(fours, four);
+      F of_six[LANES] = {}, of_four[LANES] = {};
+      for (int64_t b = 0; b < LANES; b++) {
+        Errors sums = {};
+        for (int64_t i = 0; i < BLOCK; i += LANES) {
+          const int64_t column = first + b * BLOCK + i;
+          if (!whole && column >= columns) break;
+          const F v = whole ? load(x + column) : load_some(x + column, columns - column);
+          add_errors(sums, v, splat(sixes[b]), splat(fours[b]));
+        }
+        of_six[b] = sums.six;
+        of_four[b] = sums.four;
+      }
+      return Errors{sum_of_each(of_six), sum_of_each(of_four)};
+    };
+    const Scales scales = chosen_scales(largest_of_each(largest_lanes), job.tensor, errors);
     if constexpr (C) {
       const int64_t block = first / BLOCK;
       write_scales(job.scales + row * blocks + block, scales, blocks - block);
@@ -123,11 +141,19 @@ INLINE void strip(const Job& job, int64_t o, int64_t top, int64_t bottom, int64_
       m = larger(m, magnitude_bits(v));
     }
   }
-  const Scales s = scales_of(m, job.tensor);
-  if constexpr (C) write_scales(job.scales + (o * blocks + block) * inner + column, s, count);
   const auto at = [&](int64_t r) __attribute__((always_inline)) {
     return kept ? rows[kept ? r - top : 0] : load_some(job.x + start + r * inner, count);
   };
+  const Scales s = chosen_scales(m, job.tensor, [&](F six, F four) __attribute__((always_inline)) {
+    Errors sums = {};
+    if (kept && bottom - top == BLOCK) {
+      for (int64_t r = 0; r < BLOCK; r++) add_errors(sums, at(top + r), six, four);
+    } else {
+      for (int64_t r = top; r < bottom; r++) add_errors(sums, at(r), six, four);
+    }
+    return sums;
+  });
+  if constexpr (C) write_scales(job.scales + (o * blocks + block) * inner + column, s, count);
   constexpr int64_t pair = C && FOUR_BITS ? 2 : 1;
   const auto step = [&](int64_t r) __attribute__((always_inline)) {
     I code = strip_row<V, C>(job, at(r), s, start + r * inner, count);
@@ -159,7 +185,24 @@ template <Values V, bool C> void squares(const Job& job, int64_t o, int64_t top,
         m = larger(m, magnitude_bits(load_some(x + c, columns - c)));
       }
     }
-    const Scales s = scales_of(largest_of_each(largest_lanes), job.tensor);
+    const auto errors = [&](F six, F four) __attribute__((always_inline)) {
+      float sixes[LANES], fours[LANES];
+      write(sixes, six);
+      write(fours, four);
+      F of_six[LANES] = {}, of_four[LANES] = {};
+      for (int64_t r = top; r < bottom; r++) {
+        const Input* x = job.x + start + r * columns;
+        for (int64_t c = first; c < last; c += LANES) {
+          const int64_t b = (c - first) / BLOCK;
+          Errors sums = {of_six[b], of_four[b]};
+          add_errors(sums, load_some(x + c, columns - c), splat(sixes[b]), splat(fours[b]));
+          of_six[b] = sums.six;
+          of_four[b] = sums.four;
+        }
+      }
+      return Errors{sum_of_each(of_six), sum_of_each(of_four)};
+    };
+    const Scales s = chosen_scales(largest_of_each(largest_lanes), job.tensor, errors);
     if constexpr (C) write_scales(stored + first / BLOCK, s, blocks - first / BLOCK);
     float multipliers[LANES], scale_values[LANES];
     write(multipliers, s.multiplier);

@@ -22,15 +22,23 @@ INLINE F e8m0_value(I byte) {
   return (F)(byte == E8M0_NAN ? splat(0x7FC00000) : bits);
 }
 
+// NVFP4: before the scale is rounded to E4M3.
+INLINE F ideal_scale(I amax_bits, TensorScale tensor) {
+  const F ideal = (F)amax_bits * (tensor.enc * (float)(1.0 / 6));
+  return GUARD == Guard::seventeen_sixteenths ? ideal * (17.0f / 16) : ideal;
+}
+
+INLINE Scales rounded_scale(F ideal, TensorScale tensor) {
+  ideal = at_most(ideal, 448.0f);
+  const E4M3::Rounded scale = GUARD == Guard::round_up ? E4M3::up(ideal) : E4M3::nearest(ideal);
+  const F multiplier = at_most(1.0f / (scale.magnitude * tensor.dec), FLT_MAX);
+  return {multiplier, scale.magnitude, E4M3::signed_code(scale, splat(0.0f))};
+}
+
 INLINE Scales scales_of(I amax_bits, TensorScale tensor) {
   const F amax = (F)amax_bits;
   if constexpr (SCALE == ScaleFormat::e4m3) {
-    F ideal = amax * (tensor.enc * (float)(1.0 / 6));
-    if constexpr (GUARD == Guard::seventeen_sixteenths) ideal = ideal * (17.0f / 16);
-    ideal = at_most(ideal, 448.0f);
-    const E4M3::Rounded scale = GUARD == Guard::round_up ? E4M3::up(ideal) : E4M3::nearest(ideal);
-    const F multiplier = at_most(1.0f / (scale.magnitude * tensor.dec), FLT_MAX);
-    return {multiplier, scale.magnitude, E4M3::signed_code(scale, splat(0.0f))};
+    return rounded_scale(ideal_scale(amax_bits, tensor), tensor);
   } else if constexpr (SCALE == ScaleFormat::e8m0) {
     I byte = (I)((U)(amax_bits + E8M0_CARRY) >> 23) - MAX_EXPONENT;
     byte = amax_bits >= EXPONENT ? splat(E8M0_NAN) : larger(byte, I{});

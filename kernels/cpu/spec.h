@@ -5,6 +5,7 @@
 enum class ScaleFormat { e4m3, e8m0, fp32 };
 enum class Blocks { line, square, row, tensor };  // 1xN along the axis, NxN, the whole axis, everything
 enum class Guard { none, round_up, seventeen_sixteenths };
+enum class Select { none, mse, mae, expected };  // by what four-over-six chooses
 
 using Element = Minifloat<METIS_MANTISSA_BITS, METIS_MIN_EXPONENT>;
 using E4M3 = Minifloat<3, -6>;
@@ -15,6 +16,7 @@ constexpr Blocks BLOCKS = Blocks::METIS_BLOCKS;
 constexpr int64_t BLOCK = METIS_BLOCK;  // elements along one side; 1 for row and tensor
 constexpr bool STOCHASTIC = METIS_STOCHASTIC;
 constexpr Guard GUARD = Guard::METIS_GUARD;
+constexpr Select SELECT = Select::METIS_SELECT;
 constexpr int32_t E8M0_CARRY = METIS_E8M0_CARRY;
 constexpr bool FOUR_BITS = Element::bits == 4;
 using Input = METIS_INPUT;

@@ -78,7 +78,7 @@ INLINE I integers_of_nibbles(Half8 v) {
   return integers_of((U8)((wide | (wide << 4)) & 0x0F0F));
 }
 
-template <int... lanes> INLINE I pick(I a, I b) {
+template <int... lanes, class V> INLINE V pick(V a, V b) {
 #if defined(__clang__)
   return __builtin_shufflevector(a, b, lanes...);
 #else
@@ -86,19 +86,24 @@ template <int... lanes> INLINE I pick(I a, I b) {
 #endif
 }
 
-// Lane j of the result is the largest lane of v[j].
-INLINE I largest_of_each(I v[LANES]) {
+// Lane j of the result combines the lanes of v[j].
+template <class V, class Combine> INLINE V combined_lanes(V v[LANES], const Combine& combine) {
   for (int i = 0; i < 8; i++)
-    v[i] = larger(pick<0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30>(v[2 * i], v[2 * i + 1]),
-                  pick<1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31>(v[2 * i], v[2 * i + 1]));
+    v[i] = combine(pick<0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30>(v[2 * i], v[2 * i + 1]),
+                   pick<1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31>(v[2 * i], v[2 * i + 1]));
   for (int i = 0; i < 4; i++)
-    v[i] = larger(pick<0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29>(v[2 * i], v[2 * i + 1]),
-                  pick<2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31>(v[2 * i], v[2 * i + 1]));
+    v[i] = combine(pick<0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29>(v[2 * i], v[2 * i + 1]),
+                   pick<2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31>(v[2 * i], v[2 * i + 1]));
   for (int i = 0; i < 2; i++)
-    v[i] = larger(pick<0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27>(v[2 * i], v[2 * i + 1]),
-                  pick<4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31>(v[2 * i], v[2 * i + 1]));
-  return larger(pick<0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23>(v[0], v[1]),
-                pick<8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31>(v[0], v[1]));
+    v[i] = combine(pick<0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27>(v[2 * i], v[2 * i + 1]),
+                   pick<4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31>(v[2 * i], v[2 * i + 1]));
+  return combine(pick<0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23>(v[0], v[1]),
+                 pick<8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31>(v[0], v[1]));
+}
+
+INLINE I largest_of_each(I v[LANES]) { return combined_lanes(v, larger); }
+INLINE F sum_of_each(F v[LANES]) {
+  return combined_lanes(v, [](F a, F b) __attribute__((always_inline)) { return a + b; });
 }
 
 INLINE int32_t largest(I v) {

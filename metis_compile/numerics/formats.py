@@ -210,11 +210,6 @@ class QuantSpec:
         return self.rounding == "stochastic"
 
     @property
-    def has_cpu_kernel(self) -> bool:
-        """Whether the C++ kernels can quantize to this; decoding does not depend on the choice that 4/6 makes."""
-        return self.select is None
-
-    @property
     def orientation_free(self) -> bool:
         """Whether the values do not depend on the axis (the packing of codes still does)."""
         return self.block in ("tensor", "16x16", "128x128")

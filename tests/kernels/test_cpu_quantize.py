@@ -15,9 +15,18 @@ from torch import Tensor
 
 from metis_compile.kernels.cpu import calls, compile, ops
 from metis_compile.numerics import QuantSpec, encode, fake_quantize, uniform_noise
+from metis_compile.numerics.blocks import BlockLayout
+from metis_compile.numerics.scales import nvfp4_ideal_scale, nvfp4_rounded_scale
 
-# Each format, block, guard and mode at least once; every one is a library to build.
+# All that choose between 6 and 4; then each format, block, guard and mode at least once. Each is a library to build.
+FOUR_OVER_SIX = [f"nvfp4 {block} nearest 4/6-{select}" for block in ("1x16", "16x16") for select in ("mse", "mae")]
+FOUR_OVER_SIX += [
+    f"nvfp4 {block} stochastic {guard} 4/6-expected"
+    for block in ("1x16", "16x16")
+    for guard in ("round_up", "17/16", "none")
+]
 SPECS = [
+    *FOUR_OVER_SIX,
     "nvfp4 1x16 nearest",
     "nvfp4 1x16 stochastic round_up",
     "nvfp4 16x16 nearest",
@@ -33,7 +42,7 @@ SPECS = [
     "fp8_e5m2 128x128 nearest",
     "fp8_e5m2 tensor stochastic none",
 ]
-NARROW_SPECS = ["nvfp4 1x16 nearest", "fp8 row nearest"]  # also built for 16-bit input
+NARROW_SPECS = ["nvfp4 1x16 nearest", "nvfp4 1x16 nearest 4/6-mse", "fp8 row nearest"]  # also built for 16-bit input
 LAYOUTS = ["contiguous", "transposed", "every second", "expanded", "offset"]
 
 
@@ -140,6 +149,26 @@ def test_bytes_are_those_of_the_numerics(
         axis = -1 - axis % 2
     x = torch.from_numpy(value_families.draw(family, seed, tuple(shape)))
     check(laid_out(x, layout), spec, axis if axis < 0 else axis % len(shape))
+
+
+@pytest.mark.parametrize("family", value_families.FAMILIES)
+@pytest.mark.parametrize("text", FOUR_OVER_SIX)
+def test_every_choice_between_6_and_4(text: str, family: str) -> None:
+    spec, chosen = QuantSpec.parse(text), set()
+    for seed, shape in enumerate([(16, 256), (32, 288), (1, 1), (37, 41), (3, 17, 275)]):
+        x = torch.from_numpy(value_families.draw(family, seed, shape))
+        for axis in range(-min(len(shape), 2 if spec.orientation_free else 3), 0):
+            check(x, spec, axis)
+            noise = torch.zeros(shape) if spec.stochastic else None
+            scales, six = encode(x, spec, axis, noise)[1], block_scales_to_six(x, spec, axis)
+            chosen |= set((scales.float() != six).flatten().tolist())
+    assert chosen == {False, True} or family != "normal"
+
+
+def block_scales_to_six(x: Tensor, spec: QuantSpec, axis: int) -> Tensor:
+    """The block scales that four-over-six would have if it always put the largest element at 6."""
+    ideal, dec = nvfp4_ideal_scale(BlockLayout.of(spec, x.dim(), axis).amax(x), spec, 256.0)
+    return nvfp4_rounded_scale(ideal, dec, spec).scale
 
 
 @pytest.mark.parametrize("axis", [0, 1])

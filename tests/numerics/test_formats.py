@@ -85,8 +85,3 @@ def test_texts_that_are_no_spec(text: str, message: str) -> None:
 )
 def test_bits_per_element(arguments: tuple[str, ...], bits: float) -> None:
     assert QuantSpec.make(*arguments).bits_per_element == bits
-
-
-def test_the_cpu_kernels_do_not_choose_scales() -> None:
-    assert QuantSpec.make("nvfp4").has_cpu_kernel
-    assert not QuantSpec.make("nvfp4", select="mse").has_cpu_kernel

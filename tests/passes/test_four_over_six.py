@@ -1,7 +1,8 @@
-"""Four-over-six on the CPU, where the C++ kernels do not know it: traced, and the values of the definition."""
+"""A compiled model multiplies what four-over-six chooses, with the C++ kernels and traced."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -9,10 +10,13 @@ from metis_compile import Policy
 from metis_compile.numerics import QuantSpec, fake_quantize
 
 
-def test_a_linear_is_multiplied_by_what_the_choice_gives() -> None:
+@pytest.mark.parametrize("cpu_kernels", [True, False])
+def test_a_linear_is_multiplied_by_what_the_choice_gives(cpu_kernels: bool) -> None:
+    torch.compiler.reset()
     torch.manual_seed(0)
     linear, x = nn.Linear(64, 48, bias=False), torch.randn(40, 64)
-    compiled = torch.compile(linear, backend="metis", options={"policy": Policy.load("four-over-six")})
+    options = {"policy": Policy.load("four-over-six"), "cpu_kernels": cpu_kernels}
+    compiled = torch.compile(linear, backend="metis", options=options)
 
     def product(spec: QuantSpec) -> torch.Tensor:
         return fake_quantize(x, spec, 1) @ fake_quantize(linear.weight, spec, 1).T

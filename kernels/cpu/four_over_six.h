@@ -1,0 +1,54 @@
+// Scales that four-over-six chooses; metis_compile/numerics/four_over_six.py is the definition.
+#pragma once
+#include <cmath>
+
+#include "scales.h"
+
+// What rounds an error to the multiples whose sums are exact, where it is added and taken away again.
+constexpr float ERROR_ANCHOR = 1 << ((SELECT == Select::mae ? 5 : 7) + (BLOCKS == Blocks::square ? 4 : 0));
+
+// Of blocks whose largest element becomes 6, and 4.
+struct Errors {
+  F six;
+  F four;
+};
+
+// The errors of 16 elements under one multiplier, in fixed point.
+INLINE F error_of(F x, F multiplier) {
+  const F magnitude = (F)magnitude_bits(x) * multiplier;
+  const F inside = at_most(magnitude, ELEMENT_MAX);
+  const Element::Grid grid = Element::Grid::at(inside);
+  const F nearest = (inside + grid.anchor) - grid.anchor;
+  F error;
+  if constexpr (SELECT == Select::expected) {
+    // (a - lo)(hi - a): the nearest is lo or hi, and what is on the other side of it is exact.
+    const F off = (F)magnitude_bits(inside - nearest), beyond = magnitude - inside;
+    error = off * (grid.step() - off) + beyond * beyond;
+  } else {
+    error = magnitude - nearest;
+    error = SELECT == Select::mae ? (F)magnitude_bits(error) : error * error;
+  }
+  return (error + ERROR_ANCHOR) - ERROR_ANCHOR;
+}
+
+INLINE void add_errors(Errors& sums, F x, F multiplier_six, F multiplier_four) {
+  sums.six += error_of(x, multiplier_six);
+  sums.four += error_of(x, multiplier_four);
+}
+
+INLINE F weighted(F error, F scale) { return SELECT == Select::mae ? error * scale : (error * scale) * scale; }
+
+// The scales of 16 blocks. errors(multipliers of six, of four) -> Errors: sums of what error_of gives in each block.
+template <class Sums> INLINE Scales chosen_scales(I amax_bits, TensorScale tensor, const Sums& errors) {
+  if constexpr (SELECT == Select::none) {
+    return scales_of(amax_bits, tensor);
+  } else {
+    const F ideal = ideal_scale(amax_bits, tensor);
+    const Scales six = rounded_scale(ideal, tensor), four = rounded_scale(ideal * 1.5f, tensor);
+    const Errors sums = errors(six.multiplier, four.multiplier);
+    const F of_six = six.scale == 0 ? splat(INFINITY) : weighted(sums.six, six.scale);
+    const I is_four = weighted(sums.four, four.scale) < of_six;
+    return {is_four ? four.multiplier : six.multiplier, is_four ? four.scale : six.scale,
+            is_four ? four.stored : six.stored};
+  }
+}
