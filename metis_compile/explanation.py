@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import os
-import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import StringIO
-from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import fx
-
-from metis_compile.captured import CapturedGraph, SavedTensor, capture
+from metis_compile.captured import CapturedGraph, SavedTensor
+from metis_compile.dry_run import dry_run
 from metis_compile.policy import Policy
 
 if TYPE_CHECKING:
@@ -122,21 +117,10 @@ def explain(
     already.
     Raises PolicyError for a mistake in the policy, and whatever the model raises.
     """
-    from metis_compile.backend import compile_graph
     from metis_compile.config import read_options
 
     config, patches = read_options({} if policy is None else {"policy": policy}, None)
-    model = getattr(model, "_orig_mod", model)
-
-    def backend(gm: fx.GraphModule, example_inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
-        return compile_graph(gm, example_inputs, config, patches, listed=False, inner_compile=run_eagerly)
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return model(*args, **kwargs)
-
-    assert isinstance(run, FunctionType)
-    with _undisturbed(model), capture() as captured:
-        torch.compile(_own_code(run), backend=backend)(*args, **kwargs)
+    captured = dry_run(model, args, kwargs, config, patches).captured
     return _explanation(config.policy, captured.graphs)
 
 
@@ -192,36 +176,3 @@ def _treatments(operands: Sequence[Operand]) -> dict[str, str]:
 
 def _plain(size: Any) -> int | str:
     return size if isinstance(size, int) else str(size)
-
-
-def run_eagerly(gm: fx.GraphModule, example_inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
-    """In place of Inductor's code generation: the graph as it is."""
-    from metis_compile.compat import make_boxed_func
-
-    return make_boxed_func(gm.forward)
-
-
-def _own_code(function: FunctionType) -> FunctionType:
-    """`function` with a code object of its own, so that Dynamo's cache of earlier calls has no part in this one."""
-    code = function.__code__.replace(co_name="explained_model")
-    return FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
-
-
-@contextmanager
-def _undisturbed(model: Any) -> Iterator[None]:
-    """Puts buffers and generators back as they were."""
-    buffers = dict(model.named_buffers()) if isinstance(model, torch.nn.Module) else {}
-    kept = {name: (buffer, buffer.detach().clone()) for name, buffer in buffers.items()}
-    python = random.getstate()
-    numpy: Any = sys.modules.get("numpy")
-    numpy_state = numpy.random.get_state() if numpy is not None else None
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for buffer, value in kept.values():
-                    buffer.copy_(value)
-            random.setstate(python)
-            if numpy is not None:
-                numpy.random.set_state(numpy_state)

@@ -43,7 +43,7 @@ def clean_path(path: str) -> str:
 
 def source_line(node: fx.Node) -> str:
     found = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    found = [frame for frame in found if not frame[0].endswith("metis_compile/explanation.py")]
+    found = [frame for frame in found if not frame[0].endswith("metis_compile/dry_run.py")]
     if not found:
         return ""  # a module whose caller Dynamo did not trace, such as the root itself
     file, line = found[-1]

@@ -12,7 +12,7 @@ import metis_compile
 from metis_compile import Captured, Policy
 from metis_compile.backend import compile_graph, metis
 from metis_compile.config import read_options
-from metis_compile.explanation import run_eagerly
+from metis_compile.dry_run import run_eagerly
 from metis_compile.passes.sites import Site
 
 
