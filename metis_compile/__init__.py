@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from metis_compile.captured import Captured, CapturedGraph, SavedTensor, capture
     from metis_compile.conditioning import Conditioned, split
     from metis_compile.explanation import Explanation, explain
+    from metis_compile.mlir import Exported, ExportError, export_mlir
     from metis_compile.numerics import QuantizedTensor, quantize
     from metis_compile.policy import Policy, PolicyError, presets
     from metis_compile.regularizer import dual_range_regularizer
@@ -22,6 +23,8 @@ _HOMES = {
     "CapturedGraph": "captured",
     "Conditioned": "conditioning",
     "Explanation": "explanation",
+    "ExportError": "mlir",
+    "Exported": "mlir",
     "Policy": "policy",
     "PolicyError": "policy",
     "QuantizedTensor": "numerics",
@@ -29,6 +32,7 @@ _HOMES = {
     "capture": "captured",
     "dual_range_regularizer": "regularizer",
     "explain": "explanation",
+    "export_mlir": "mlir",
     "load_state_dict": "state",
     "plain_state_dict": "reparametrization",
     "presets": "policy",
@@ -43,6 +47,8 @@ __all__ = [
     "CapturedGraph",
     "Conditioned",
     "Explanation",
+    "ExportError",
+    "Exported",
     "Policy",
     "PolicyError",
     "QuantizedTensor",
@@ -50,6 +56,7 @@ __all__ = [
     "capture",
     "dual_range_regularizer",
     "explain",
+    "export_mlir",
     "load_state_dict",
     "plain_state_dict",
     "presets",

@@ -19,6 +19,8 @@
 | select_decomp_table | 2.0 | Inductor's decompositions, for traced numerics |
 | enable_python_dispatcher | 2.0 | traces symbolic sizes through composite operators |
 | SyntheticLocalSource | 2.3 | says where an input comes from that the model does not have: the state |
+| DynamoUnsupported | 2.0 | what Dynamo raises where a model is not one graph, for the reason |
+| aot_input, aot_output | 2.8 | what AOTAutograd says an input or output of a graph is, in `meta["desc"]` |
 | in_backward | 2.0 | a forward that runs inside a backward is a checkpointed one, run again |
 """
 
@@ -33,6 +35,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo.exc import Unsupported as DynamoUnsupported
 from torch._dynamo.source import SyntheticLocalSource
 from torch._functorch.aot_autograd import make_boxed_func
 from torch._functorch.compile_utils import fx_graph_cse
@@ -54,11 +57,14 @@ __all__ = [
     "CppCodeCache",
     "CustomGraphPass",
     "CustomPartitionerFn",
+    "DynamoUnsupported",
     "ExternKernel",
     "ExternKernelOut",
     "FixedLayout",
     "OpOverload",
     "TensorBox",
+    "aot_input",
+    "aot_output",
     "bf16_gemm",
     "compile_fx",
     "copy_dynamo_graph",
@@ -161,3 +167,34 @@ def bf16_gemm() -> Any:
 def graph_being_lowered() -> Any:
     """The GraphLowering that Inductor is at work on."""
     return V.graph
+
+
+def aot_input(desc: Any) -> tuple[int | None, tuple[int | None, int | None] | None, str | None]:
+    """What AOTAutograd says an input of a graph is (`desc`), as (position, tangent of, parameter's name).
+
+    One of the three is there: the position among the inputs of Dynamo's graph; for a tangent, what `aot_output` says
+    of its output; the name where Dynamo left parameters as attributes. None of them for what forward saved.
+    """
+    kind = type(desc).__name__
+    if kind == "TangentAOTInput":
+        return None, aot_output(desc.output)[1:], None
+    if kind in ("ParamAOTInput", "BufferAOTInput"):
+        return None, None, str(desc.target)
+    return getattr(desc, "idx", None), None, None
+
+
+def aot_output(desc: Any) -> tuple[str, int | None, Any]:
+    """What AOTAutograd says an output of a graph is: ("saved" | "gradient" | "output", number, input).
+
+    number: of the model's output. input: for the gradient or the new value of an input, its position among the inputs
+    of Dynamo's graph, or its name where Dynamo left parameters as attributes.
+    """
+    kind = type(desc).__name__
+    if kind.startswith("SavedForBackwards"):
+        return "saved", None, None
+    if kind == "GradAOTOutput":
+        position, _, name = aot_input(desc.grad_of)
+        return "gradient", None, position if name is None else name
+    if kind == "InputMutationAOTOutput":
+        return "output", None, aot_input(desc.mutated_input)[0]
+    return "output", getattr(desc, "idx", None), None

@@ -6,6 +6,7 @@ import typer
 
 from metis_compile.cli.compare import compare
 from metis_compile.cli.explain import explain
+from metis_compile.cli.export import export
 from metis_compile.cli.train import train
 
 __all__ = ["app"]
@@ -40,3 +41,4 @@ def root(
 app.command()(train)
 app.command()(explain)
 app.command()(compare)
+app.command()(export)

@@ -1,0 +1,221 @@
+"""Ops that torch-mlir does not lower, or not to what they do, as others that it does lower, with the same bits.
+
+A rule is a pair (targets, handler); a handler emits what replaces the node, where it stands, and returns it, or
+returns None to leave it alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from metis_compile.passes.emit import Emitter
+
+aten = torch.ops.aten
+prims = torch.ops.prims
+metis = torch.ops.metis
+
+Handler = Callable[[Emitter, fx.Node], "fx.Node | None"]
+
+
+def simplify(graph: fx.Graph) -> None:
+    """Applies the rules to a graph, in place."""
+    emitter = Emitter(graph)
+    for node in list(graph.nodes):
+        handler = _HANDLERS.get(node.target)
+        if node.op != "call_function" or handler is None:
+            continue
+        with emitter.at(node, like=node):
+            new = handler(emitter, node)
+        if new is not None:
+            node.replace_all_uses_with(new)
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def _tensor(emitter: Emitter, value: Any, like: fx.Node) -> fx.Node:
+    """A number as a tensor of no dimensions, of the dtype of `like`; a node as it is."""
+    if isinstance(value, fx.Node):
+        return value
+    meta = like.meta["val"]
+    return emitter.call(aten.full.default, ([], value), {"dtype": meta.dtype, "device": meta.device})
+
+
+def _shift(target: Any) -> Handler:
+    def handler(emitter: Emitter, node: fx.Node) -> fx.Node:
+        shape = list(node.meta["val"].shape)
+        operands = [_tensor(emitter, operand, node) for operand in node.args]
+        for i, operand in enumerate(operands):
+            if list(operand.meta["val"].shape) != shape:  # torch-mlir broadcasts none of them for StableHLO
+                operands[i] = emitter.call(aten.expand.default, (operand, shape))
+        return emitter.call(target, tuple(operands))
+
+    return handler
+
+
+def _negative(emitter: Emitter, x: fx.Node) -> fx.Node:
+    """Whether the sign bit is set: of -0.0 and of NaNs too."""
+    bits = emitter.call(aten.view.dtype, (emitter.cast(x, torch.float32), torch.int32))
+    return emitter.call(aten.lt.Scalar, (bits, 0))
+
+
+def _copysign(emitter: Emitter, node: fx.Node) -> fx.Node | None:
+    magnitude, sign = node.args
+    if not isinstance(magnitude, fx.Node) or not isinstance(sign, fx.Node):
+        return None
+    magnitude = emitter.call(aten.abs.default, (magnitude,))
+    negated = emitter.call(aten.neg.default, (magnitude,))
+    return emitter.call(aten.where.self, (_negative(emitter, sign), negated, magnitude))
+
+
+def _signbit(emitter: Emitter, node: fx.Node) -> fx.Node | None:
+    (x,) = node.args
+    return _negative(emitter, x) if isinstance(x, fx.Node) and x.meta["val"].is_floating_point() else None
+
+
+def _e8m0_from_bytes(emitter: Emitter, node: fx.Node) -> fx.Node:
+    return emitter.call(aten.view.dtype, (node.args[0], torch.float8_e8m0fnu))
+
+
+def _e8m0_to_bytes(emitter: Emitter, node: fx.Node) -> fx.Node:
+    return emitter.call(aten.view.dtype, (node.args[0], torch.uint8))
+
+
+def _reshape(emitter: Emitter, node: fx.Node) -> fx.Node:
+    return emitter.call(aten.view.default, (node.args[0], list(node.meta["val"].shape)))
+
+
+def _iota(emitter: Emitter, node: fx.Node) -> fx.Node:
+    (length,), kwargs = node.args, node.kwargs
+    start, step = kwargs["start"], kwargs["step"]
+    args = (start, start + length * step, step)  # type: ignore[operator]
+    made = emitter.call(aten.arange.start_step, args, {"dtype": torch.int64, "device": kwargs["device"]})
+    return emitter.cast(made, kwargs["dtype"])  # type: ignore[arg-type]
+
+
+def _reciprocal(emitter: Emitter, node: fx.Node) -> fx.Node | None:
+    """torch-mlir's own asserts that no element is 0; the numerics make that infinite and clamp it."""
+    (x,) = node.args
+    if not isinstance(x, fx.Node) or not x.meta["val"].is_floating_point():
+        return None
+    return emitter.call(aten.div.Tensor, (_tensor(emitter, 1.0, x), x))
+
+
+def _leading_power(emitter: Emitter, node: fx.Node) -> fx.Node | None:
+    """2^floor(log2 a), which the numerics find as |q - q (1 - 2^-24)| with q = a (2^23 + 1), from the exponent's bits.
+
+    A compiler that contracts q - q (1 - 2^-24) into a fused multiply-add gets something else. The two differ where a is
+    subnormal, which the numerics clamp, and infinite, which they never pass.
+    """
+    difference = node.args[0]
+    if not _is_call(difference, aten.sub.Tensor):
+        return None
+    q, scaled = difference.args  # type: ignore[union-attr]
+    if not _is_call(scaled, aten.mul.Tensor, q, 1 - 2.0**-24) or not _is_call(q, aten.mul.Tensor, None, 2.0**23 + 1):
+        return None
+    bits = emitter.call(aten.view.dtype, (q.args[0], torch.int32))  # type: ignore[union-attr]
+    bits = emitter.call(aten.bitwise_and.Scalar, (bits, 0x7F800000))
+    return emitter.call(aten.view.dtype, (bits, torch.float32))
+
+
+def _is_call(node: Any, target: Any, *args: Any) -> bool:
+    """Whether a node calls `target` with these arguments, None standing for any."""
+    if not isinstance(node, fx.Node) or node.target is not target:
+        return False
+    return all(wanted is None or wanted == given for wanted, given in zip(args, node.args, strict=False))
+
+
+def _flip(emitter: Emitter, node: fx.Node) -> fx.Node:
+    return emitter.call(aten.flip.default, (node.args[0], node.args[1]))
+
+
+def _add_rows(emitter: Emitter, node: fx.Node) -> fx.Node | None:
+    """x with values[i] added to row indices[i] where mask[i]: as a product with a matrix of ones and zeros.
+
+    What the backward of an embedding does. A scatter would be for each compiler to order; the product sums in float32.
+    """
+    x, mask, indices, values = node.args
+    rows = indices[0] if isinstance(indices, (list, tuple)) and len(indices) == 1 else None
+    if not all(isinstance(n, fx.Node) for n in (x, mask, rows, values)):
+        return None
+    assert isinstance(x, fx.Node)
+    assert isinstance(rows, fx.Node)
+    table, count = x.meta["val"].shape, rows.meta["val"].numel()
+    if len(table) != 2 or mask.meta["val"].numel() != count:  # type: ignore[union-attr]
+        return None
+    device = {"dtype": torch.int64, "device": x.meta["val"].device}
+    numbers = emitter.call(aten.arange.start_step, (0, table[0], 1), device)
+    wanted = emitter.call(aten.view.default, (rows, [1, count]))
+    # an index below 0 counts from the end
+    wrapped = emitter.call(aten.add.Tensor, (wanted, table[0]))
+    wanted = emitter.call(aten.where.self, (emitter.call(aten.lt.Scalar, (wanted, 0)), wrapped, wanted))
+    hit = emitter.call(aten.eq.Tensor, (emitter.call(aten.view.default, (numbers, [table[0], 1])), wanted))
+    hit = emitter.call(aten.bitwise_and.Tensor, (hit, emitter.call(aten.view.default, (mask, [1, count]))))
+    flat = emitter.cast(emitter.call(aten.reshape.default, (values, [count, table[1]])), torch.float32)
+    total = emitter.call(aten.mm.default, (emitter.cast(hit, torch.float32), flat))
+    return emitter.cast(emitter.call(aten.add.Tensor, (total, x)), node.meta["val"].dtype)
+
+
+def _any(emitter: Emitter, node: fx.Node) -> fx.Node:
+    x, dims, keep = (*node.args, None, False)[:3] if len(node.args) < 3 else node.args[:3]
+    dims = node.kwargs.get("dim", dims)
+    if dims is None:
+        dims = list(range(x.meta["val"].dim()))  # type: ignore[union-attr]
+    args = (emitter.cast(emitter.call(aten.ne.Scalar, (x, 0)), torch.int32), dims, node.kwargs.get("keepdim", keep))
+    return emitter.call(aten.gt.Scalar, (emitter.call(aten.amax.default, args), 0))
+
+
+def _scatter_value(emitter: Emitter, node: fx.Node) -> fx.Node | None:
+    """One place along `dim` set to a value, in each row: what the backward of a cross entropy does."""
+    x, dim, index, value = node.args
+    if not isinstance(x, fx.Node) or not isinstance(index, fx.Node) or not isinstance(dim, int):
+        return None
+    shape, wanted = list(x.meta["val"].shape), list(index.meta["val"].shape)
+    along = [1] * len(shape)
+    along[dim] = shape[dim]
+    if wanted != [1 if i == dim % len(shape) else size for i, size in enumerate(shape)]:
+        return None
+    options = {"dtype": torch.int64, "device": x.meta["val"].device}
+    numbers = emitter.call(
+        aten.view.default, (emitter.call(aten.arange.start_step, (0, shape[dim], 1), options), along)
+    )
+    hit = emitter.call(aten.eq.Tensor, (numbers, index))
+    return emitter.call(aten.where.self, (hit, _tensor(emitter, value, x), x))
+
+
+RULES: list[tuple[tuple[Any, ...], Handler]] = [
+    (
+        (
+            aten.__rshift__.Scalar,
+            aten.__rshift__.Tensor,
+            aten.bitwise_right_shift.Tensor_Scalar,
+            aten.bitwise_right_shift.Scalar_Tensor,
+        ),
+        _shift(aten.bitwise_right_shift.Tensor),
+    ),
+    (
+        (
+            aten.__lshift__.Scalar,
+            aten.__lshift__.Tensor,
+            aten.bitwise_left_shift.Tensor_Scalar,
+            aten.bitwise_left_shift.Scalar_Tensor,
+        ),
+        _shift(aten.bitwise_left_shift.Tensor),
+    ),
+    ((aten.copysign.Tensor,), _copysign),
+    ((aten.signbit.default,), _signbit),
+    ((metis.e8m0_from_bytes.default,), _e8m0_from_bytes),
+    ((metis.e8m0_to_bytes.default,), _e8m0_to_bytes),
+    ((aten.squeeze.dims, aten.squeeze.dim, aten.squeeze.default), _reshape),
+    ((aten.reciprocal.default,), _reciprocal),
+    ((aten.abs.default,), _leading_power),
+    ((aten.any.default, aten.any.dims), _any),
+    ((aten.scatter.value,), _scatter_value),
+    ((prims.iota.default,), _iota),
+    ((prims.rev.default,), _flip),
+    ((aten._unsafe_masked_index_put_accumulate.default,), _add_rows),
+]
+_HANDLERS = {target: handler for targets, handler in RULES for target in targets}
