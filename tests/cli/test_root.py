@@ -13,6 +13,7 @@ def test_help_names_every_command() -> None:
     assert "train" in result.output
     assert "explain" in result.output
     assert "compare" in result.output
+    assert "export" in result.output
 
 
 def test_version() -> None:

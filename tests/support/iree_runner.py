@@ -45,8 +45,8 @@ def _to_numpy(x: Tensor) -> Any:
 
 
 def _to_torch(result: Any, dtype: torch.dtype) -> Tensor:
-    array = np.ascontiguousarray(result.to_host() if hasattr(result, "to_host") else result)
-    flat = torch.from_numpy(array.reshape(-1).view(np.uint8).copy())
+    array = np.asarray(result.to_host() if hasattr(result, "to_host") else result)
+    flat = torch.from_numpy(np.ascontiguousarray(array).reshape(-1).view(np.uint8).copy())
     return flat.view(dtype).reshape(array.shape)
 
 

@@ -1,0 +1,109 @@
+"""Each rule keeps every bit of what it replaces, and leaves alone what it is not for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from metis_compile.mlir.simplify import RULES, simplify
+from metis_compile.numerics import QuantSpec, encode
+
+aten, prims = torch.ops.aten, torch.ops.prims
+HANDLED = {target for targets, _ in RULES for target in targets}
+
+
+def traced(run: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
+    with FakeTensorMode() as mode:
+        gm = make_fx(run)(*(mode.from_tensor(x) for x in inputs))
+    return gm
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    return (
+        a.shape == b.shape
+        and a.dtype == b.dtype
+        and torch.equal(a.contiguous().reshape(-1).view(torch.uint8), b.contiguous().reshape(-1).view(torch.uint8))
+    )
+
+
+def signed() -> Tensor:
+    return torch.tensor([0.0, -0.0, 1.5, -2.0, torch.inf, -torch.inf, torch.nan, -torch.nan, 1e-40, -1e-40])
+
+
+CASES: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
+    "shift by numbers": (lambda x: (x >> 3, x << 2), (torch.tensor([-9, 7, 2**30], dtype=torch.int32),)),
+    "shift by tensors": (
+        lambda x, n: (x >> n, x << n, aten.bitwise_right_shift.Scalar_Tensor(55272, n)),
+        (torch.arange(-6, 6, dtype=torch.int64).reshape(4, 3), torch.tensor([0, 1, 5])),
+    ),
+    "copysign": (lambda x: torch.copysign(torch.full_like(x, 4.0), x), (signed(),)),
+    "signbit": (torch.signbit, (signed(),)),
+    "reciprocal": (torch.reciprocal, (signed(),)),
+    "squeeze": (lambda x: (x.squeeze(), x.squeeze(0), x.squeeze((0, 2))), (torch.rand(1, 3, 1),)),
+    "iota": (
+        lambda x: x + prims.iota(5, start=2, step=3, dtype=torch.int64, device="cpu", requires_grad=False),
+        (torch.rand(5),),
+    ),
+    "rev": (lambda x: prims.rev(x, [1]), (torch.rand(2, 3),)),
+    "any": (
+        lambda x: (aten.any.default(x), aten.any.dims(x, [0], True), aten.any.dims(x, None)),
+        (torch.tensor([[0.0, 1.0], [0.0, torch.nan]]),),
+    ),
+    "scatter": (
+        lambda x, i: aten.scatter.value(x, 1, i, -1.0),
+        (torch.rand(3, 5), torch.tensor([[4], [0], [2]])),
+    ),
+    "rows added": (
+        lambda x, mask, i, v: aten._unsafe_masked_index_put_accumulate(x, mask, [i], v),
+        (
+            torch.ones(5, 2),
+            torch.tensor([[True, True], [False, True]]).unsqueeze(-1),
+            torch.tensor([[0, 3], [1, 3]]),
+            torch.arange(8.0).reshape(2, 2, 2),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_bit_is_kept(case: str) -> None:
+    run, inputs = CASES[case]
+    gm = traced(run, *inputs)
+    assert any(node.target in HANDLED for node in gm.graph.nodes), "the rule has nothing to do"
+    simplify(gm.graph)
+    gm.recompile()
+    assert not any(node.target in HANDLED - {aten.abs.default} for node in gm.graph.nodes)
+    wanted, got = run(*inputs), gm(*inputs)
+    wanted, got = (r if isinstance(r, tuple) else (r,) for r in (wanted, got))
+    assert all(same_bits(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def test_leading_powers_are_read_from_the_exponent() -> None:
+    """In every magnitude that is rounded to E4M3 or E5M2; nothing is left for a compiler to contract."""
+    spec = QuantSpec.parse("fp8_e5m2 row nearest")
+    x = torch.randn(16, 64) * torch.logspace(-20, 20, 64, base=2.0)
+    x[0], x[1, 0], x[2, 0] = 0.0, torch.nan, -0.0
+    gm = traced(lambda x: encode(x, spec, 1), x)
+    multiplied = [n for n in gm.graph.nodes if n.target is aten.mul.Tensor and 2.0**23 + 1 in n.args]
+    assert multiplied
+    simplify(gm.graph)
+    gm.recompile()
+    assert not any(n.target is aten.mul.Tensor and 2.0**23 + 1 in n.args for n in gm.graph.nodes)
+    assert all(same_bits(a, b) for a, b in zip(gm(x), encode(x, spec, 1), strict=True))
+
+
+def test_what_a_rule_is_not_for_is_left_alone() -> None:
+    two_rows = (torch.rand(3, 5), torch.tensor([[4, 0], [0, 1], [2, 3]]))
+    for run, inputs, target in [
+        (lambda x: torch.abs(x - x * 0.5), (torch.rand(3),), aten.abs.default),
+        (lambda x, i: aten.scatter.value(x, 1, i, -1.0), two_rows, aten.scatter.value),
+    ]:
+        gm = traced(run, *inputs)
+        simplify(gm.graph)
+        assert any(node.target is target for node in gm.graph.nodes)
