@@ -186,6 +186,16 @@ def _scatter_value(emitter: Emitter, node: fx.Node) -> fx.Node | None:
     return emitter.call(aten.where.self, (hit, _tensor(emitter, value, x), x))
 
 
+def _summed_in_float32(emitter: Emitter, node: fx.Node) -> fx.Node | None:
+    """Sums and products of narrower floats, which torch-mlir sums in their own dtype, and torch does not."""
+    dtype = node.meta["val"].dtype
+    if dtype not in (torch.bfloat16, torch.float16):
+        return None
+    args = [emitter.cast(a, torch.float32) if isinstance(a, fx.Node) else a for a in node.args]
+    kwargs = {name: value for name, value in node.kwargs.items() if name != "dtype"}
+    return emitter.cast(emitter.call(node.target, tuple(args), kwargs), dtype)  # type: ignore[arg-type]
+
+
 RULES: list[tuple[tuple[Any, ...], Handler]] = [
     (
         (
@@ -214,6 +224,19 @@ RULES: list[tuple[tuple[Any, ...], Handler]] = [
     ((aten.abs.default,), _leading_power),
     ((aten.any.default, aten.any.dims), _any),
     ((aten.scatter.value,), _scatter_value),
+    (
+        (
+            aten.sum.dim_IntList,
+            aten.sum.default,
+            aten.mean.dim,
+            aten.mean.default,
+            aten.mm.default,
+            aten.bmm.default,
+            aten.addmm.default,
+            aten.baddbmm.default,
+        ),
+        _summed_in_float32,
+    ),
     ((prims.iota.default,), _iota),
     ((prims.rev.default,), _flip),
     ((aten._unsafe_masked_index_put_accumulate.default,), _add_rows),
