@@ -107,11 +107,11 @@ class Running(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear = nn.Linear(32, 32)
+        self.linear, self.second = nn.Linear(32, 32), nn.Linear(32, 32)
         self.norm = nn.BatchNorm1d(32)
 
     def forward(self, x: Tensor, *, mask: Tensor) -> dict[str, Tensor]:
-        y = self.norm(self.linear(x)) * torch.tensor([1.0, 2.0] * 16)
+        y = self.second(self.norm(self.linear(x))) * torch.tensor([1.0, 2.0] * 16)
         return {"y": y * mask, "z": (y * 2).detach()}
 
 
