@@ -1,4 +1,4 @@
-"""Comparisons as a user runs them, in processes of their own; torch.compile is switched off in these, to be quick."""
+"""Comparisons of uncompiled models, so as to be quick; what processes do is tested in processes."""
 
 import io
 import json
@@ -23,7 +23,7 @@ Go = Callable[..., Outcome]
 
 
 @pytest.fixture
-def go(tmp_path: Path, settings: Any, uncompiled: None) -> Go:
+def go(tmp_path: Path, settings: Any) -> Go:
     """Run a comparison of tiny models."""
 
     def call(*arms: str, seeds: tuple[int, ...] = (0,), out: str = "out", average: int = 3, **changes: Any) -> Outcome:
@@ -33,7 +33,7 @@ def go(tmp_path: Path, settings: Any, uncompiled: None) -> Go:
     return call
 
 
-def test_a_comparison_is_resumable_and_grows(go: Go, tmp_path: Path) -> None:
+def test_a_comparison_is_resumable_and_grows(go: Go, in_process: None, tmp_path: Path) -> None:
     first = go("high+nudged")
     assert [row.arm for row in first.rows] == ["high", "high+nudged"]
     high, nudged = first.rows
@@ -69,7 +69,7 @@ def test_a_comparison_is_resumable_and_grows(go: Go, tmp_path: Path) -> None:
         go("high+nudged")
 
 
-def test_a_policy_that_changed_is_not_mixed_with_its_past(go: Go, tmp_path: Path) -> None:
+def test_a_policy_that_changed_is_not_mixed_with_its_past(go: Go, in_process: None, tmp_path: Path) -> None:
     policy = tmp_path / "mine.toml"
     policy.write_text('extends = "nvfp4"\n')
     assert [row.arm for row in go(str(policy)).rows] == ["high", "mine"]
@@ -79,7 +79,7 @@ def test_a_policy_that_changed_is_not_mixed_with_its_past(go: Go, tmp_path: Path
 
 
 def test_an_interrupted_trial_goes_on_with_the_same_curve(
-    go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    go: Go, uncompiled: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = go(steps=120, out="whole")
     stepped = CompareProgress.stepped
@@ -142,7 +142,7 @@ def test_options_out_of_range(values: dict[str, int], tmp_path: Path) -> None:
 
 
 def test_costs_are_kept_until_the_policy_changes(
-    go: Go, tmp_path: Path, settings: Any, monkeypatch: pytest.MonkeyPatch
+    go: Go, in_process: None, tmp_path: Path, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go()
     cost = {
