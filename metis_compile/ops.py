@@ -2,7 +2,7 @@
 
 `metis::quantize(x, spec, axis, seed?, stream) -> [codes, block_scales?, tensor_scale?]` and its inverse
 `metis::dequantize(parts, spec, axis, length)`; a spec is the text of a `QuantSpec`, such as "nvfp4 1x16 nearest".
-Stochastic rounding draws its noise from the seed, an int64 tensor that the graph draws from torch's generator.
+Rounding at random draws its noise from the seed, an int64 tensor that the graph draws from torch's generator.
 `metis::materialize(x)` is the identity; it tells Inductor to compute x once, into a buffer.
 `metis::load` and `metis::store_` read and write slices of the tensors that hold what lives across steps.
 """
@@ -13,7 +13,7 @@ import math
 
 import torch
 
-from metis_compile.numerics import QuantSpec, decode, encode, uniform_noise
+from metis_compile.numerics import QuantSpec, decode, encode, noise_shape, uniform_noise
 
 __all__ = ["DEQUANTIZE", "LOAD", "MATERIALIZE", "QUANTIZE", "STORE", "dequantize", "materialize", "quantize"]
 
@@ -24,19 +24,23 @@ def quantize(
 ) -> list[torch.Tensor]:
     """Packed codes and scales of `x` along `axis`: see `metis_compile.numerics.encode`.
 
-    seed, stream: what stochastic rounding takes its noise from, see `metis_compile.numerics.uniform_noise`.
+    seed, stream: what rounding at random takes its noise from, see `metis_compile.numerics.uniform_noise`.
     """
-    return [part.clone() for part in encode(x, QuantSpec.parse(spec), axis, noise_of(x, seed, stream))]
+    parsed = QuantSpec.parse(spec)
+    return [part.clone() for part in encode(x, parsed, axis, noise_of(x, parsed, axis, seed, stream))]
 
 
 @quantize.register_fake
 def _(x: torch.Tensor, spec: str, axis: int, seed: torch.Tensor | None = None, stream: int = 0) -> list[torch.Tensor]:
-    return encode(x, QuantSpec.parse(spec), axis, noise_of(x, seed, stream))
+    parsed = QuantSpec.parse(spec)
+    return encode(x, parsed, axis, noise_of(x, parsed, axis, seed, stream))
 
 
-def noise_of(x: torch.Tensor, seed: torch.Tensor | None, stream: int) -> torch.Tensor | None:
+def noise_of(
+    x: torch.Tensor, spec: QuantSpec, axis: int, seed: torch.Tensor | None, stream: int
+) -> torch.Tensor | None:
     """The noise for `x`, or None where nothing is drawn."""
-    return None if seed is None else uniform_noise(seed, stream, x.shape)
+    return None if seed is None else uniform_noise(seed, stream, noise_shape(x.shape, spec, axis))
 
 
 @torch.library.custom_op("metis::dequantize", mutates_args=())

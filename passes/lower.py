@@ -24,9 +24,9 @@ from metis_compile.kernels.cpu.compile import INPUTS
 from metis_compile.kernels.cpu.inductor import register_cpu_lowerings
 from metis_compile.kernels.cpu.ops import CPU_DECODE, CPU_PARTS, CPU_PRODUCT, CPU_TENSOR_SCALE, CPU_VALUES
 from metis_compile.kernels.materialize import register_materialize
-from metis_compile.numerics import QuantSpec, decode, encode, fake_quantize, materializing, uniform_noise
+from metis_compile.numerics import QuantSpec, decode, encode, fake_quantize, materializing
 from metis_compile.numerics.noise import stream_seed
-from metis_compile.ops import DEQUANTIZE, MATERIALIZE, QUANTIZE
+from metis_compile.ops import DEQUANTIZE, MATERIALIZE, QUANTIZE, noise_of
 from metis_compile.passes.emit import Emitter
 from metis_compile.passes.find import PRODUCTS
 from metis_compile.passes.trace import Tracer
@@ -163,7 +163,7 @@ class _Lowering:
         spec = QuantSpec.parse(str(text))
 
         def run(x: torch.Tensor, *seed: torch.Tensor) -> list[torch.Tensor]:
-            noise = uniform_noise(seed[0], 0, x.shape) if seed else None
+            noise = noise_of(x, spec, axis, seed[0] if seed else None, 0)  # type: ignore[arg-type]
             kept = encode(x, spec, axis, noise) if stored else []  # type: ignore[arg-type]
             values = [fake_quantize(x, spec, axis, noise)] if decoded else []  # type: ignore[arg-type]
             return [kept[int(p.args[1])] for p in stored] + values  # type: ignore[arg-type]

@@ -141,7 +141,7 @@ class Rewriter:
         before, like = self._place(site, operand)
         with self.emitter.at(before, like=like):
             random: tuple[Any, ...] = ()
-            if spec.stochastic:
+            if spec.needs_noise:
                 random = (self.emitter.seed(source.meta["val"].device), self._next_stream())
             node = self.emitter.call(
                 QUANTIZE,

@@ -50,7 +50,7 @@ def quantize_is_typed(node: Any) -> str | None:
     if not -x.meta["val"].dim() <= int(node.args[2]) < x.meta["val"].dim():
         return f"axis {node.args[2]} of a {x.meta['val'].dim()}-dimensional tensor"
     noisy = len(node.args) > 3 and node.args[3] is not None
-    if noisy != (spec.rounding == "stochastic"):
+    if noisy != spec.needs_noise:
         return f"rounds {spec.rounding} {'with' if noisy else 'without'} a seed"
     return None
 

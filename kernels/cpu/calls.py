@@ -31,7 +31,7 @@ parse = cache(QuantSpec.parse)
 def tensor_target(spec: QuantSpec) -> float | None:
     """What the largest magnitude of a tensor is scaled to, None where the format has no scale of the whole tensor."""
     if spec.fmt.tensor_scale:
-        return (448.0 if spec.select is None else 256.0) * 6.0
+        return spec.largest_scale * 6.0
     return spec.element.max if spec.block == "tensor" else None
 
 
@@ -51,7 +51,7 @@ def tensor_scale(x: Tensor, target: float, enc: Tensor, dec: Tensor) -> None:
 def values(x: Tensor, *given: Tensor, spec: str, axis: int, stream: int = 0, out: Tensor) -> Tensor:
     """The values of quantized `x`: full or exact, as `out` is float32 or bfloat16.
 
-    given: (enc, dec) where the format has a tensor scale, then the seed where rounding is stochastic.
+    given: (enc, dec) where the format has a tensor scale, then the seed where anything is rounded at random.
     """
     kernel, outer, n, inner, pack_rows, enc, dec, seed = _prepare(x, given, spec, axis)
     x = x.contiguous()

@@ -76,7 +76,7 @@ def _constants(spec: QuantSpec) -> dict[str, Any]:
         "SCALE": spec.fmt.scale,
         "BLOCKS": kind,
         "BLOCK": size,
-        "STOCHASTIC": str(spec.stochastic).lower(),
+        "ROUNDING": spec.rounding,
         "GUARD": _GUARDS[spec.guard],
         "SELECT": spec.select or "none",
         "E8M0_CARRY": _e8m0_carry(spec),

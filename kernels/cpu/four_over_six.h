@@ -7,12 +7,6 @@
 // What rounds an error to the multiples whose sums are exact, where it is added and taken away again.
 constexpr float ERROR_ANCHOR = 1 << ((SELECT == Select::mae ? 5 : 7) + (BLOCKS == Blocks::square ? 4 : 0));
 
-// Of blocks whose largest element becomes 6, and 4.
-struct Errors {
-  F six;
-  F four;
-};
-
 // The errors of 16 elements under one multiplier, in fixed point.
 INLINE F error_of(F x, F multiplier) {
   const F magnitude = (F)magnitude_bits(x) * multiplier;
@@ -31,24 +25,21 @@ INLINE F error_of(F x, F multiplier) {
   return (error + ERROR_ANCHOR) - ERROR_ANCHOR;
 }
 
-INLINE void add_errors(Errors& sums, F x, F multiplier_six, F multiplier_four) {
-  sums.six += error_of(x, multiplier_six);
-  sums.four += error_of(x, multiplier_four);
+// Of blocks whose largest element becomes 6, and 4.
+INLINE void add_errors(Sums& sums, F x, F multiplier_six, F multiplier_four) {
+  sums.first += error_of(x, multiplier_six);
+  sums.second += error_of(x, multiplier_four);
 }
 
 INLINE F weighted(F error, F scale) { return SELECT == Select::mae ? error * scale : (error * scale) * scale; }
 
-// The scales of 16 blocks. errors(multipliers of six, of four) -> Errors: sums of what error_of gives in each block.
-template <class Sums> INLINE Scales chosen_scales(I amax_bits, TensorScale tensor, const Sums& errors) {
-  if constexpr (SELECT == Select::none) {
-    return scales_of(amax_bits, tensor);
-  } else {
-    const F ideal = ideal_scale(amax_bits, tensor);
-    const Scales six = rounded_scale(ideal, tensor), four = rounded_scale(ideal * 1.5f, tensor);
-    const Errors sums = errors(six.multiplier, four.multiplier);
-    const F of_six = six.scale == 0 ? splat(INFINITY) : weighted(sums.six, six.scale);
-    const I is_four = weighted(sums.four, four.scale) < of_six;
-    return {is_four ? four.multiplier : six.multiplier, is_four ? four.scale : six.scale,
-            is_four ? four.stored : six.stored};
-  }
+// The scales of 16 blocks. sums_of(multipliers of six, of four) -> Sums of what add_errors adds in each block.
+template <class Of> INLINE Scales chosen_scales(I amax_bits, TensorScale tensor, const Of& sums_of) {
+  const F ideal = ideal_scale(amax_bits, tensor);
+  const Scales six = rounded_scale(ideal, tensor), four = rounded_scale(ideal * 1.5f, tensor);
+  const Sums errors = sums_of(six.multiplier, four.multiplier);
+  const F of_six = six.scale == 0 ? splat(INFINITY) : weighted(errors.first, six.scale);
+  const I is_four = weighted(errors.second, four.scale) < of_six;
+  return {is_four ? four.multiplier : six.multiplier, is_four ? four.scale : six.scale,
+          is_four ? four.stored : six.stored};
 }

@@ -6,7 +6,7 @@
     cpu_decode(parts, spec, axis, length, exact) -> values
     cpu_product(a, b, decs) -> float32                          of exact values
 
-given: [enc, dec] where the format has a tensor scale, then the seed where rounding is stochastic. Outputs are
+given: [enc, dec] where the format has a tensor scale, then the seed where anything is rounded at random. Outputs are
 contiguous and alias nothing. Byte for byte what `metis_compile.numerics` defines; a product, to summation order.
 Defined on `torch.library.Library`, whose calls cost less than custom_op's.
 """
@@ -113,7 +113,7 @@ def cpu_product(a: Tensor, b: Tensor, decs: list[Tensor]) -> Tensor:
 
 def _check_given(given: list[Tensor], spec: str) -> None:
     parsed = calls.parse(spec)
-    expected = 2 * (calls.tensor_target(parsed) is not None) + parsed.stochastic
+    expected = 2 * (calls.tensor_target(parsed) is not None) + parsed.needs_noise
     if len(given) != expected:
         raise ValueError(
             f"{spec!r} takes {expected} tensors: [enc, dec] of a tensor scale, then a seed; got {len(given)}"

@@ -4,8 +4,7 @@
 // tile [n, inner], and `pack_rows` says which of the two axes E2M1 codes are packed along. Work is cut into units:
 // a row, a row of blocks, or a strip of columns. A unit reads its elements once for the blocks' largest magnitudes
 // and again, from cache, to round them.
-#include "four_over_six.h"
-#include "noise.h"
+#include "block_scales.h"
 #include "threads.h"
 
 enum Values { none, full, exact };  // fp32; or without the tensor scale, which bfloat16 holds exactly
@@ -29,7 +28,7 @@ template <Values V, bool C> INLINE I element(const Job& job, F x, F multiplier, 
   const F value = x * multiplier;
   const F magnitude = at_most((F)magnitude_bits(value), ELEMENT_MAX);
   typename Element::Rounded rounded;
-  if constexpr (STOCHASTIC) rounded = Element::stochastic(magnitude, noise_at(job.key, position));
+  if constexpr (ROUNDING == Rounding::stochastic) rounded = Element::stochastic(magnitude, noise_at(job.key, position));
   else rounded = Element::nearest(magnitude);
   if constexpr (V != none) {
     F result = (F)((I)rounded.magnitude | ((I)value & SIGN));
@@ -73,27 +72,28 @@ template <Values V, bool C> void line_of_row(const Job& job, int64_t row) {
       }
       largest_lanes[b] = m;
     }
-    const auto errors = [&](F six, F four) __attribute__((always_inline)) {
-      float sixes[LANES], fours[LANES];
-      write(sixes, six);
-      write(fours, four);
-      F of_six[LANES] = {}, of_four[LANES] = {};
+    const auto sums_of = [&](F multiplier, F other) __attribute__((always_inline)) {
+      float multipliers[LANES], others[LANES];
+      write(multipliers, multiplier);
+      write(others, other);
+      F firsts[LANES] = {}, seconds[LANES] = {};
       for (int64_t b = 0; b < LANES; b++) {
-        Errors sums = {};
+        Sums sums = {};
         for (int64_t i = 0; i < BLOCK; i += LANES) {
           const int64_t column = first + b * BLOCK + i;
           if (!whole && column >= columns) break;
           const F v = whole ? load(x + column) : load_some(x + column, columns - column);
-          add_errors(sums, v, splat(sixes[b]), splat(fours[b]));
+          add_elements(sums, v, splat(multipliers[b]), splat(others[b]));
         }
-        of_six[b] = sums.six;
-        of_four[b] = sums.four;
+        firsts[b] = sums.first;
+        seconds[b] = sums.second;
       }
-      return Errors{sum_of_each(of_six), sum_of_each(of_four)};
+      return Sums{sum_of_each(firsts), sum_of_each(seconds)};
     };
-    const Scales scales = chosen_scales(largest_of_each(largest_lanes), job.tensor, errors);
+    const int64_t block = first / BLOCK;
+    const I amax_bits = largest_of_each(largest_lanes);
+    const Scales scales = block_scales(amax_bits, job.tensor, job.key, row * blocks + block, sums_of);
     if constexpr (C) {
-      const int64_t block = first / BLOCK;
       write_scales(job.scales + row * blocks + block, scales, blocks - block);
     }
     float multipliers[LANES], scale_values[LANES];
@@ -144,16 +144,18 @@ INLINE void strip(const Job& job, int64_t o, int64_t top, int64_t bottom, int64_
   const auto at = [&](int64_t r) __attribute__((always_inline)) {
     return kept ? rows[kept ? r - top : 0] : load_some(job.x + start + r * inner, count);
   };
-  const Scales s = chosen_scales(m, job.tensor, [&](F six, F four) __attribute__((always_inline)) {
-    Errors sums = {};
+  const auto sums_of = [&](F multiplier, F other) __attribute__((always_inline)) {
+    Sums sums = {};
     if (kept && bottom - top == BLOCK) {
-      for (int64_t r = 0; r < BLOCK; r++) add_errors(sums, at(top + r), six, four);
+      for (int64_t r = 0; r < BLOCK; r++) add_elements(sums, at(top + r), multiplier, other);
     } else {
-      for (int64_t r = top; r < bottom; r++) add_errors(sums, at(r), six, four);
+      for (int64_t r = top; r < bottom; r++) add_elements(sums, at(r), multiplier, other);
     }
     return sums;
-  });
-  if constexpr (C) write_scales(job.scales + (o * blocks + block) * inner + column, s, count);
+  };
+  const int64_t stored = (o * blocks + block) * inner + column;
+  const Scales s = block_scales(m, job.tensor, job.key, stored, sums_of);
+  if constexpr (C) write_scales(job.scales + stored, s, count);
   constexpr int64_t pair = C && FOUR_BITS ? 2 : 1;
   const auto step = [&](int64_t r) __attribute__((always_inline)) {
     I code = strip_row<V, C>(job, at(r), s, start + r * inner, count);
@@ -174,7 +176,7 @@ INLINE void strip(const Job& job, int64_t o, int64_t top, int64_t bottom, int64_
 // A row of square blocks, rows [top, bottom) of matrix `o`.
 template <Values V, bool C> void squares(const Job& job, int64_t o, int64_t top, int64_t bottom) {
   const int64_t columns = job.inner, blocks = ceil_div(columns, BLOCK), start = o * job.n * columns;
-  Stored* stored = job.scales + (o * ceil_div(job.n, BLOCK) + top / BLOCK) * blocks;
+  const int64_t stored = (o * ceil_div(job.n, BLOCK) + top / BLOCK) * blocks;
   for (int64_t first = 0; first < columns; first += GROUP) {
     const int64_t last = first + GROUP < columns ? first + GROUP : columns;
     I largest_lanes[LANES] = {};
@@ -185,25 +187,26 @@ template <Values V, bool C> void squares(const Job& job, int64_t o, int64_t top,
         m = larger(m, magnitude_bits(load_some(x + c, columns - c)));
       }
     }
-    const auto errors = [&](F six, F four) __attribute__((always_inline)) {
-      float sixes[LANES], fours[LANES];
-      write(sixes, six);
-      write(fours, four);
-      F of_six[LANES] = {}, of_four[LANES] = {};
+    const auto sums_of = [&](F multiplier, F other) __attribute__((always_inline)) {
+      float multipliers[LANES], others[LANES];
+      write(multipliers, multiplier);
+      write(others, other);
+      F firsts[LANES] = {}, seconds[LANES] = {};
       for (int64_t r = top; r < bottom; r++) {
         const Input* x = job.x + start + r * columns;
         for (int64_t c = first; c < last; c += LANES) {
           const int64_t b = (c - first) / BLOCK;
-          Errors sums = {of_six[b], of_four[b]};
-          add_errors(sums, load_some(x + c, columns - c), splat(sixes[b]), splat(fours[b]));
-          of_six[b] = sums.six;
-          of_four[b] = sums.four;
+          Sums sums = {firsts[b], seconds[b]};
+          add_elements(sums, load_some(x + c, columns - c), splat(multipliers[b]), splat(others[b]));
+          firsts[b] = sums.first;
+          seconds[b] = sums.second;
         }
       }
-      return Errors{sum_of_each(of_six), sum_of_each(of_four)};
+      return Sums{sum_of_each(firsts), sum_of_each(seconds)};
     };
-    const Scales s = chosen_scales(largest_of_each(largest_lanes), job.tensor, errors);
-    if constexpr (C) write_scales(stored + first / BLOCK, s, blocks - first / BLOCK);
+    const int64_t block = first / BLOCK;
+    const Scales s = block_scales(largest_of_each(largest_lanes), job.tensor, job.key, stored + block, sums_of);
+    if constexpr (C) write_scales(job.scales + stored + block, s, blocks - block);
     float multipliers[LANES], scale_values[LANES];
     write(multipliers, s.multiplier);
     write(scale_values, s.scale);
@@ -295,12 +298,12 @@ void run_units(const Job& job, Values values, const Units& units, int64_t first,
 }
 
 // values_kind: 0 none, 1 fp32, 2 bfloat16 without the tensor scale. codes and scales are null or both given. enc, dec:
-// the tensor's scale, where the format has one. seed: of stochastic rounding.
+// the tensor's scale, where the format has one. seed: of what is rounded at random.
 extern "C" void metis_quantize(const void* x, int64_t outer, int64_t n, int64_t inner, int pack_rows, int values_kind,
                                void* values, void* codes, void* scales, const float* enc, const float* dec,
                                const int64_t* seed, int64_t stream, int threads) {
   Job job{(const Input*)x, outer, n, inner, pack_rows != 0, values, (uint8_t*)codes, (Stored*)scales, 0, {1, 1}};
-  if (STOCHASTIC) job.key = (uint64_t)*seed + (uint64_t)stream * 0x9E3779B97F4A7C15u;
+  if (ROUNDING != Rounding::nearest) job.key = (uint64_t)*seed + (uint64_t)stream * 0x9E3779B97F4A7C15u;
   if (SCALE == ScaleFormat::e4m3 || BLOCKS == Blocks::tensor) job.tensor = {*enc, *dec};
   const int64_t numel = outer * n * inner;
   if (BLOCKS == Blocks::line && inner == 1 && n % BLOCK == 0 && numel % GROUP == 0) {  // one long line of blocks

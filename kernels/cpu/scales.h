@@ -17,6 +17,12 @@ struct Scales {
   I stored;      // the E4M3 or E8M0 byte
 };
 
+// Two sums over each of 16 blocks.
+struct Sums {
+  F first;
+  F second;
+};
+
 INLINE F e8m0_value(I byte) {
   const I bits = larger(byte << 23, splat(1 << 22));
   return (F)(byte == E8M0_NAN ? splat(0x7FC00000) : bits);
@@ -28,11 +34,13 @@ INLINE F ideal_scale(I amax_bits, TensorScale tensor) {
   return GUARD == Guard::seventeen_sixteenths ? ideal * (17.0f / 16) : ideal;
 }
 
+// NVFP4: what elements are multiplied by before rounding.
+INLINE F multiplier_of(F scale, TensorScale tensor) { return at_most(1.0f / (scale * tensor.dec), FLT_MAX); }
+
 INLINE Scales rounded_scale(F ideal, TensorScale tensor) {
   ideal = at_most(ideal, 448.0f);
   const E4M3::Rounded scale = GUARD == Guard::round_up ? E4M3::up(ideal) : E4M3::nearest(ideal);
-  const F multiplier = at_most(1.0f / (scale.magnitude * tensor.dec), FLT_MAX);
-  return {multiplier, scale.magnitude, E4M3::signed_code(scale, splat(0.0f))};
+  return {multiplier_of(scale.magnitude, tensor), scale.magnitude, E4M3::signed_code(scale, splat(0.0f))};
 }
 
 INLINE Scales scales_of(I amax_bits, TensorScale tensor) {

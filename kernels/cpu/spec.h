@@ -4,6 +4,7 @@
 
 enum class ScaleFormat { e4m3, e8m0, fp32 };
 enum class Blocks { line, square, row, tensor };  // 1xN along the axis, NxN, the whole axis, everything
+enum class Rounding { nearest, stochastic, eden };
 enum class Guard { none, round_up, seventeen_sixteenths };
 enum class Select { none, mse, mae, expected };  // by what four-over-six chooses
 
@@ -14,7 +15,7 @@ constexpr int MAX_EXPONENT = METIS_MAX_EXPONENT;
 constexpr ScaleFormat SCALE = ScaleFormat::METIS_SCALE;
 constexpr Blocks BLOCKS = Blocks::METIS_BLOCKS;
 constexpr int64_t BLOCK = METIS_BLOCK;  // elements along one side; 1 for row and tensor
-constexpr bool STOCHASTIC = METIS_STOCHASTIC;
+constexpr Rounding ROUNDING = Rounding::METIS_ROUNDING;
 constexpr Guard GUARD = Guard::METIS_GUARD;
 constexpr Select SELECT = Select::METIS_SELECT;
 constexpr int32_t E8M0_CARRY = METIS_E8M0_CARRY;

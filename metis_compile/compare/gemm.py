@@ -19,7 +19,7 @@ from metis_compile.compare.graphs import rewritten_graphs
 from metis_compile.conditioning import kept_step, next_basis
 from metis_compile.conditioning.hadamard import fixed_signs, signs_from
 from metis_compile.conditioning.product import Prepared, prepare, product
-from metis_compile.numerics import uniform_noise
+from metis_compile.numerics import noise_shape, uniform_noise
 from metis_compile.policy import Treatment
 from metis_compile.train import corpus
 from metis_compile.train.learner import Learner
@@ -169,11 +169,11 @@ class _Side:
             signs = fixed_signs(seed.device) if treatment.hadamard == "fixed" else signs_from(seed, 1)
         residual = self.now if split is None else split.residual
         noise = None
-        if treatment.spec.stochastic:
+        if treatment.spec.needs_noise:
             shape = list(residual.shape)
             if signs is not None:
                 shape[self.axis] = -(-shape[self.axis] // 16) * 16
-            noise = uniform_noise(seed, self.stream, shape)
+            noise = uniform_noise(seed, self.stream, noise_shape(shape, treatment.spec, self.axis))
         made = prepare(
             self.now,
             axis=self.axis,

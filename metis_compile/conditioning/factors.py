@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metis_compile.conditioning.settings import check_name
-from metis_compile.numerics import FORMATS, QuantSpec, fake_quantize, uniform_noise
+from metis_compile.numerics import FORMATS, QuantSpec, fake_quantize, noise_shape, uniform_noise
 
 HIGH = "high"
 BFLOAT16 = "bfloat16"
@@ -52,7 +52,7 @@ def partner_spec(partner: str, residual: QuantSpec | None) -> QuantSpec | None:
 
 def is_random(factors: str) -> bool:
     """Whether rounding these factors draws random numbers."""
-    return factors not in (HIGH, BFLOAT16) and QuantSpec.parse(factors).stochastic
+    return factors not in (HIGH, BFLOAT16) and QuantSpec.parse(factors).needs_noise
 
 
 def rounded_factor(factor: Tensor, factors: str, axis: int, seed: Tensor | None, stream: int) -> Tensor:
@@ -63,8 +63,10 @@ def rounded_factor(factor: Tensor, factors: str, axis: int, seed: Tensor | None,
         return round_to_bfloat16(factor)
     spec = QuantSpec.parse(factors)
     noise = None
-    if spec.stochastic:
-        noise = uniform_noise(require_seed(seed, "stochastic factors"), stream, factor.shape)
+    if spec.needs_noise:
+        noise = uniform_noise(
+            require_seed(seed, f"{spec.rounding} factors"), stream, noise_shape(factor.shape, spec, axis)
+        )
     return fake_quantize(factor, spec, axis, noise)
 
 

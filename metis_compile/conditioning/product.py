@@ -20,7 +20,7 @@ from torch import Tensor
 from metis_compile.conditioning.conditioned import Conditioned
 from metis_compile.conditioning.factors import partner_spec
 from metis_compile.conditioning.hadamard import hadamard
-from metis_compile.numerics import QuantSpec, fake_quantize
+from metis_compile.numerics import QuantSpec, fake_quantize, noise_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,8 @@ def prepare(
 ) -> Prepared:
     """A matrix that is contracted along `axis`, split and quantized.
 
-    x: [rows, columns]. spec: None quantizes nothing. signs: [16], for a Hadamard transform. noise: for stochastic
-    rounding, of the (transformed) residual's shape; it rounds `plain` too, as far as that reaches.
+    x: [rows, columns]. spec: None quantizes nothing. signs: [16], for a Hadamard transform. noise: of the
+    (transformed) residual's noise_shape, for rounding at random; it rounds `plain` too, as far as that reaches.
     """
     x = x.to(torch.float32)
     residual = x if split is None else split.residual
@@ -58,8 +58,10 @@ def prepare(
     rounded = turned if spec is None else fake_quantize(turned, spec, axis, noise)
     plain = rounded
     if signs is not None:
-        part = None if noise is None else noise[: residual.shape[0], : residual.shape[1]]
-        plain = residual if spec is None else fake_quantize(residual, spec, axis, part)
+        plain = residual
+        if spec is not None:
+            rows, columns = noise_shape(residual.shape, spec, axis)
+            plain = fake_quantize(residual, spec, axis, None if noise is None else noise[:rows, :columns])
     outer, inner = (None, None) if split is None else (split.left, split.right)
     if axis == 0:
         x, residual, rounded, plain = (t.mT for t in (x, residual, rounded, plain))

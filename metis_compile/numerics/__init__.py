@@ -3,7 +3,7 @@
 from metis_compile.numerics.formats import FORMATS, Format, QuantSpec
 from metis_compile.numerics.materialize import materialize, materializing
 from metis_compile.numerics.noise import uniform_noise
-from metis_compile.numerics.quantize import decode, encode, fake_quantize
+from metis_compile.numerics.quantize import decode, encode, fake_quantize, noise_shape
 from metis_compile.numerics.quantized_tensor import QuantizedTensor, quantize
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "fake_quantize",
     "materialize",
     "materializing",
+    "noise_shape",
     "quantize",
     "uniform_noise",
 ]

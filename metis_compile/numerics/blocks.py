@@ -44,7 +44,7 @@ class BlockLayout:
     def amax(self, x: Tensor) -> Tensor:
         """The largest magnitude of each block, 0 of no elements: in the shape in which scales are stored."""
         if statically_known_true(x.numel() == 0):
-            return x.new_zeros(self._scales_shape(x.shape))
+            return x.new_zeros(self.scales_shape(x.shape))
         magnitude = torch.abs(x)
         if self.tensor:
             return torch.amax(magnitude)
@@ -55,7 +55,7 @@ class BlockLayout:
     def sum(self, x: Tensor) -> Tensor:
         """The sum over each block of a tiled layout, in the shape in which scales are stored."""
         if statically_known_true(x.numel() == 0):
-            return x.new_zeros(self._scales_shape(x.shape))
+            return x.new_zeros(self.scales_shape(x.shape))
         return torch.sum(self._padded_split(x), dim=self._within)
 
     @property
@@ -97,7 +97,8 @@ class BlockLayout:
                 per_block = per_block.index_select(dim + added, block)
         return per_block
 
-    def _scales_shape(self, shape: Sequence[int]) -> list[int]:
+    def scales_shape(self, shape: Sequence[int]) -> list[int]:
+        """The shape in which the scales of a tensor of this shape are stored."""
         if self.tensor:
             return []
         stored = list(shape)

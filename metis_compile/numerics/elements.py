@@ -41,8 +41,8 @@ def round_magnitude_up(magnitude: Tensor, element: Element) -> Tensor:
     return torch.where(nearest < magnitude, nearest + anchor * 2.0**-23, nearest)
 
 
-def _round_magnitude_stochastically(magnitude: Tensor, element: Element, noise: Tensor) -> Tensor:
-    """Round a up where frac(a / step) + noise >= 1, else down; every operation here is exact."""
+def round_magnitude_stochastically(magnitude: Tensor, element: Element, noise: Tensor) -> Tensor:
+    """Round fp32 a in [0, element.max] up where frac(a / step) + noise >= 1, else down; NaN stays NaN. All exact."""
     anchor = _anchor(magnitude, element)
     step = anchor * 2.0**-23
     nearest = (magnitude + anchor) - anchor
@@ -73,7 +73,7 @@ def round_to_element(value: Tensor, element: Element, noise: Tensor | None = Non
     if noise is None:
         rounded = round_magnitude(magnitude, element)
     else:
-        rounded = _round_magnitude_stochastically(magnitude, element, noise)
+        rounded = round_magnitude_stochastically(magnitude, element, noise)
     return torch.copysign(rounded, value)
 
 

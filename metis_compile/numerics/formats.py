@@ -73,12 +73,20 @@ class Format:
     def scale_modes(self) -> tuple[str, ...]:
         return ("floor", "rceil", "even") if self.scale == "e8m0" else ()
 
+    @property
+    def roundings(self) -> tuple[str, ...]:
+        """How it may be rounded; eden corrects a block by its scale, and needs one with a mantissa and few elements."""
+        return ROUNDINGS if (self.element, self.scale) == ("e2m1", "e4m3") else ROUNDINGS[:2]
+
     def selects(self, rounding: str) -> tuple[str, ...]:
         """By what error four-over-six may choose: E2M1 under E4M3 scales only, where 1.5 scales are as fine as one."""
-        if (self.element, self.scale) != ("e2m1", "e4m3"):
+        if (self.element, self.scale) != ("e2m1", "e4m3") or rounding == "eden":
             return ()
         return ("expected",) if rounding == "stochastic" else ("mse", "mae")
 
+
+ROUNDINGS = ("nearest", "stochastic", "eden")
+SELECT_PREFIX = "4/6-"  # before the name in a spec's text: "nvfp4 1x16 nearest 4/6-mse"
 
 FORMATS = {
     f.name: f
@@ -92,14 +100,15 @@ FORMATS = {
     )
 }
 
-ROUNDINGS = ("nearest", "stochastic")
-SELECT_PREFIX = "4/6-"  # before the name in a spec's text: "nvfp4 1x16 nearest 4/6-mse"
-
 
 @dataclass(frozen=True, kw_only=True)
 class QuantSpec:
     """How a tensor is quantized. Build one with :meth:`make`, which fills in the defaults.
 
+    rounding
+        "nearest": ties to even. "stochastic": each element up or down at random, so that its mean is kept. "eden":
+        nvfp4 only; elements to nearest, and the block scale corrected for what that loses and rounded at random: next
+        to a random Hadamard transform this too keeps the mean, with less noise (see numerics/eden.py).
     guard
         Only for stochastic rounding, which is biased where elements clip. "round_up": the block scale goes
         up to the next one at which nothing clips (E8M0: whatever the mode gave, up to what "rceil" gives;
@@ -125,11 +134,11 @@ class QuantSpec:
         _require("format", self.format, FORMATS)
         fmt = FORMATS[self.format]
         _require("block", self.block, fmt.blocks, self.format)
-        _require("rounding", self.rounding, ROUNDINGS)
+        _require("rounding", self.rounding, fmt.roundings, self.format)
         if self.rounding == "stochastic":
             _require("guard", self.guard, fmt.guards, f"stochastic {self.format}")
         elif self.guard is not None:
-            raise ValueError(f"guard must be None when rounding is 'nearest', got {self.guard!r}")
+            raise ValueError(f"guard must be None when rounding is {self.rounding!r}, got {self.guard!r}")
         if fmt.scale_modes:
             _require("scale_mode", self.scale_mode, fmt.scale_modes, self.format)
         elif self.scale_mode is not None:
@@ -137,6 +146,8 @@ class QuantSpec:
                 f"scale_mode must be None for {self.format}, whose scales are {fmt.scale}, "
                 f"got {self.scale_mode!r}; only E8M0 scales (mxfp4, mxfp8, mxfp8_e5m2) have modes"
             )
+        if self.select is not None and self.rounding == "eden":
+            raise ValueError(f"select must be None when rounding is 'eden', got {self.select!r}; eden has no 4/6")
         if self.select is not None:
             selects = fmt.selects(self.rounding)
             if not selects:
@@ -158,11 +169,11 @@ class QuantSpec:
         Raises ValueError that names the field, the value, what is allowed and the nearest valid name.
         """
         _require("format", format, FORMATS)
-        _require("rounding", rounding, ROUNDINGS)
         fmt = FORMATS[format]
+        _require("rounding", rounding, fmt.roundings, format)
         if guard is None and rounding == "stochastic":
             guard = fmt.guards[0]
-        elif guard == "none" and rounding == "nearest":
+        elif guard == "none" and rounding != "stochastic":
             guard = None
         if scale_mode is None and fmt.scale_modes:
             scale_mode = fmt.scale_modes[0]
@@ -207,7 +218,18 @@ class QuantSpec:
 
     @property
     def stochastic(self) -> bool:
+        """Whether elements are rounded at random."""
         return self.rounding == "stochastic"
+
+    @property
+    def needs_noise(self) -> bool:
+        """Whether anything is rounded at random: the elements, or ("eden") the block scales."""
+        return self.rounding != "nearest"
+
+    @property
+    def largest_scale(self) -> float:
+        """Of an nvfp4 block that holds the tensor's amax: 448, E4M3's largest, or with room for a larger scale."""
+        return 448.0 if self.select is None and self.rounding != "eden" else 256.0
 
     @property
     def orientation_free(self) -> bool:

@@ -29,7 +29,7 @@ from metis_compile.numerics.scales import Scaling, nvfp4_ideal_scale, nvfp4_roun
 
 def four_over_six_scaling(x: Tensor, layout: BlockLayout, spec: QuantSpec) -> Scaling:
     """The scales of fp32 x, each block's chosen by ``spec.select``. A block that is not finite keeps its scale to 6."""
-    ideal, dec = nvfp4_ideal_scale(layout.amax(x), spec, 256.0)
+    ideal, dec = nvfp4_ideal_scale(layout.amax(x), spec)
     six = nvfp4_rounded_scale(ideal, dec, spec)
     four = nvfp4_rounded_scale(ideal * 1.5, dec, spec)
     error_six = torch.where(six.scale == 0, torch.inf, _block_error(x, layout, spec, six))

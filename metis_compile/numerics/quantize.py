@@ -14,6 +14,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from metis_compile.numerics.blocks import BlockLayout, pad_to_multiple, take_first
 from metis_compile.numerics.e8m0 import e8m0_from_bytes, e8m0_to_bytes, e8m0_value
+from metis_compile.numerics.eden import eden_scaling
 from metis_compile.numerics.elements import e2m1_codes, e2m1_values, round_to_element
 from metis_compile.numerics.formats import QuantSpec
 from metis_compile.numerics.four_over_six import four_over_six_scaling
@@ -23,8 +24,9 @@ from metis_compile.numerics.scales import Scaling, scaling
 def encode(x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None = None) -> list[Tensor]:
     """Quantize to codes and scales.
 
-    x: any strides; fp32, or narrower, which goes to fp32 first. noise: fp32 uniform in [0, 1) of x's shape,
-    for stochastic rounding only: a magnitude goes up where frac(|v| / step) + noise >= 1.
+    x: any strides; fp32, or narrower, which goes to fp32 first. noise: fp32 uniform in [0, 1) of :func:`noise_shape`,
+    for stochastic rounding (of the elements) and eden (of the block scales) only: a magnitude goes up where
+    frac(|v| / step) + noise >= 1.
 
     Returns [codes, block_scales, tensor_scale], of these only what the format has (fp8 has block_scales or,
     with block "tensor", tensor_scale). codes: uint8; FP8 bit patterns in x's shape; E2M1 two to a byte along
@@ -71,16 +73,25 @@ def fake_quantize(
     return layout.join(result, x.shape).to(dtype)
 
 
+def noise_shape(shape: Sequence[int], spec: QuantSpec, axis: int) -> list[int]:
+    """The shape of the noise for a tensor of `shape`: a number for each element or, for eden, for each block scale."""
+    return BlockLayout.of(spec, len(shape), axis).scales_shape(shape) if spec.rounding == "eden" else list(shape)
+
+
 def _quantize(x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None) -> tuple[BlockLayout, Tensor, Scaling]:
     """Rounded fp32 elements, split into blocks, and their scales."""
     if not x.dtype.is_floating_point or x.dtype == torch.float64:
         raise TypeError(f"x must be float32, bfloat16, float16 or float8 to be quantized, got {x.dtype}")
-    _check_noise(x, spec, noise)
     layout = BlockLayout.of(spec, x.dim(), axis)
+    _check_noise(noise, spec, noise_shape(x.shape, spec, axis))
     if x.requires_grad:
         x = x.detach()
     x = x.to(torch.float32)
-    scales = four_over_six_scaling(x, layout, spec) if spec.select else scaling(layout.amax(x), spec)
+    if spec.rounding == "eden":
+        assert noise is not None
+        scales, noise = eden_scaling(x, layout, spec, noise), None
+    else:
+        scales = four_over_six_scaling(x, layout, spec) if spec.select else scaling(layout.amax(x), spec)
     scaled = layout.split(x) * layout.spread(scales.multiplier, x.shape)
     rounded = round_to_element(scaled, spec.element, None if noise is None else layout.split(noise))
     return layout, rounded, scales
@@ -96,17 +107,18 @@ def _load(stored: Tensor, spec: QuantSpec) -> Tensor:
     return e8m0_value(e8m0_to_bytes(stored).to(torch.int32)) if spec.fmt.scale == "e8m0" else stored.to(torch.float32)
 
 
-def _check_noise(x: Tensor, spec: QuantSpec, noise: Tensor | None) -> None:
+def _check_noise(noise: Tensor | None, spec: QuantSpec, shape: Sequence[int]) -> None:
     if noise is None:
-        if spec.stochastic:
-            raise ValueError("noise must be given when rounding is 'stochastic', got None")
+        if spec.needs_noise:
+            raise ValueError(f"noise must be given when rounding is {spec.rounding!r}, got None")
         return
-    if not spec.stochastic:
+    if not spec.needs_noise:
         raise ValueError("noise must be None when rounding is 'nearest', got a tensor")
     if noise.dtype != torch.float32:
         raise ValueError(f"noise must be float32, got {noise.dtype}")
-    if noise.dim() != x.dim() or any(a != b for a, b in zip(noise.shape, x.shape, strict=True)):
-        raise ValueError(f"noise must have x's shape {tuple(x.shape)}, got {tuple(noise.shape)}")
+    if noise.dim() != len(shape) or any(a != b for a, b in zip(noise.shape, shape, strict=True)):
+        whose = "x's" if spec.stochastic else "the block scales'"
+        raise ValueError(f"noise must have {whose} shape {tuple(shape)}, got {tuple(noise.shape)}")
 
 
 def _pack(codes: Tensor, axis: int) -> Tensor:

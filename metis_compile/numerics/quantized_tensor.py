@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metis_compile.numerics.blocks import normalize_axis
 from metis_compile.numerics.formats import QuantSpec
-from metis_compile.numerics.quantize import decode, encode
+from metis_compile.numerics.quantize import decode, encode, noise_shape
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,18 +55,18 @@ def quantize(
 
     x: float32, bfloat16, float16 or float8, any shape with at least one dimension, any strides.
     format: nvfp4, mxfp4, mxfp8, mxfp8_e5m2, fp8, fp8_e5m2. block: nvfp4 1x16 (default), 16x16; mx 1x32;
-    fp8 tensor (default), row, 1x128, 128x128. rounding: nearest (ties to even) or stochastic.
-    guard, scale_mode, select: see :class:`QuantSpec`. noise: for stochastic rounding, float32 uniform in [0, 1) of
-    x's shape; None draws it from ``generator``, or from torch's own.
+    fp8 tensor (default), row, 1x128, 128x128. rounding: nearest (ties to even), stochastic;
+    nvfp4 also eden. guard, scale_mode, select: see :class:`QuantSpec`. noise: for stochastic rounding, float32 uniform
+    in [0, 1) of x's shape, for eden of the block scales'; None draws it from ``generator``, or from torch's own.
 
     Raises ValueError for a name that does not exist (it names the nearest one) or noise that does not fit,
     TypeError for other dtypes, IndexError for an axis out of range. No gradient flows through it.
     """
     spec = QuantSpec.make(format, block, rounding, guard, scale_mode, select)
-    if generator is not None and (noise is not None or not spec.stochastic):
-        raise ValueError("generator must be None unless rounding is 'stochastic' and noise is None")
-    if spec.stochastic and noise is None:
-        noise = _draw(x, generator)
+    if generator is not None and (noise is not None or not spec.needs_noise):
+        raise ValueError("generator must be None unless rounding is 'stochastic' or 'eden' and noise is None")
+    if spec.needs_noise and noise is None:
+        noise = _draw(noise_shape(x.shape, spec, axis), x.device, generator)
     parts = encode(x, spec, axis, noise)
     return QuantizedTensor(
         codes=parts[0],
@@ -79,8 +79,8 @@ def quantize(
     )
 
 
-def _draw(x: Tensor, generator: torch.Generator | None) -> Tensor:
+def _draw(shape: list[int], device: torch.device, generator: torch.Generator | None) -> Tensor:
     # The overload with a generator refuses symbolic sizes, even when the generator is None.
     if generator is None:
-        return torch.rand(x.shape, device=x.device, dtype=torch.float32)
-    return torch.rand(x.shape, generator=generator, device=x.device, dtype=torch.float32)
+        return torch.rand(shape, device=device, dtype=torch.float32)
+    return torch.rand(shape, generator=generator, device=device, dtype=torch.float32)

@@ -41,14 +41,14 @@ def scaling(block_amax: Tensor, spec: QuantSpec) -> Scaling:
 def nvfp4_scaling(block_amax: Tensor, spec: QuantSpec) -> Scaling:
     """enc = min(2688 / amax, fp32_max), 1 where amax is 0;  dec = 1 / enc;
     scale = e4m3(min(block_amax * (enc * (1/6)), 448));  multiplier = min(1 / (scale * dec), fp32_max)."""
-    ideal, dec = nvfp4_ideal_scale(block_amax, spec, 448.0)
+    ideal, dec = nvfp4_ideal_scale(block_amax, spec)
     return nvfp4_rounded_scale(ideal, dec, spec)
 
 
-def nvfp4_ideal_scale(block_amax: Tensor, spec: QuantSpec, largest: float) -> tuple[Tensor, Tensor]:
-    """Block scales before they are rounded, `largest` for the block that holds the tensor's amax; and `dec`."""
+def nvfp4_ideal_scale(block_amax: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+    """Block scales before they are rounded, the spec's largest_scale where the tensor's amax is; and `dec`."""
     amax = torch.amax(block_amax) if _has_elements(block_amax) else block_amax.new_zeros(())
-    enc = materialize(_encode_scale(amax, largest * 6.0))
+    enc = materialize(_encode_scale(amax, spec.largest_scale * 6.0))
     dec = materialize(torch.reciprocal(enc))
     ideal = block_amax * (enc * (1 / 6))
     return (ideal * (17 / 16) if spec.guard == "17/16" else ideal), dec
@@ -58,8 +58,12 @@ def nvfp4_rounded_scale(ideal: Tensor, dec: Tensor, spec: QuantSpec) -> Scaling:
     """What :func:`nvfp4_scaling` makes of ideal block scales."""
     round_scale = round_magnitude_up if spec.guard == "round_up" else round_magnitude
     scale = materialize(round_scale(torch.clamp(ideal, max=448.0), ELEMENTS["e4m3"]))
-    multiplier = materialize(torch.clamp(torch.reciprocal(scale * dec), max=FP32_MAX))
-    return Scaling(multiplier, scale, scale, dec)
+    return Scaling(nvfp4_multiplier(scale, dec), scale, scale, dec)
+
+
+def nvfp4_multiplier(scale: Tensor, dec: Tensor) -> Tensor:
+    """What elements are multiplied by before rounding, finite where a scale is 0."""
+    return materialize(torch.clamp(torch.reciprocal(scale * dec), max=FP32_MAX))
 
 
 def fp32_scaling(block_amax: Tensor, spec: QuantSpec) -> Scaling:

@@ -31,7 +31,7 @@ class Treatment:
 
     format: str  # "high" (left as it is) or the name of a format
     block: str | None = None  # elements that share a scale, such as "1x16"; None: the format's first choice
-    rounding: str | None = None  # "nearest" or "stochastic"; None: nearest
+    rounding: str | None = None  # "nearest", "stochastic" or "eden"; None: nearest
     guard: str | None = None  # against clipping under stochastic rounding; None: the rounding's own default
     scale_mode: str | None = None  # rounding of a power-of-two scale; None: the format's default
     four_over_six: str | bool | None = None  # how blocks choose their scale, "mse", "mae", "expected"; None: they don't
@@ -72,7 +72,7 @@ class Treatment:
         format = FORMATS[self.format]
         allowed = {
             "block": format.blocks,
-            "rounding": ROUNDINGS,
+            "rounding": format.roundings,
             "guard": format.guards if self.rounding == "stochastic" else ("none",),
             "scale_mode": format.scale_modes,
             "four_over_six": format.selects(self.rounding or ROUNDINGS[0]),
@@ -83,6 +83,9 @@ class Treatment:
         if key == "guard" and value in format.guards:
             problem = f'{show(value)} is for rounding = "stochastic" only; leave it out'
             raise PolicyError(problem, key=key, value=value, allowed=allowed)
+        if key == "four_over_six" and self.rounding == "eden":
+            problem = f'{show(value)} means nothing with rounding = "eden", which has no choice of 6 or 4; leave it out'
+            raise PolicyError(problem, key=key, value=value, allowed=())
         if key == "four_over_six" and not allowed:
             problem = f"{show(value)} means nothing for {self.format}: nvfp4 alone can scale a block to 6 or to 4"
             raise PolicyError(f"{problem}; leave it out", key=key, value=value, allowed=())

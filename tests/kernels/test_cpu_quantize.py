@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from metis_compile.kernels.cpu import calls, compile, ops
-from metis_compile.numerics import QuantSpec, encode, fake_quantize, uniform_noise
+from metis_compile.numerics import QuantSpec, encode, fake_quantize, noise_shape, uniform_noise
 from metis_compile.numerics.blocks import BlockLayout
 from metis_compile.numerics.scales import nvfp4_ideal_scale, nvfp4_rounded_scale
 
@@ -25,8 +25,10 @@ FOUR_OVER_SIX += [
     for block in ("1x16", "16x16")
     for guard in ("round_up", "17/16", "none")
 ]
+EDEN = ["nvfp4 1x16 eden", "nvfp4 16x16 eden"]
 SPECS = [
     *FOUR_OVER_SIX,
+    *EDEN,
     "nvfp4 1x16 nearest",
     "nvfp4 1x16 stochastic round_up",
     "nvfp4 16x16 nearest",
@@ -42,7 +44,8 @@ SPECS = [
     "fp8_e5m2 128x128 nearest",
     "fp8_e5m2 tensor stochastic none",
 ]
-NARROW_SPECS = ["nvfp4 1x16 nearest", "nvfp4 1x16 nearest 4/6-mse", "fp8 row nearest"]  # also built for 16-bit input
+# also built for 16-bit input
+NARROW_SPECS = ["nvfp4 1x16 nearest", "nvfp4 1x16 nearest 4/6-mse", "nvfp4 1x16 eden", "fp8 row nearest"]
 LAYOUTS = ["contiguous", "transposed", "every second", "expanded", "offset"]
 
 
@@ -107,8 +110,8 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
 
 
 def check(x: Tensor, spec: QuantSpec, axis: int, stream: int = 3) -> None:
-    seed = torch.tensor([0x7A5B_1234_9ABC_DEF0]) if spec.stochastic else None
-    noise = None if seed is None else uniform_noise(seed, stream, x.shape)
+    seed = torch.tensor([0x7A5B_1234_9ABC_DEF0]) if spec.needs_noise else None
+    noise = None if seed is None else uniform_noise(seed, stream, noise_shape(x.shape, spec, axis))
     parts, values = encode(x, spec, axis, noise), fake_quantize(x, spec, axis, noise)
     given = given_of(x, spec, seed)
     assert_same(ops.CPU_VALUES(x, given, str(spec), axis, stream, False), values, "values")
@@ -165,9 +168,20 @@ def test_every_choice_between_6_and_4(text: str, family: str) -> None:
     assert chosen == {False, True} or family != "normal"
 
 
+@pytest.mark.parametrize("family", value_families.FAMILIES)
+@pytest.mark.parametrize("text", EDEN)
+def test_every_corrected_scale(text: str, family: str) -> None:
+    spec = QuantSpec.parse(text)
+    for seed, shape in enumerate([(16, 256), (32, 288), (1, 1), (37, 41), (3, 17, 275)]):
+        x = torch.from_numpy(value_families.draw(family, seed, shape))
+        for axis in range(-min(len(shape), 2 if spec.orientation_free else 3), 0):
+            for stream in (0, 9):
+                check(x, spec, axis, stream)
+
+
 def block_scales_to_six(x: Tensor, spec: QuantSpec, axis: int) -> Tensor:
     """The block scales that four-over-six would have if it always put the largest element at 6."""
-    ideal, dec = nvfp4_ideal_scale(BlockLayout.of(spec, x.dim(), axis).amax(x), spec, 256.0)
+    ideal, dec = nvfp4_ideal_scale(BlockLayout.of(spec, x.dim(), axis).amax(x), spec)
     return nvfp4_rounded_scale(ideal, dec, spec).scale
 
 
@@ -198,7 +212,7 @@ def test_what_is_not_finite(text: str, special: float) -> None:
     x[7, 33] = special
     for axis in (0, 1):
         check(x, QuantSpec.parse(text), axis)
-        given = given_of(x, QuantSpec.parse(text), torch.tensor([5]) if "stochastic" in text else None)
+        given = given_of(x, QuantSpec.parse(text), torch.tensor([5]) if QuantSpec.parse(text).needs_noise else None)
         assert not ops.CPU_VALUES(x, given, text, axis, 0, False)[7, 33].isfinite()
 
 
@@ -221,7 +235,7 @@ def guarded(shape: tuple[int, ...], dtype: torch.dtype, fill: int) -> tuple[Tens
 def test_every_element_is_written_and_nothing_else(text: str, shape: tuple[int, ...]) -> None:
     spec = QuantSpec.parse(text)
     x = torch.randn(shape)
-    seed = torch.tensor([11]) if spec.stochastic else None
+    seed = torch.tensor([11]) if spec.needs_noise else None
     given = given_of(x, spec, seed)
     for axis in (0, 1):
         parts = all_parts(x, spec, axis, seed, 1)
@@ -248,10 +262,10 @@ def test_every_element_is_written_and_nothing_else(text: str, shape: tuple[int, 
                     assert (each[-64:] == fill).all()
 
 
-def test_streams_and_seeds_differ() -> None:
-    text = "nvfp4 1x16 stochastic round_up"
+@pytest.mark.parametrize("text", ["nvfp4 1x16 stochastic round_up", "nvfp4 1x16 eden"])
+def test_streams_and_seeds_differ(text: str) -> None:
     x = torch.randn(32, 64)
-    scale = list(ops.CPU_TENSOR_SCALE(x, 2688.0))
+    scale = given_of(x, QuantSpec.parse(text), None)
     drawn = [
         ops.CPU_VALUES(x, [*scale, torch.tensor([seed])], text, 1, stream, False)
         for seed, stream in ((1, 0), (1, 1), (2, 0), (1, 0))

@@ -10,8 +10,8 @@ ALL = [
     QuantSpec.make(f.name, block, rounding, guard, mode)
     for f in FORMATS.values()
     for block in f.blocks
-    for rounding, guards in (("nearest", (None,)), ("stochastic", f.guards))
-    for guard in guards
+    for rounding in f.roundings
+    for guard in (f.guards if rounding == "stochastic" else (None,))
     for mode in f.scale_modes or (None,)
 ]
 ALL += [
@@ -41,6 +41,8 @@ def test_texts_are_distinct() -> None:
         (("mxfp8", None, "stochastic", "none", "even"), "mxfp8 1x32 stochastic none even"),
         (("nvfp4", None, "nearest", None, None, "mae"), "nvfp4 1x16 nearest 4/6-mae"),
         (("nvfp4", None, "stochastic", None, None, "expected"), "nvfp4 1x16 stochastic round_up 4/6-expected"),
+        (("nvfp4", None, "eden"), "nvfp4 1x16 eden"),
+        (("nvfp4", "16x16", "eden", "none"), "nvfp4 16x16 eden"),
         (("fp8",), "fp8 tensor nearest"),
         (("fp8_e5m2", "128x128", "stochastic"), "fp8_e5m2 128x128 stochastic round_up"),
     ],
@@ -61,6 +63,9 @@ def test_defaults(arguments: tuple[str, ...], text: str) -> None:
         ("nvfp4 1x16 nearest 4/6-mes", "did you mean 'mse'"),
         ("nvfp4 1x16 nearest 4/6-mse none", "scale_mode must be None for nvfp4|got also"),
         ("mxfp4 1x32 nearest floor 4/6-mse", "select must be None for mxfp4"),
+        ("mxfp4 1x32 eden floor", "rounding of mxfp4 must be one of 'nearest', 'stochastic', got 'eden'"),
+        ("nvfp4 1x16 eden round_up", "scale_mode must be None for nvfp4"),
+        ("nvfp4 1x16 eden 4/6-mse", "select must be None when rounding is 'eden', got 'mse'"),
         ("mxfp6 1x32 nearest floor", "did you mean 'mxfp"),
     ],
 )

@@ -10,7 +10,7 @@ import value_families
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from metis_compile.numerics import FORMATS, QuantizedTensor, QuantSpec, fake_quantize, quantize
+from metis_compile.numerics import FORMATS, QuantizedTensor, QuantSpec, fake_quantize, noise_shape, quantize
 
 SPECS = [
     QuantSpec.make(f.name, block, scale_mode=mode)
@@ -28,6 +28,7 @@ SPECS += [
     QuantSpec.make("nvfp4", block, "stochastic", guard, select="expected")
     for block, guard in (("1x16", "round_up"), ("1x16", "17/16"), ("1x16", "none"), ("16x16", "round_up"))
 ]
+SPECS += [QuantSpec.make("nvfp4", block, "eden") for block in ("1x16", "16x16")]
 IDS = [str(s).replace(" ", "-") for s in SPECS]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -96,7 +97,8 @@ def test_matches_the_reference(
     else:
         axis = axis % len(shape) - (len(shape) if axis < 0 else 0)
     x = torch.from_numpy(value_families.draw(family, seed, shape)).to(dtype).nan_to_num(posinf=6e4, neginf=-6e4)
-    noise = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) if spec.stochastic else None
+    drawn = torch.rand(noise_shape(shape, spec, axis), generator=torch.Generator().manual_seed(seed))
+    noise = drawn if spec.needs_noise else None
     got = quantize(
         restride(x, strides),
         spec.format,
@@ -113,6 +115,7 @@ def test_matches_the_reference(
         spec.format,
         spec.block,
         axis,
+        rounding=spec.rounding,
         guard=spec.guard,
         scale_mode=spec.scale_mode,
         select=spec.select,
@@ -190,19 +193,20 @@ def test_values_are_cast_last(dtype: torch.dtype) -> None:
     assert torch.equal(fake_quantize(x, quantized.spec, -1, dtype=dtype), quantized.dequantize(dtype))
 
 
-def test_noise_comes_from_torch_or_from_the_generator() -> None:
+@pytest.mark.parametrize("rounding", ["stochastic", "eden"])
+def test_noise_comes_from_torch_or_from_the_generator(rounding: str) -> None:
     x = torch.randn(8, 64)
 
-    def codes(generator: torch.Generator | None = None) -> torch.Tensor:
-        return quantize(x, rounding="stochastic", generator=generator).codes
+    def values(generator: torch.Generator | None = None) -> torch.Tensor:
+        return quantize(x, rounding=rounding, generator=generator).dequantize()
 
     torch.manual_seed(1)
-    first, second = codes(), codes()
+    first, second = values(), values()
     assert not torch.equal(first, second)
     torch.manual_seed(1)
-    assert torch.equal(codes(), first)
+    assert torch.equal(values(), first)
     state = torch.get_rng_state()
-    assert torch.equal(codes(torch.Generator().manual_seed(1)), first)
+    assert torch.equal(values(torch.Generator().manual_seed(1)), first)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -215,6 +219,14 @@ def test_noise_comes_from_torch_or_from_the_generator() -> None:
         ({"guard": "round_up"}, ValueError, "guard must be None when rounding is 'nearest', got 'round_up'"),
         ({"rounding": "stochastic", "guard": "16/17"}, ValueError, "got '16/17'; did you mean '17/16'"),
         ({"scale_mode": "floor"}, ValueError, "scale_mode must be None for nvfp4"),
+        ({"rounding": "eden", "guard": "17/16"}, ValueError, "guard must be None when rounding is 'eden', got '17/16'"),
+        ({"rounding": "eden", "select": "mse"}, ValueError, "select must be None when rounding is 'eden', got 'mse'"),
+        ({"format": "fp8", "rounding": "eden"}, ValueError, "rounding of fp8 must be one of 'nearest', 'stochastic'"),
+        (
+            {"rounding": "eden", "noise": torch.zeros(4, 4)},
+            ValueError,
+            r"the block scales' shape \(4, 1\), got \(4, 4\)",
+        ),
         ({"format": "mxfp4", "scale_mode": "ceil"}, ValueError, "did you mean 'rceil'"),
         (
             {"select": "mes"},
@@ -243,6 +255,7 @@ def test_mistakes_say_what_was_wrong(arguments: dict, error: type[Exception], me
         quantize(**{"x": torch.zeros(4, 4), **arguments})
 
 
-def test_stochastic_rounding_without_noise_is_refused_below_quantize() -> None:
-    with pytest.raises(ValueError, match="noise must be given"):
-        fake_quantize(torch.zeros(4), QuantSpec.make("nvfp4", rounding="stochastic"), 0)
+@pytest.mark.parametrize("rounding", ["stochastic", "eden"])
+def test_rounding_at_random_without_noise_is_refused_below_quantize(rounding: str) -> None:
+    with pytest.raises(ValueError, match=f"noise must be given when rounding is '{rounding}'"):
+        fake_quantize(torch.zeros(4), QuantSpec.make("nvfp4", rounding=rounding), 0)

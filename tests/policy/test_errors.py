@@ -99,7 +99,7 @@ NAMES = [
         2,
         "recipe a, weight, rounding",
         "stocastic",
-        ["nearest", "stochastic"],
+        ["nearest", "stochastic", "eden"],
         "stochastic",
         "for nvfp4",
     ),
@@ -226,6 +226,24 @@ OTHERS = [
         2,
         "recipe a, weight, guard",
         'is for rounding = "stochastic" only; leave it out',
+    ),
+    (
+        "[recipe.a]\nweight = { format = 'mxfp4', rounding = 'eden' }",
+        2,
+        "recipe a, weight, rounding",
+        'must be one of "nearest", "stochastic" for mxfp4, got "eden"',
+    ),
+    (
+        "[recipe.a]\nweight = { format = 'nvfp4', rounding = 'eden', guard = 'round_up' }",
+        2,
+        "recipe a, weight, guard",
+        'is for rounding = "stochastic" only; leave it out',
+    ),
+    (
+        "[recipe.a]\nweight = { format = 'nvfp4', rounding = 'eden', four_over_six = true }",
+        2,
+        "recipe a, weight, four_over_six",
+        'means nothing with rounding = "eden", which has no choice of 6 or 4; leave it out',
     ),
     (
         "[recipe.a]\nweight = { format = 'nvfp4', scale_mode = 'floor' }",

@@ -43,6 +43,7 @@ TREATMENTS = {
     "mxfp8": ["mxfp8 1x32 nearest floor"] * 3,
     "nvfp4": ["nvfp4 1x16 nearest"] * 2 + ["nvfp4 1x16 stochastic round_up"],
     "nvidia": ["nvfp4 16x16 nearest", "nvfp4 1x16 nearest", "nvfp4 1x16 stochastic 17/16"],
+    "quartet2": ["nvfp4 1x16 nearest 4/6-mse"] * 2 + ["nvfp4 1x16 stochastic round_up 4/6-expected"],
 }
 QUANTIZED = list(TREATMENTS)
 
@@ -51,6 +52,7 @@ WGRAD = {
     "averis-hadamard": [TREATMENTS["averis-hadamard"][0]]
     + [text + ", hadamard fixed" for text in TREATMENTS["averis-hadamard"][1:]],
     "nvidia": [TREATMENTS["nvidia"][0]] + [text + ", hadamard fixed" for text in TREATMENTS["nvidia"][1:]],
+    "quartet2": ["nvfp4 1x16 eden, hadamard fresh"] * 3,
 }
 
 HEADS = [
@@ -106,6 +108,12 @@ def test_nvidia_leaves_its_last_blocks_high_and_one_line_changes_it(query: Calla
     assert Policy.load("nvidia").decide(query(block=(5, 8))).recipe == "nvidia"
     changed = Policy.from_toml("extends = 'nvidia'\nrecipe.last-blocks = 'nvidia'")
     assert str(changed.decide(last).treatment) == TREATMENTS["nvidia"][1]
+
+
+def test_quartet2_rotates_dgrad_like_wgrad(query: Callable[..., Query]) -> None:
+    policy = Policy.load("quartet2")
+    decisions = [policy.decide(query(gemm="dgrad", operand=operand)) for operand in ("gradient", "weight")]
+    assert {str(decision.treatment) for decision in decisions} == {"nvfp4 1x16 eden, hadamard fresh"}
 
 
 def test_hadamard_transforms_come_in_pairs(query: Callable[..., Query]) -> None:

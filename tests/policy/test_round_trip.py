@@ -43,14 +43,15 @@ def treatments(draw: st.DrawFn) -> Treatment:
     if name == "high":
         return Treatment(format="high")
     format = FORMATS[name]
-    stochastic = draw(st.booleans())
+    rounding = draw(st.sampled_from(format.roundings))
+    stochastic = rounding == "stochastic"
     return Treatment(
         format=name,
         block=draw(st.none() | st.sampled_from(format.blocks)),
-        rounding="stochastic" if stochastic else draw(st.sampled_from([None, "nearest"])),
+        rounding=draw(st.sampled_from([None, "nearest"])) if rounding == "nearest" else rounding,
         guard=draw(st.none() | st.sampled_from(format.guards)) if stochastic else None,
         scale_mode=draw(st.none() | st.sampled_from(format.scale_modes)) if format.scale_modes else None,
-        four_over_six=draw(st.sampled_from([None, False, True])) if format.selects("nearest") else None,
+        four_over_six=draw(st.sampled_from([None, False, True])) if format.selects(rounding) else None,
         split=draw(splits()),
         hadamard=draw(st.sampled_from([None, False, True, "fixed", "fresh"])),
     )
@@ -179,6 +180,7 @@ recipe = "high"
         ('weight = { format = "nvfp4", block = "16x16" }', 'weight = { format = "nvfp4", block = "1x16" }'),
         ('activation = "nvfp4"', 'activation = "mxfp4"'),
         ('activation = "nvfp4"', 'activation = { format = "nvfp4", rounding = "stochastic" }'),
+        ('rounding = "stochastic" }', 'rounding = "eden" }'),
         ('rounding = "stochastic" }', 'rounding = "stochastic", guard = "17/16" }'),
         ('rounding = "stochastic" }', 'rounding = "stochastic", four_over_six = true }'),
         ('rounding = "stochastic" }', 'rounding = "stochastic", hadamard = true }'),

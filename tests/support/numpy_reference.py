@@ -101,6 +101,7 @@ def quantize(
     block: str,
     axis: int,
     *,
+    rounding: str = "nearest",
     guard: str | None = None,
     scale_mode: str | None = None,
     select: str | None = None,
@@ -108,6 +109,9 @@ def quantize(
 ) -> Quantized:
     """x: float32. The formulas are those of the documentation, one numpy scalar at a time."""
     with np.errstate(all="ignore"):
+        if rounding == "eden":
+            assert noise is not None
+            return _eden(x, block, axis % x.ndim, noise)
         if select is not None:
             return _nvfp4(x, format, block, axis % x.ndim, guard, None, noise, select)
         family: Callable[..., Quantized] = {"nv": _nvfp4, "mx": _mx, "fp": _fp8}[format[:2]]
@@ -177,6 +181,38 @@ def _nvfp4(
         codes[where] = _round_block(x, where, factors[best], ml_dtypes.float4_e2m1fn, noise)
         values[where] = codes[where].astype(F32) * scale * dec
     return Quantized(_pack(codes.view(np.uint8), axis), scales.view(np.uint8), dec, values)
+
+
+def _eden(x: Array, block: str, axis: int, noise: Array) -> Quantized:
+    """NVFP4 to nearest, with block scales that are corrected and rounded by the noise, one number per block."""
+    amax = _amax(x)
+    enc = F32(1) if amax == 0 else np.minimum(F32(256 * 6) / amax, FP32_MAX)
+    dec = F32(1) / enc
+    places = 10 if block == "16x16" else 14
+    scales = _empty_scales(x, block, axis, ml_dtypes.float8_e4m3fn)
+    codes = np.zeros(x.shape, ml_dtypes.float4_e2m1fn)
+    values = np.zeros(x.shape, F32)
+    for index, where in blocks_of(x.shape, block, axis):
+        ideal = _amax(x[where]) * (enc * F32(1 / 6))
+        factor = np.minimum(F32(1) / (ideal * dec), FP32_MAX)
+        codes[where] = _round_block(x, where, factor, ml_dtypes.float4_e2m1fn, None)
+        scaled = np.minimum(np.abs(x[where] * factor), F32(6))
+        rounded = np.abs(codes[where].astype(F32))
+        if np.isfinite(scaled).all() and np.isfinite(ideal):
+            itself = _fixed_sum(scaled * scaled, places)
+            other = _fixed_sum(scaled * rounded, places)
+            correction = F32(1) if other == 0 else itself / other
+            scale = np.minimum(ideal * correction, F32(448))
+            scales[index] = round_element(scale, ml_dtypes.float8_e4m3fn, float(noise[index]))
+        else:
+            scales[index] = np.nan
+        values[where] = codes[where].astype(F32) * scales[index].astype(F32) * dec
+    return Quantized(_pack(codes.view(np.uint8), axis), scales.view(np.uint8), dec, values)
+
+
+def _fixed_sum(terms: Array, places: int) -> np.float32:
+    """Of terms to a fixed number of binary places, a half going to the even one, summed without rounding."""
+    return F32(sum(round(float(term) * 2**places) for term in terms.ravel()) / 2**places)
 
 
 def _e4m3_scale(ideal: np.float32, guard: str | None) -> Any:
