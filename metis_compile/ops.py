@@ -1,5 +1,7 @@
 """The operators that stand for quantization in a graph. Each runs the plain-torch numerics; no second definition.
 
+A fake tensor has its shape worked out, nothing more: a graph has hundreds of them.
+
 `metis::quantize(x, spec, axis, seed?, stream) -> [codes, block_scales?, tensor_scale?]` and its inverse
 `metis::dequantize(parts, spec, axis, length)`; a spec is the text of a `QuantSpec`, such as "nvfp4 1x16 nearest".
 Rounding at random draws its noise from the seed, an int64 tensor that the graph draws from torch's generator.
@@ -10,12 +12,16 @@ Rounding at random draws its noise from the seed, an int64 tensor that the graph
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 
 from metis_compile.numerics import QuantSpec, decode, encode, noise_shape, uniform_noise
+from metis_compile.numerics.quantize import empty_parts, empty_values
 
 __all__ = ["DEQUANTIZE", "LOAD", "MATERIALIZE", "QUANTIZE", "STORE", "dequantize", "materialize", "quantize"]
+
+parse = cache(QuantSpec.parse)
 
 
 @torch.library.custom_op("metis::quantize", mutates_args=())
@@ -26,14 +32,18 @@ def quantize(
 
     seed, stream: what rounding at random takes its noise from, see `metis_compile.numerics.uniform_noise`.
     """
-    parsed = QuantSpec.parse(spec)
-    return [part.clone() for part in encode(x, parsed, axis, noise_of(x, parsed, axis, seed, stream))]
+    parsed = parse(spec)
+    parts = encode(x, parsed, axis, noise_of(x, parsed, axis, seed, stream))
+    return [part.clone(memory_format=torch.contiguous_format) for part in parts]
 
 
 @quantize.register_fake
 def _(x: torch.Tensor, spec: str, axis: int, seed: torch.Tensor | None = None, stream: int = 0) -> list[torch.Tensor]:
-    parsed = QuantSpec.parse(spec)
-    return encode(x, parsed, axis, noise_of(x, parsed, axis, seed, stream))
+    parsed = parse(spec)
+    if parsed.needs_noise != (seed is not None):
+        needs = "must be given" if parsed.needs_noise else "must be None"
+        raise ValueError(f"seed {needs} when rounding is {parsed.rounding!r}")
+    return empty_parts(x, parsed, axis)
 
 
 def noise_of(
@@ -46,12 +56,12 @@ def noise_of(
 @torch.library.custom_op("metis::dequantize", mutates_args=())
 def dequantize(parts: list[torch.Tensor], spec: str, axis: int, length: int) -> torch.Tensor:
     """The float32 values that `parts` hold, `length` of them along `axis`."""
-    return decode(parts, QuantSpec.parse(spec), axis, length).clone()
+    return decode(parts, parse(spec), axis, length).clone(memory_format=torch.contiguous_format)
 
 
 @dequantize.register_fake
 def _(parts: list[torch.Tensor], spec: str, axis: int, length: int) -> torch.Tensor:
-    return decode(parts, QuantSpec.parse(spec), axis, length)
+    return empty_values(parts, parse(spec), axis, length)
 
 
 @torch.library.custom_op("metis::materialize", mutates_args=())

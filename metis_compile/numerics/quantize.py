@@ -7,6 +7,7 @@ runs eagerly, under torch.compile, on fake tensors and with symbolic sizes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,6 +47,27 @@ def encode(x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None = None) -
     return parts if scales.tensor_scale is None else [*parts, scales.tensor_scale]
 
 
+def empty_parts(x: Tensor, spec: QuantSpec, axis: int) -> list[Tensor]:
+    """What :func:`encode` returns for x, contiguous and not filled in. Errors as there, but for the noise."""
+    _check_dtype(x)
+    codes, scales = part_shapes(spec, x.shape, axis)
+    parts = [x.new_empty(codes, dtype=torch.uint8)]
+    if scales is not None:
+        parts.append(x.new_empty(scales, dtype=spec.fmt.scale_dtype))
+    if scales is None or spec.fmt.tensor_scale:
+        parts.append(x.new_empty((), dtype=torch.float32))
+    return parts
+
+
+def part_shapes(spec: QuantSpec, shape: Sequence[Any], axis: int) -> tuple[list[Any], list[Any] | None]:
+    """The shapes of the codes and of the block scales of a tensor; None for what the format has not."""
+    layout = BlockLayout.of(spec, len(shape), axis)
+    codes = list(shape)
+    if spec.element.dtype is None:
+        codes[layout.axis] = (shape[layout.axis] + 1) // 2
+    return codes, None if layout.tensor else layout.scales_shape(shape)
+
+
 def decode(
     parts: Sequence[Tensor], spec: QuantSpec, axis: int, length: int, dtype: torch.dtype = torch.float32
 ) -> Tensor:
@@ -60,6 +82,14 @@ def decode(
     if spec.fmt.tensor_scale:
         result = result * parts[2]
     return layout.join(result, values.shape).to(dtype)
+
+
+def empty_values(parts: Sequence[Tensor], spec: QuantSpec, axis: int, length: int) -> Tensor:
+    """What :func:`decode` returns for these parts, float32, contiguous and not filled in."""
+    codes = parts[0]
+    shape = list(codes.shape)
+    shape[BlockLayout.of(spec, codes.dim(), axis).axis] = length
+    return codes.new_empty(shape, dtype=torch.float32)
 
 
 def fake_quantize(
@@ -80,8 +110,7 @@ def noise_shape(shape: Sequence[int], spec: QuantSpec, axis: int) -> list[int]:
 
 def _quantize(x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None) -> tuple[BlockLayout, Tensor, Scaling]:
     """Rounded fp32 elements, split into blocks, and their scales."""
-    if not x.dtype.is_floating_point or x.dtype == torch.float64:
-        raise TypeError(f"x must be float32, bfloat16, float16 or float8 to be quantized, got {x.dtype}")
+    _check_dtype(x)
     layout = BlockLayout.of(spec, x.dim(), axis)
     _check_noise(noise, spec, noise_shape(x.shape, spec, axis))
     if x.requires_grad:
@@ -105,6 +134,11 @@ def _store(scale: Tensor, spec: QuantSpec) -> Tensor:
 def _load(stored: Tensor, spec: QuantSpec) -> Tensor:
     """The fp32 values of stored scales."""
     return e8m0_value(e8m0_to_bytes(stored).to(torch.int32)) if spec.fmt.scale == "e8m0" else stored.to(torch.float32)
+
+
+def _check_dtype(x: Tensor) -> None:
+    if not x.dtype.is_floating_point or x.dtype == torch.float64:
+        raise TypeError(f"x must be float32, bfloat16, float16 or float8 to be quantized, got {x.dtype}")
 
 
 def _check_noise(noise: Tensor | None, spec: QuantSpec, shape: Sequence[int]) -> None:
