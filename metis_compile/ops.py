@@ -19,7 +19,17 @@ import torch
 from metis_compile.numerics import QuantSpec, decode, encode, noise_shape, uniform_noise
 from metis_compile.numerics.quantize import empty_parts, empty_values
 
-__all__ = ["DEQUANTIZE", "LOAD", "MATERIALIZE", "QUANTIZE", "STORE", "dequantize", "materialize", "quantize"]
+__all__ = [
+    "DEQUANTIZE",
+    "LOAD",
+    "MATERIALIZE",
+    "QUANTIZE",
+    "STORE",
+    "GraphOperators",
+    "dequantize",
+    "materialize",
+    "quantize",
+]
 
 parse = cache(QuantSpec.parse)
 
@@ -108,3 +118,13 @@ DEQUANTIZE = torch.ops.metis.dequantize.default
 MATERIALIZE = torch.ops.metis.materialize.default
 LOAD = torch.ops.metis.load.default
 STORE = torch.ops.metis.store_.default
+
+
+class GraphOperators:
+    """What a traced conditioning calls: see `metis_compile.conditioning.operators`."""
+
+    def rounded(
+        self, x: torch.Tensor, spec: QuantSpec, axis: int, seed: torch.Tensor | None, stream: int
+    ) -> torch.Tensor:
+        parts = QUANTIZE(x, str(spec), axis, *([] if seed is None else [seed, stream]))
+        return DEQUANTIZE(parts, str(spec), axis, x.shape[axis])

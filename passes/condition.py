@@ -22,8 +22,10 @@ from metis_compile.compat import enable_python_dispatcher
 from metis_compile.conditioning import Conditioning, Mean, kept_step, next_basis
 from metis_compile.conditioning.factors import partner_spec
 from metis_compile.conditioning.hadamard import fixed_signs, hadamard, inverse_hadamard, signs_from
+from metis_compile.conditioning.operators import using
 from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.noise import stream_offset
+from metis_compile.ops import GraphOperators
 from metis_compile.passes.emit import Emitter
 from metis_compile.passes.sites import GraphInputs, Operand
 from metis_compile.passes.slots import Slots
@@ -74,7 +76,7 @@ class Conditioner:
 
     def __init__(self, emitter: Emitter, inputs: GraphInputs) -> None:
         self.emitter = emitter
-        self.tracer = Tracer(emitter)
+        self.tracer = Tracer(emitter, lambda: using(GraphOperators()))
         self.slots = Slots(emitter, inputs)
         self._parts: dict[Any, Parts] = {}
         self._transformed: dict[Any, fx.Node] = {}
@@ -96,7 +98,8 @@ class Conditioner:
             def run(x: torch.Tensor, *seed: torch.Tensor) -> list[torch.Tensor]:
                 return list(split.split(x, axis=axis, seed=seed[0] if seed else None))
 
-            residual, left, right = self.tracer.insert((split, axis), run, inputs, label)
+            with self.emitter.marking(metis_tail=True):
+                residual, left, right = self.tracer.insert((split, axis), run, inputs, label)
             self._parts[key] = Parts(residual=residual, left=left, right=right)
         return self._parts[key]
 
@@ -118,7 +121,8 @@ class Conditioner:
             return [*split.split(x, axis=axis, seed=noise, basis=moved[0]), *moved]
 
         inputs = [base, *seed, *kept]
-        residual, left, right, moved, *count = self.tracer.insert(("follow", split, axis), run, inputs, label)
+        with self.emitter.marking(metis_tail=True):
+            residual, left, right, moved, *count = self.tracer.insert(("follow", split, axis), run, inputs, label)
         slot.write(moved)
         if counter is not None:
             counter.write(count[0])

@@ -7,6 +7,7 @@ import difflib
 import torch
 from torch import Tensor
 
+from metis_compile.conditioning.operators import operators
 from metis_compile.conditioning.settings import check_name
 from metis_compile.numerics import FORMATS, QuantSpec, fake_quantize, noise_shape, uniform_noise
 
@@ -62,11 +63,11 @@ def rounded_factor(factor: Tensor, factors: str, axis: int, seed: Tensor | None,
     if factors == BFLOAT16:
         return round_to_bfloat16(factor)
     spec = QuantSpec.parse(factors)
-    noise = None
-    if spec.needs_noise:
-        noise = uniform_noise(
-            require_seed(seed, f"{spec.rounding} factors"), stream, noise_shape(factor.shape, spec, axis)
-        )
+    drawn = require_seed(seed, f"{spec.rounding} factors") if spec.needs_noise else None
+    installed = operators()
+    if installed is not None:
+        return installed.rounded(factor, spec, axis, drawn, stream)
+    noise = None if drawn is None else uniform_noise(drawn, stream, noise_shape(factor.shape, spec, axis))
     return fake_quantize(factor, spec, axis, noise)
 
 
