@@ -25,7 +25,6 @@ __all__ = [
     "MATERIALIZE",
     "QUANTIZE",
     "STORE",
-    "GraphOperators",
     "dequantize",
     "materialize",
     "quantize",
@@ -118,13 +117,3 @@ DEQUANTIZE = torch.ops.metis.dequantize.default
 MATERIALIZE = torch.ops.metis.materialize.default
 LOAD = torch.ops.metis.load.default
 STORE = torch.ops.metis.store_.default
-
-
-class GraphOperators:
-    """What a traced conditioning calls: see `metis_compile.conditioning.operators`."""
-
-    def rounded(
-        self, x: torch.Tensor, spec: QuantSpec, axis: int, seed: torch.Tensor | None, stream: int
-    ) -> torch.Tensor:
-        parts = QUANTIZE(x, str(spec), axis, *([] if seed is None else [seed, stream]))
-        return DEQUANTIZE(parts, str(spec), axis, x.shape[axis])

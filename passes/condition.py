@@ -25,8 +25,8 @@ from metis_compile.conditioning.hadamard import fixed_signs, hadamard, inverse_h
 from metis_compile.conditioning.operators import using
 from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.noise import stream_offset
-from metis_compile.ops import GraphOperators
 from metis_compile.passes.emit import Emitter
+from metis_compile.passes.operators import GraphOperators
 from metis_compile.passes.sites import GraphInputs, Operand
 from metis_compile.passes.slots import Slots
 from metis_compile.passes.trace import Tracer
@@ -79,6 +79,7 @@ class Conditioner:
         self.tracer = Tracer(emitter, lambda: using(GraphOperators()))
         self.slots = Slots(emitter, inputs)
         self._parts: dict[Any, Parts] = {}
+        self._moved: dict[Any, fx.Node] = {}
         self._transformed: dict[Any, fx.Node] = {}
 
     def split(self, operand: Operand, split: Conditioning, stream: int, label: str, backward: bool) -> Parts:
@@ -88,23 +89,35 @@ class Conditioner:
         """
         axis = operand.axis
         key = (operand.base, split, axis if getattr(split, "depends_on_axis", False) else None)
-        if key not in self._parts and kept_step(split) is not None and self.slots.training:
-            self._parts[key] = self._follow(operand, split, stream, label, backward)
-        elif key not in self._parts:
-            inputs = [operand.base]
-            if getattr(split, "needs_seed", True) or hasattr(split, "fresh_basis"):
-                inputs.append(self._stream_seed(operand.base, stream))
-
-            def run(x: torch.Tensor, *seed: torch.Tensor) -> list[torch.Tensor]:
-                return list(split.split(x, axis=axis, seed=seed[0] if seed else None))
-
-            with self.emitter.marking(metis_tail=True):
-                residual, left, right = self.tracer.insert((split, axis), run, inputs, label)
-            self._parts[key] = Parts(residual=residual, left=left, right=right)
+        if key not in self._parts:
+            moved = self._moved.get((operand.base, split))
+            if moved is None and kept_step(split) is not None and self.slots.training:
+                self._parts[key] = self._follow(operand, split, stream, label, backward)
+            else:
+                self._parts[key] = self._split_by(operand, split, stream, label, moved)
         return self._parts[key]
 
+    def _split_by(self, operand: Operand, split: Conditioning, stream: int, label: str, basis: fx.Node | None) -> Parts:
+        """A split by the basis that this step has for the tensor already; without one, by itself."""
+        axis, base = operand.axis, operand.base
+        random = getattr(split, "needs_seed", True) or (basis is None and hasattr(split, "fresh_basis"))
+        seed = [self._stream_seed(base, stream)] if random else []
+
+        def run(x: torch.Tensor, *given: torch.Tensor) -> list[torch.Tensor]:
+            noise, kept = (given[0] if seed else None), given[len(seed) :]
+            return list(split.split(x, axis=axis, seed=noise, basis=kept[0] if kept else None))
+
+        inputs = [base, *seed, *([] if basis is None else [basis])]
+        key = ("split" if basis is None else "split by", split, axis)
+        with self.emitter.marking(metis_tail=True):
+            residual, left, right = self.tracer.insert(key, run, inputs, label)
+        return Parts(residual=residual, left=left, right=right)
+
     def _follow(self, operand: Operand, split: Conditioning, stream: int, label: str, backward: bool) -> Parts:
-        """A split by a basis that is kept: read, moved on by this step's tensor, and written back."""
+        """A split by a basis that is kept: read, moved on by this step's tensor, and written back.
+
+        Once for both axes: they differ in how factors are rounded alone.
+        """
         axis, base, step = operand.axis, operand.base, kept_step(split)
         slot = self.slots.allot(self._basis_shape(split, base), base, backward)
         kept = [slot.read(f"{label}_kept")]
@@ -124,6 +137,7 @@ class Conditioner:
         with self.emitter.marking(metis_tail=True):
             residual, left, right, moved, *count = self.tracer.insert(("follow", split, axis), run, inputs, label)
         slot.write(moved)
+        self._moved[base, split] = moved
         if counter is not None:
             counter.write(count[0])
         return Parts(residual=residual, left=left, right=right)
@@ -131,12 +145,13 @@ class Conditioner:
     def _stream_seed(self, node: fx.Node, stream: int) -> fx.Node:
         """The seed that a stream starts at, as a node: what is traced for one tensor then serves all of its shape."""
         seed = self.emitter.seed(node.meta["val"].device)
-        return self.emitter.call(aten.add.Tensor, (seed, stream_offset(stream)), name=f"{node.name}_seed")
+        # not named after the node: the partitioner takes what has "tangents" in its name for an input of backward
+        return self.emitter.call(aten.add.Tensor, (seed, stream_offset(stream)), name=f"metis_seed_{stream}")
 
     def _basis_shape(self, split: Any, base: fx.Node) -> list[int]:
         assert self.emitter.fake_mode is not None
         x = base.meta["val"]
-        with self.emitter.fake_mode, enable_python_dispatcher():
+        with self.emitter.fake_mode, enable_python_dispatcher(), using(GraphOperators()):
             seed = torch.zeros(1, dtype=torch.int64, device=x.device)
             return list(split.fresh_basis(x, seed).shape)
 

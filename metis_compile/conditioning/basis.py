@@ -53,5 +53,12 @@ def next_basis(
     if count is None:
         return [moved]
     stale = (count < 1) | (count >= refresh) if refresh > 0 else count < 1
-    moved = torch.where(stale, split.fresh_basis(x, seed, stream=stream), moved)
-    return [moved, torch.where(stale, 1.0, count + 1)]
+    return [_refreshed(split, x, seed, moved, stale, stream), torch.where(stale, 1.0, count + 1)]
+
+
+def _refreshed(split: Any, x: Tensor, seed: Tensor | None, kept: Tensor, stale: Tensor, stream: int) -> Tensor:
+    if isinstance(split, Chain):
+        split, x, stream = split.before_basis(x, seed, stream)
+    if hasattr(split, "refreshed_basis"):
+        return split.refreshed_basis(x, seed, kept, stale, stream=stream)
+    return torch.where(stale, split.fresh_basis(x, seed, stream=stream), kept)

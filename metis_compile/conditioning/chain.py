@@ -68,17 +68,18 @@ class Chain:
 
     def fresh_basis(self, x: Tensor, seed: Tensor | None, *, stream: int = 0, rank: int | None = None) -> Tensor:
         """That of the step that keeps one, of what is left of x there."""
-        step, x, stream = self._before_basis(x, seed, stream)
+        step, x, stream = self.before_basis(x, seed, stream)
         return step.fresh_basis(x, seed, stream=stream, rank=rank)
 
     def update_basis(
         self, x: Tensor, basis: Tensor, *, axis: int = 1, seed: Tensor | None = None, stream: int = 0
     ) -> Tensor:
         """That of the step that keeps one; the other arguments as for the split whose basis it is."""
-        step, x, _ = self._before_basis(x, seed, stream, axis)
+        step, x, _ = self.before_basis(x, seed, stream, axis)
         return step.update_basis(x, basis)
 
-    def _before_basis(self, x: Tensor, seed: Tensor | None, stream: int, axis: int = 1) -> tuple[Any, Tensor, int]:
+    def before_basis(self, x: Tensor, seed: Tensor | None, stream: int, axis: int = 1) -> tuple[Any, Tensor, int]:
+        """The step that keeps a basis, the residual that it gets, and its stream."""
         for number, step in enumerate(self.steps):
             here = stream + number * STREAMS_PER_STEP
             if getattr(step, "keeps_basis", False):

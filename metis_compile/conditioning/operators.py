@@ -1,6 +1,6 @@
-"""Where a compiler puts operators in place of what they do: rounding a factor.
+"""Where a compiler puts operators in place of what they do: rounding a factor, making a basis, moving one on.
 
-Written out, roundings are most of the nodes of a conditioned graph. Eagerly they are plain torch; code that traces a
+Written out, these are most of the nodes of a conditioned graph. Eagerly they are plain torch; code that traces a
 conditioning installs operators whose implementation is that plain torch.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +24,16 @@ class Operators(Protocol):
         """x quantized and back, float32; noise as `metis_compile.numerics.uniform_noise` draws it."""
         ...
 
+    def fresh_basis(
+        self, split: Any, x: Tensor, seed: Tensor, stream: int, rank: int, kept: Tensor | None, stale: Tensor | None
+    ) -> Tensor:
+        """That of `split`, a Spectral; `kept`, and no sketch made, where `stale`, one bool, is there and false."""
+        ...
+
+    def power_step(self, x: Tensor, basis: Tensor, left: Tensor | None) -> Tensor:
+        """The basis after one power step: see `Spectral.update_basis`."""
+        ...
+
 
 _operators: ContextVar[Operators | None] = ContextVar("metis_operators", default=None)
 
@@ -36,8 +46,8 @@ def operators() -> Operators | None:
 
 
 @contextmanager
-def using(given: Operators) -> Iterator[None]:
-    """In this context and thread, conditionings call these operators."""
+def using(given: Operators | None) -> Iterator[None]:
+    """In this context and thread, conditionings call these operators; None: they are plain torch."""
     token = _operators.set(given)
     try:
         yield

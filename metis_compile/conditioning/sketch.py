@@ -32,10 +32,15 @@ def sample_rows(x: Tensor, share: float, least: int, seed: Tensor, stream: int) 
     rows = x.shape[0]
     if share == 1 or statically_known_true(rows <= least):
         return x
-    part = Fraction(share).limit_denominator(10**6)
-    wanted = (rows * part.numerator + part.denominator - 1) // part.denominator
-    count = torch.sym_min(rows, torch.sym_max(wanted, least))
+    count = sampled_rows(rows, share, least)
     index = torch.arange(count, dtype=torch.int64, device=x.device)
     first, behind = index * rows // count, (index + 1) * rows // count
     step = (uniform_noise(seed, stream, [count]) * (behind - first).to(torch.float32)).to(torch.int64)
     return x.index_select(0, torch.minimum(first + step, behind - 1))
+
+
+def sampled_rows(rows: int, share: float, least: int) -> int:
+    """How many of so many rows :func:`sample_rows` takes."""
+    part = Fraction(share).limit_denominator(10**6)
+    wanted = (rows * part.numerator + part.denominator - 1) // part.denominator
+    return torch.sym_min(rows, torch.sym_max(wanted, least))  # type: ignore[no-any-return]

@@ -31,6 +31,7 @@ from metis_compile.conditioning.factors import (
     require_seed,
     rounded_factor,
 )
+from metis_compile.conditioning.operators import operators
 from metis_compile.conditioning.orthonormal import orthonormalize, unit_columns
 from metis_compile.conditioning.rank import check_rank, resolve_rank
 from metis_compile.conditioning.settings import check_count, check_flag, check_name, check_share
@@ -124,6 +125,9 @@ class Spectral:
         """
         seed = require_seed(seed, "a fresh basis")
         k = resolve_rank(self.rank, *x.shape) if rank is None else rank
+        installed = operators()
+        if installed is not None:
+            return installed.fresh_basis(self, x, seed, stream, k, None, None)
         width = resolve_rank(k + self.oversample, *x.shape)
         rows = sample_rows(x, self.sample, self.sample_least * width, seed, stream + 3 * STREAMS).to(torch.float32)
         rows = torch.where(torch.isfinite(rows), rows, 0.0)
@@ -140,12 +144,25 @@ class Spectral:
             q = torch.mm(q, torch.linalg.eigh(torch.mm(seen.mT, seen))[1].flip(1)[:, :k])
         return q.mT
 
+    def refreshed_basis(
+        self, x: Tensor, seed: Tensor | None, kept: Tensor, stale: Tensor, *, stream: int = 0
+    ) -> Tensor:
+        """:meth:`fresh_basis` where `stale`, one bool, is true, else `kept`: compiled, nothing is made in vain then."""
+        installed = operators()
+        if installed is None or type(self).fresh_basis is not Spectral.fresh_basis:
+            return torch.where(stale, self.fresh_basis(x, seed, stream=stream), kept)
+        rank = resolve_rank(self.rank, *x.shape)
+        return installed.fresh_basis(self, x, require_seed(seed, "a fresh basis"), stream, rank, kept, stale)
+
     def update_basis(self, x: Tensor, basis: Tensor, left: Tensor | None = None) -> Tensor:
         """The basis after one power step, orth(x^T (x V))^T: [k, columns] -> [k, columns]. Keeps no state itself.
 
         left: x V, where it is known already. Directions in which x is zero stay as they are, and all of them do where
         x is not finite, so that one bad step does not lose what was learnt.
         """
+        installed = operators()
+        if installed is not None:
+            return installed.power_step(x, basis, left)
         x, basis = x.to(torch.float32), basis.to(torch.float32)
         unit, norms = unit_columns(torch.mm(x, basis.mT) if left is None else left)
         step = torch.mm(x.mT, unit)

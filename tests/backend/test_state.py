@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import sys
+import types
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -17,6 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 import metis_compile
 from metis_compile import Policy
+from metis_compile.basis_ops import FRESH_BASIS
+from metis_compile.conditioning import Conditioned, Spectral, next_basis
 from metis_compile.ops import LOAD, STORE
 
 
@@ -37,7 +42,7 @@ def policy(activation: str = "rank = 3", gradient: str = "rank = 2", rounding: s
 POLICY = policy()
 
 
-def compiled(model: Callable[..., Any], chosen: Policy = POLICY, **kwargs: Any) -> Any:
+def compiled(model: Callable[..., Any], chosen: Policy | str = POLICY, **kwargs: Any) -> Any:
     return torch.compile(model, backend=eager_backend(chosen), **kwargs)
 
 
@@ -307,6 +312,85 @@ def test_a_product_without_room_says_what_to_do() -> None:
 
     with pytest.raises(Exception, match=r"symbolic shape.*refresh = 1 keeps nothing"):
         step(compiled(Turned(), dynamic=True), torch.randn(40, 23))
+
+
+def test_one_basis_for_both_axes() -> None:
+    """Factors with blocks are rounded along the axis, so that a tensor is split for each; its basis moves on once."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 64))
+    x = batch(rows=256, columns=64).requires_grad_()
+    graph = capture_graphs(model, x, policy="metis-paper").graphs[0].joint_after
+    assert graph is not None
+    split = 6  # activation, weight and gradient of two linears, each with its basis and how many steps it is old
+    for target, count in ((FRESH_BASIS, split), (LOAD, 2 * split), (STORE, 2 * split)):
+        assert len(graph.graph.find_nodes(op="call_function", target=target)) == count
+
+    run = compiled(model, "metis-paper")
+    step(run, x)
+    kept = metis_compile.state_dict(run)["0.weight#0"]["forward"]
+    assert abs(float(kept[:64].norm()) - 1) < 1e-5
+    assert kept[64] == 1
+
+
+def test_no_sketch_between_refreshes(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    fresh_basis = Spectral.fresh_basis
+
+    def counted(self: Spectral, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if type(x) is Tensor:
+            made.append(i)
+        return fresh_basis(self, x, *args, **kwargs)
+
+    monkeypatch.setattr(Spectral, "fresh_basis", counted)
+    run = compiled(nn.Linear(32, 16), policy("rank = 3, refresh = 3"))
+    for i in range(7):
+        step(run, batch(i))
+    assert made == [0, 3, 6]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Somebodys:
+    """A conditioning of the user's own that keeps a basis."""
+
+    refresh: int = 3
+    keeps_basis: ClassVar[bool] = True
+    needs_seed: ClassVar[bool] = False
+
+    def split(
+        self, x: Tensor, *, axis: int = 1, seed: Tensor | None = None, stream: int = 0, basis: Tensor | None = None
+    ) -> Conditioned:
+        right = self.fresh_basis(x, seed) if basis is None else basis
+        left = x @ right.mT
+        return Conditioned(x - left @ right, left, right)
+
+    def fresh_basis(self, x: Tensor, seed: Tensor | None, *, stream: int = 0, rank: int | None = None) -> Tensor:
+        return torch.nn.functional.normalize(x.abs().mean(0, keepdim=True), dim=1)
+
+    def update_basis(self, x: Tensor, basis: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(basis + 1, dim=1)
+
+
+def test_a_class_of_the_users_own_keeps_a_basis(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("somebodys")
+    module.Somebodys = Somebodys  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "somebodys", module)
+    chosen = Policy.from_toml(
+        """
+        [recipe.r]
+        weight = "nvfp4"
+        activation = { format = "nvfp4", split = { kind = "somebodys:Somebodys" } }
+        gradient = "nvfp4"
+        [[rule]]
+        recipe = "r"
+        """
+    )
+    run = compiled(nn.Linear(32, 16), chosen)
+    how, basis, count = Somebodys(), torch.zeros(1, 32), torch.zeros(1)
+    for i in range(5):
+        step(run, batch(i))
+        basis, count = next_basis(how, batch(i), basis, count, axis=1, seed=None)
+        kept = state(run)["weight#0.forward"]
+        torch.testing.assert_close(kept[:32].view(1, 32), basis)
+        assert kept[32] == count
 
 
 def test_the_dynamo_graph_stays_as_it_was() -> None:
