@@ -66,6 +66,17 @@ class Side:
         return self.operand.axis == 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Partner:
+    """An operand as a tail of the other one reads it, [m, k] or [k, n]: value, float32, plus the product of `thin`.
+
+    The whole is never made: a thin product with it is one with the value and a few with the factors.
+    """
+
+    value: fx.Node
+    thin: tuple[fx.Node, fx.Node] | None = None
+
+
 def partner_of(split: Conditioning) -> str:
     """What the split's factors are multiplied by; "high" for a user's own conditioning that does not say."""
     return str(getattr(split, "partner", "high"))
@@ -196,11 +207,12 @@ class Conditioner:
             found.append(self._outer(left, u, self._inner(left, s, partner)))
         if right.parts is not None and right.split is not None and not self._vanishes(left, right):
             u, s = self._factors(right)
-            partner = self._partner(left, right.split, residual_only=left.parts is not None)
+            # without factors of its own: where the left operand is split the partner is its residual alone
+            read = self._partner(left, right.split, residual_only=left.parts is not None).value
             if right.ones and right.contracts_rows:
-                thin = self.emitter.call(aten.sum.dim_IntList, (partner, [1], True))
+                thin = self.emitter.call(aten.sum.dim_IntList, (read, [1], True))
             else:
-                thin = self.emitter.call(aten.mm.default, (partner, u))
+                thin = self.emitter.call(aten.mm.default, (read, u))
             found.append(self.emitter.call(aten.mm.default, (thin, s)))
         return found
 
@@ -216,30 +228,39 @@ class Conditioner:
             return side.parts.left, side.parts.right
         return self._transpose(side.parts.right), self._transpose(side.parts.left)
 
-    def _inner(self, side: Side, s: fx.Node, partner: fx.Node) -> fx.Node:
-        if side.ones and side.contracts_rows:
-            return self.emitter.call(aten.sum.dim_IntList, (partner, [0], True))
-        return self.emitter.call(aten.mm.default, (s, partner))
+    def _inner(self, side: Side, s: fx.Node, partner: Partner) -> fx.Node:
+        """S times the partner, [r, n]."""
+
+        def reduced(matrix: fx.Node) -> fx.Node:
+            if side.ones and side.contracts_rows:
+                return self.emitter.call(aten.sum.dim_IntList, (matrix, [0], True))
+            return self.emitter.call(aten.mm.default, (s, matrix))
+
+        result = reduced(partner.value)
+        if partner.thin is None:
+            return result
+        u, t = partner.thin
+        return self.emitter.call(aten.add.Tensor, (result, self.emitter.call(aten.mm.default, (reduced(u), t))))
 
     def _outer(self, side: Side, u: fx.Node, inner: fx.Node) -> fx.Node:
         if side.ones and not side.contracts_rows:
             return inner
         return self.emitter.call(aten.mm.default, (u, inner))
 
-    def _partner(self, side: Side, split: Conditioning, residual_only: bool = False) -> fx.Node:
-        """The other operand as a tail reads it, [m, k] or [k, n], float32."""
+    def _partner(self, side: Side, split: Conditioning, residual_only: bool = False) -> Partner:
+        """The other operand as a tail reads it."""
+        thin = None
         spec = partner_spec(partner_of(split), side.spec)
         if partner_of(split) == "residual" or side.only_saved:
             value = self._plain(side)
             if side.parts is not None and not residual_only:
-                thin = self.emitter.call(aten.mm.default, (side.parts.left, side.parts.right))
-                value = self.emitter.call(aten.add.Tensor, (value, thin))
+                thin = self._factors(side)
         else:
             source = side.parts.residual if side.parts is not None and residual_only else side.operand.base
             value = self.emitter.cast(source, torch.float32)
             if spec is not None:
                 value = self.emitter.fake_quantize(value, spec, side.operand.axis)
-        return value if side.contracts_rows != side.is_left else self._transpose(value)
+        return Partner(value=value if side.contracts_rows != side.is_left else self._transpose(value), thin=thin)
 
     def _transpose(self, node: fx.Node) -> fx.Node:
         return self.emitter.call(aten.permute.default, (node, [1, 0]))

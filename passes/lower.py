@@ -29,6 +29,7 @@ from metis_compile.numerics.noise import stream_seed
 from metis_compile.ops import DEQUANTIZE, MATERIALIZE, QUANTIZE, noise_of
 from metis_compile.passes.emit import Emitter
 from metis_compile.passes.find import PRODUCTS
+from metis_compile.passes.thin import write_out_thin
 from metis_compile.passes.trace import Tracer
 from metis_compile.passes.views import strip_views
 
@@ -36,10 +37,11 @@ aten = torch.ops.aten
 
 
 def lower(graph: fx.Graph, *, cpu_kernels: bool = True) -> int:
-    """Replaces every metis.quantize and metis.dequantize of `graph`; returns how many there were.
+    """Replaces every metis.quantize and metis.dequantize of `graph`; returns how many there were. Thin products too.
 
     cpu_kernels: whether what lies on the CPU goes to the C++ kernels.
     """
+    write_out_thin(graph)
     nodes = [n for n in graph.nodes if n.target is QUANTIZE or n.target is DEQUANTIZE]
     if not nodes:
         return 0
