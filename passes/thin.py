@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from metis_compile.kernels.materialize import register_materialize
+from metis_compile.ops import MATERIALIZE
 from metis_compile.passes.emit import Emitter
 
 aten = torch.ops.aten
@@ -20,11 +22,15 @@ LEAST = 16  # rows of U and columns of S: with less there is nothing to gain
 def write_out_thin(graph: fx.Graph) -> int:
     """Writes out the thin products of tails and splits; returns how many there were."""
     nodes = [n for n in graph.find_nodes(op="call_function", target=aten.mm.default) if _is_thin(n)]
-    emitter = Emitter(graph) if nodes else None
+    if not nodes:
+        return 0
+    register_materialize()
+    emitter = Emitter(graph)
     for node in nodes:
-        assert emitter is not None
         left, right = node.args
         with emitter.at(node, like=node):
+            # made once: else their rounding would be done again for every element of the result
+            left, right = (emitter.call(MATERIALIZE, (factor,)) for factor in (left, right))
             terms = (
                 emitter.call(aten.unsqueeze.default, (left, 2)),
                 emitter.call(aten.unsqueeze.default, (right, 0)),
