@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from metis_compile.cli.bench import bench
 from metis_compile.cli.compare import compare
 from metis_compile.cli.explain import explain
 from metis_compile.cli.train import train
@@ -40,3 +41,4 @@ def root(
 app.command()(train)
 app.command()(explain)
 app.command()(compare)
+app.add_typer(bench)
