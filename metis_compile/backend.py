@@ -18,6 +18,7 @@ from metis_compile.compat import (
     CustomGraphPass,
     bf16_gemm,
     compile_fx,
+    compile_phase,
     dynamo_source,
     inductor_config,
     is_buffer_input,
@@ -63,12 +64,13 @@ def compile_graph(
 
     listed: whether what the graph keeps across steps is in `metis_compile.state_dict`.
     """
-    inputs = graph_inputs(gm)
-    uuid = _uuid(gm, config, inputs)
-    sizes = state.room(gm, config.policy) if torch.is_grad_enabled() else None
-    if sizes is not None:
-        gm, inputs, first, owner = state.with_state_inputs(gm, inputs, example_inputs, sizes)
-        example_inputs = [*example_inputs, *first]
+    with compile_phase("metis_backend"):
+        inputs = graph_inputs(gm)
+        uuid = _uuid(gm, config, inputs)
+        sizes = state.room(gm, config.policy) if torch.is_grad_enabled() else None
+        if sizes is not None:
+            gm, inputs, first, owner = state.with_state_inputs(gm, inputs, example_inputs, sizes)
+            example_inputs = [*example_inputs, *first]
     captures = active_captures()
     records = [capture.begin() for capture in captures]
     joint = JointPass(config=config, inputs=inputs, key=uuid, records=records)

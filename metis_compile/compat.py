@@ -21,6 +21,7 @@
 | SyntheticLocalSource | 2.3 | says where an input comes from that the model does not have: the state |
 | DynamoUnsupported | 2.0 | what Dynamo raises where a model is not one graph, for the reason |
 | aot_input, aot_output | 2.8 | what AOTAutograd says an input or output of a graph is, in `meta["desc"]` |
+| compile_phase, compile_phases | 2.2 | our share of compile time, among Dynamo's and Inductor's own phases |
 | in_backward | 2.0 | a forward that runs inside a backward is a checkpointed one, run again |
 """
 
@@ -28,6 +29,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.exc import Unsupported as DynamoUnsupported
 from torch._dynamo.source import SyntheticLocalSource
+from torch._dynamo.utils import compile_times, dynamo_timed
 from torch._functorch.aot_autograd import make_boxed_func
 from torch._functorch.compile_utils import fx_graph_cse
 from torch._functorch.partitioners import min_cut_rematerialization_partition as partition
@@ -67,6 +70,8 @@ __all__ = [
     "aot_output",
     "bf16_gemm",
     "compile_fx",
+    "compile_phase",
+    "compile_phases",
     "copy_dynamo_graph",
     "detect_fake_mode",
     "dynamo_source",
@@ -121,6 +126,25 @@ def copy_dynamo_graph(gm: fx.GraphModule) -> tuple[fx.GraphModule, list[fx.Node]
             setattr(result, name, value)  # such as the sources of parameters
     result.meta = dict(gm.meta)
     return result, placeholders
+
+
+def compile_phase(name: str) -> AbstractContextManager[Any]:
+    """Within: time counts as this phase of compilation, for `compile_phases` and for torch's own traces of compilation.
+
+    torch._dynamo.utils.dynamo_timed.
+    """
+    phase: AbstractContextManager[Any] = dynamo_timed(name)
+    return phase
+
+
+def compile_phases() -> dict[str, float]:
+    """Seconds that this process spent in each phase of compilation; phases lie within others.
+
+    torch._dynamo.utils.compile_times.
+    """
+    times: Any = compile_times(repr="csv", aggregate=True)
+    names, seconds = times
+    return dict(zip(names, map(float, seconds), strict=True))
 
 
 def in_backward() -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import fx
 
 from metis_compile.captured import Record
-from metis_compile.compat import CustomGraphPass, trace_structured
+from metis_compile.compat import CustomGraphPass, compile_phase, trace_structured
 from metis_compile.config import Config
 from metis_compile.passes.dependencies import parameter_placeholders, state_placeholders
 from metis_compile.passes.find import find_sites
@@ -118,7 +118,8 @@ class JointPass(CustomGraphPass):
         for record in self.records:
             record.before(graph)
         _trace("metis_joint_before", graph)
-        sites = run_pipeline(graph, self.config, self.inputs)
+        with compile_phase("metis_joint_pass"):
+            sites = run_pipeline(graph, self.config, self.inputs)
         _trace("metis_joint_after", graph)
         for record in self.records:
             state = [node.name for node in state_placeholders(graph, self.inputs)]
@@ -138,7 +139,8 @@ class LoweringPass(CustomGraphPass):
         self.config, self.key = config, key
 
     def __call__(self, graph: fx.Graph) -> None:
-        lower(graph, cpu_kernels=self.config.cpu_kernels)
+        with compile_phase("metis_lowering_pass"):
+            lower(graph, cpu_kernels=self.config.cpu_kernels)
 
     def uuid(self) -> str:
         return self.key

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from metis_compile.compat import CppCodeCache
+from metis_compile.compat import CppCodeCache, compile_phase
 from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.formats import BLOCK_ELEMENTS
 
@@ -42,7 +42,8 @@ def load(kernel: str, spec: QuantSpec | None, dtype: torch.dtype) -> Any:
     Raises KernelBuildError, with the compiler's output, where it can't be built.
     """
     try:
-        library = CppCodeCache.load(source(kernel, spec, dtype))
+        with compile_phase("metis_cpu_kernels"):
+            library = CppCodeCache.load(source(kernel, spec, dtype))
     except Exception as error:
         output = getattr(error, "output", "")
         raise KernelBuildError(

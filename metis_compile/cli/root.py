@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from metis_compile.cli.bench import bench
 from metis_compile.cli.compare import compare
 from metis_compile.cli.explain import explain
 from metis_compile.cli.export import export
@@ -42,3 +43,4 @@ app.command()(train)
 app.command()(explain)
 app.command()(compare)
 app.command()(export)
+app.add_typer(bench)

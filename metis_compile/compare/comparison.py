@@ -11,13 +11,13 @@ from rich.console import Console
 
 from metis_compile.compare.arm import BASELINE, Arm
 from metis_compile.compare.cost import Cost
-from metis_compile.compare.machine import machine
 from metis_compile.compare.plot import draw
-from metis_compile.compare.progress import CompareProgress
 from metis_compile.compare.record import Record, read
-from metis_compile.compare.schedule import Failure, Job, run_jobs
 from metis_compile.compare.summary import Row, markdown, summarize, to_json
 from metis_compile.compare.trial import identity, record_path
+from metis_compile.measure.machine import machine
+from metis_compile.measure.progress import JobProgress
+from metis_compile.measure.schedule import Failure, Job, run_jobs
 from metis_compile.train import corpus
 from metis_compile.train.errors import TrainError
 from metis_compile.train.settings import Settings
@@ -90,7 +90,7 @@ class Comparison:
         stopped = None
         if missing:
             jobs = [self._trial(arm, seed) for arm, seed in missing]
-            with CompareProgress(console, len(jobs)) as progress:
+            with JobProgress(console, len(jobs)) as progress:
                 _, failures, stopped = run_jobs(jobs, at_once=options.jobs, progress=progress)
         if stopped is None and options.rounds:
             more, stopped = self._measure_costs(console)
@@ -138,7 +138,13 @@ class Comparison:
 
     def _job(self, label: str, request: dict[str, Any], steps: int, at_once: int) -> Job:
         threads = self.options.threads or max(1, torch.get_num_threads() // at_once)
-        return Job(label=label, request=request | {"threads": threads}, steps=steps, threads=threads)
+        return Job(
+            label=label,
+            worker="metis_compile.compare.worker",
+            request=request | {"threads": threads},
+            steps=steps,
+            threads=threads,
+        )
 
     def _records(self) -> dict[tuple[str, int], Record]:
         """The records that are there, by arm and seed; all are checked to belong."""
@@ -192,7 +198,7 @@ class Comparison:
         ]
         if not jobs:
             return [], None
-        with CompareProgress(console, len(jobs)) as progress:
+        with JobProgress(console, len(jobs)) as progress:
             results, failures, stopped = run_jobs(jobs, at_once=1, progress=progress)
         path = self.options.out / "costs.json"
         entries = json.loads(path.read_text()) if path.exists() else {}

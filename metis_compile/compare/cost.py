@@ -11,6 +11,7 @@ from torch.utils.flop_counter import flop_registry
 
 from metis_compile.compare.arm import BASELINE, Arm
 from metis_compile.compare.graphs import rewritten_graphs
+from metis_compile.measure.ratio import Ratio
 from metis_compile.train import corpus
 from metis_compile.train.determinism import deterministic
 from metis_compile.train.learner import Learner, build
@@ -43,12 +44,11 @@ def measure(arm: Arm, settings: Settings, rounds: int) -> Cost:
             for learner in learners[:: 1 if step % 2 == 0 else -1]:
                 learner.step(step, tokens, targets)
         high, low = (learner.history.seconds for learner in learners)
-        ratios = [mine / theirs for theirs, mine in zip(high, low, strict=True)]
-        quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+        ratio = Ratio.of(low, high)
         return Cost(
             flops_ratio=extra_flops(arm, settings),
-            step_ratio=statistics.median(ratios),
-            step_ratio_quartiles=(quartiles[0], quartiles[2]),
+            step_ratio=ratio.median,
+            step_ratio_quartiles=(ratio.low, ratio.high),
             step_seconds=statistics.median(low),
             baseline_seconds=statistics.median(high),
             threads=torch.get_num_threads(),

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from metis_compile.compare.arm import Arm
 from metis_compile.compare.gemm import PRODUCTS, GemmError, by_gemm, gemm_errors, snapshots
-from metis_compile.compare.machine import machine
 from metis_compile.compare.trial import identity
+from metis_compile.measure.machine import machine
 from metis_compile.train.errors import TrainError
 from metis_compile.train.progress import RunProgress
 from metis_compile.train.report import finite

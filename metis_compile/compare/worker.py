@@ -1,20 +1,20 @@
 """A process that makes one record: ``python -m metis_compile.compare.worker JSON``.
 
 A run of its own for each leaves nothing behind, neither memory nor compiled code, that another could feel. It writes
-a JSON object a line to stdout: {"step", "loss"} after each step, then {"done"}, {"interrupted"} or {"error"}.
+a JSON object a line to stdout: {"step", "note"} after each step, then {"done"}, {"interrupted"} or {"error"}.
 """
 
 import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from metis_compile.compare.arm import Arm
 from metis_compile.compare.cost import measure
 from metis_compile.compare.trial import run_trial
+from metis_compile.measure.answer import tell
 from metis_compile.policy import PolicyError
 from metis_compile.train.errors import TrainError
 from metis_compile.train.loop import Interrupted
@@ -32,7 +32,7 @@ def main(text: str) -> int:
         if job["kind"] == "cost":
             tell(done=asdict(measure(arm, settings, job["rounds"])))
             return 0
-        outcome = run_trial(arm, settings, Path(job["out"]), lambda step, loss: tell(step=step, loss=loss))
+        outcome = run_trial(arm, settings, Path(job["out"]), stepped)
     except (TrainError, PolicyError) as error:
         tell(error=str(error))
         return 2
@@ -43,8 +43,8 @@ def main(text: str) -> int:
     return 0
 
 
-def tell(**values: Any) -> None:
-    print(json.dumps(values), flush=True)
+def stepped(step: int, loss: float) -> None:
+    tell(step=step, note=f"loss {loss:.4f}")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class Learner:
         self.model = build(settings).to(self.device)
         for change in variant.changes:
             self.model = change(self.model, settings.seed)
-        self.compiled = torch.compile(self.model, backend=variant.backend, options=variant.options)
+        self.compiled: Any = torch.compile(self.model, backend=variant.backend, options=variant.options)
         matrices = [p for p in self.model.parameters() if p.dim() >= 2]
         vectors = [p for p in self.model.parameters() if p.dim() < 2]
         self.optimizer = torch.optim.AdamW(
@@ -63,15 +63,10 @@ class Learner:
 
     def step(self, step: int, tokens: Tensor, targets: Tensor) -> float:
         """One optimizer step on int64 [batch, context] tokens; returns and records the loss."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate_at(step)
         torch.manual_seed(derived_seed("noise", self.settings.seed, step))
         start = time.perf_counter()
-        loss = self._loss(tokens, targets)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        loss = self.gradients(tokens, targets)
+        self.update(step)
         value = loss.item()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -84,9 +79,27 @@ class Learner:
             self.compiled_here = True
             if self.history.compile_seconds is None:
                 self.history.compile_seconds = seconds
-            with self._autocast(), self._between_steps():
-                self.history.saved_bytes = bytes_saved_for_backward(self.compiled, tokens)
+            self.history.saved_bytes = self.saved_bytes(tokens)
         return value
+
+    def gradients(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Forward and backward of int64 [batch, context] tokens: gradients are added; returns the loss."""
+        loss = self._loss(tokens, targets)
+        loss.backward()
+        return loss
+
+    def update(self, step: int) -> None:
+        """What follows the backward of ``step``: clipping, AdamW, and no gradients left."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate_at(step)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def saved_bytes(self, tokens: Tensor) -> int:
+        """What one forward keeps for its backward, parameters left out; nothing moves on."""
+        with self.autocast(), self._between_steps():
+            return bytes_saved_for_backward(self.compiled, tokens)
 
     def validate(self, batches: list[tuple[Tensor, Tensor]]) -> float:
         """Mean loss over ``batches``.
@@ -101,7 +114,7 @@ class Learner:
         return statistics.fmean(losses)
 
     def _loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        with self._autocast():
+        with self.autocast():
             logits = logits_of(self.compiled(tokens))
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
@@ -112,7 +125,8 @@ class Learner:
         yield
         across_steps.load_state_dict(self.model, kept)
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """What the forward runs under."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.dtype == "bfloat16")
 
     def state_dict(self) -> dict[str, Any]:

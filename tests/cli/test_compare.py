@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from metis_compile.cli import app
 from metis_compile.cli.compare import seeds_of
 from metis_compile.compare import comparison, worker
-from metis_compile.compare.schedule import Failure, Job
+from metis_compile.measure.schedule import Failure, Job
 from metis_compile.train.errors import TrainError
 
 SIZES = {"steps": 4, "width": 16, "layers": 1, "heads": 2, "context": 16, "batch": 2, "rounds": 0}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metis_compile.compare import comparison, worker
-from metis_compile.compare.schedule import Failure, Job
+from metis_compile.measure.schedule import Failure, Job
 from metis_compile.train.settings import Settings
 
 TINY = {"steps": 6, "width": 16, "layers": 1, "heads": 2, "context": 16, "batch": 2}

@@ -14,12 +14,13 @@ from rich.console import Console
 
 from metis_compile.compare import comparison
 from metis_compile.compare.comparison import Comparison, Options, Outcome
-from metis_compile.compare.progress import CompareProgress
 from metis_compile.compare.record import read
-from metis_compile.compare.schedule import Job, run_jobs
+from metis_compile.measure.progress import JobProgress
+from metis_compile.measure.schedule import Job, run_jobs
 from metis_compile.train.errors import TrainError
 
 Go = Callable[..., Outcome]
+WORKER = "metis_compile.compare.worker"
 
 
 @pytest.fixture
@@ -82,16 +83,16 @@ def test_an_interrupted_trial_goes_on_with_the_same_curve(
     go: Go, uncompiled: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = go(steps=120, out="whole")
-    stepped = CompareProgress.stepped
+    stepped = JobProgress.stepped
     seen = threading.Event()
 
-    def stop_once(self: CompareProgress, label: str, done: int, loss: float) -> None:
-        stepped(self, label, done, loss)
+    def stop_once(self: JobProgress, label: str, done: int, note: str) -> None:
+        stepped(self, label, done, note)
         if done >= 3 and not seen.is_set():
             seen.set()
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(CompareProgress, "stepped", stop_once)
+    monkeypatch.setattr(JobProgress, "stepped", stop_once)
     stopped = go(steps=120)
     assert stopped.signal == signal.SIGINT
     assert stopped.missing == ["high seed 0"]
@@ -109,8 +110,8 @@ def test_a_trial_that_fails_does_not_stop_the_others(tmp_path: Path, settings: A
 
     good = {"kind": "trial", "arm": "high", "settings": asdict(settings()), "out": str(tmp_path), "threads": 1}
     bad = good | {"settings": asdict(settings()) | {"heads": 3}}
-    jobs = [Job(label=name, request=r, steps=6, threads=1) for name, r in (("bad", bad), ("good", good))]
-    with CompareProgress(Console(file=io.StringIO()), 2) as progress:
+    jobs = [Job(label=name, worker=WORKER, request=r, steps=6, threads=1) for name, r in (("bad", bad), ("good", good))]
+    with JobProgress(Console(file=io.StringIO()), 2) as progress:
         results, failures, stopped = run_jobs(jobs, at_once=1, progress=progress)
     assert results == {"good": True}
     assert [f.label for f in failures] == ["bad"]

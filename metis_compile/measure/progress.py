@@ -1,4 +1,4 @@
-"""How far a comparison is: a bar for all of it and one for each running trial, or lines without a terminal."""
+"""How far some worker processes are: a bar for all and one for each that runs, or lines without a terminal."""
 
 import threading
 from types import TracebackType
@@ -7,10 +7,10 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-__all__ = ["CompareProgress"]
+__all__ = ["JobProgress"]
 
 
-class CompareProgress:
+class JobProgress:
     """Shows ``count`` jobs on ``console``. A context manager; its methods may be called from any thread."""
 
     def __init__(self, console: Console, count: int) -> None:
@@ -19,7 +19,7 @@ class CompareProgress:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[loss]}"),
+            TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
@@ -27,7 +27,7 @@ class CompareProgress:
         self._lock = threading.Lock()
         self._tasks: dict[str, TaskID] = {}
         self._ended = 0
-        self._all = self._bar.add_task("all", total=count, loss="")
+        self._all = self._bar.add_task("all", total=count, note="")
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -48,12 +48,12 @@ class CompareProgress:
     def began(self, label: str, steps: int) -> None:
         """A job has started that will take so many steps."""
         with self._lock:
-            self._tasks[label] = self._bar.add_task(label, total=steps, loss="compiling")
+            self._tasks[label] = self._bar.add_task(label, total=steps, note="compiling")
 
-    def stepped(self, label: str, done: int, loss: float) -> None:
+    def stepped(self, label: str, done: int, note: str) -> None:
         """``done`` of its steps are behind it."""
         with self._lock:
-            self._bar.update(self._tasks[label], completed=done, loss=f"loss {loss:.4f}")
+            self._bar.update(self._tasks[label], completed=done, note=note)
 
     def ended(self, label: str, how: str) -> None:
         """A job is over."""

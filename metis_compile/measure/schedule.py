@@ -8,12 +8,12 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, Any
 
-from metis_compile.compare.progress import CompareProgress
+from metis_compile.measure.progress import JobProgress
 from metis_compile.train.interrupt import StopRequest
 
 __all__ = ["Failure", "Job", "run_jobs"]
@@ -24,9 +24,11 @@ class Job:
     """One worker to start."""
 
     label: str  # for people
-    request: dict[str, Any]  # what the worker is given
+    worker: str  # the module that is run, given the request
+    request: dict[str, Any]  # JSON
     steps: int  # how many it will report
     threads: int
+    environment: Mapping[str, str] = field(default_factory=dict)  # beside ours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class Failure:
 
 
 def run_jobs(
-    jobs: Sequence[Job], *, at_once: int, progress: CompareProgress
+    jobs: Sequence[Job], *, at_once: int, progress: JobProgress
 ) -> tuple[dict[str, Any], list[Failure], int | None]:
     """Run the jobs in order, ``at_once`` of them at any time.
 
@@ -76,7 +78,7 @@ def run_jobs(
 class _Worker:
     """One process."""
 
-    def __init__(self, job: Job, progress: CompareProgress) -> None:
+    def __init__(self, job: Job, progress: JobProgress) -> None:
         self.job, self.progress = job, progress
         self._process: subprocess.Popen[str] | None = None
         self._stopped = threading.Event()
@@ -86,11 +88,11 @@ class _Worker:
         self.progress.began(self.job.label, self.job.steps)
         with tempfile.TemporaryFile("w+") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "metis_compile.compare.worker", json.dumps(self.job.request)],
+                [sys.executable, "-m", self.job.worker, json.dumps(self.job.request)],
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env=os.environ | {"OMP_NUM_THREADS": str(self.job.threads)},
+                env=os.environ | {"OMP_NUM_THREADS": str(self.job.threads), **self.job.environment},
                 start_new_session=True,  # a terminal's Ctrl-C reaches us alone, and we pass it on once
             )
             if self._stopped.is_set():
@@ -117,7 +119,7 @@ class _Worker:
             except ValueError:
                 continue  # something else that printed
             if "step" in last:
-                self.progress.stepped(self.job.label, last["step"], last["loss"])
+                self.progress.stepped(self.job.label, last["step"], last["note"])
         return last
 
 

@@ -1,0 +1,100 @@
+"""Step time of the Metis authors' published layers over a policy's, in the same model and process."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+
+from metis_compile.bench.contender import check_policies, learner, name_of
+from metis_compile.bench.plot import bars
+from metis_compile.bench.published import FORMS, check_checkout, published_layers
+from metis_compile.bench.report import Report
+from metis_compile.bench.runner import Options, Task, run_tasks
+from metis_compile.bench.size import size_text
+from metis_compile.bench.turns import WARM_UP, in_turn
+from metis_compile.measure.ratio import Ratio
+from metis_compile.train.learner import Learner
+from metis_compile.train.report import milliseconds
+from metis_compile.train.settings import Settings
+from metis_compile.train.variant import FULL_PRECISION
+
+__all__ = ["bench_against", "measure"]
+
+MODES = ("eager", "compiled")  # how their model is run
+
+
+def measure(
+    contender: str, settings: Settings, stepped: Callable[[int], None], *, rounds: int, path: str, form: str
+) -> dict[str, Any]:
+    """Worker: times of the model with their layers, eager and compiled around them, and of the contender, in turn."""
+    learners = [published(Path(path), form, mode, settings) for mode in MODES]
+    learners.append(learner(contender, settings))
+    times = in_turn(learners, settings, rounds, stepped)
+    return dict(zip([*MODES, "contender"], map(asdict, times), strict=True))
+
+
+def published(path: Path, form: str, mode: str, settings: Settings) -> Learner:
+    """A model with their layers."""
+    change = published_layers(path, form, compiled=mode == "compiled")
+    made = Learner(replace(FULL_PRECISION, label=f"published, {mode}", changes=(change,)), settings)
+    if mode == "eager":
+        made.compiled = made.model
+    return made
+
+
+def bench_against(
+    path: Path, policies: Sequence[str], settings: Settings, options: Options, console: Console
+) -> Report:
+    """Each policy beside each form of their layers. Raises BenchError if ``path`` is no checkout of their code."""
+    path = path.expanduser().resolve()
+    check_checkout(path)
+    contenders = check_policies(policies)
+    tasks = {
+        (form, text): Task(
+            label=f"{name_of(text)}, published {form}",
+            kind="against",
+            settings=settings,
+            contender=text,
+            given={"rounds": options.rounds, "path": str(path), "form": form},
+            steps=WARM_UP + options.rounds,
+        )
+        for form in FORMS
+        for text in contenders
+    }
+    measured = run_tasks(list(tasks.values()), options, console)
+    rows, cells = [], []
+    found: dict[tuple[str, str, str], Ratio] = {}
+    for (form, text), task in tasks.items():
+        if task.label not in measured.results:
+            continue
+        result = measured.results[task.label]
+        ours = result["contender"]["gradients"]
+        for mode in MODES:
+            ratio = Ratio.of(result[mode]["gradients"], ours)
+            found[form, mode, text] = ratio
+            rows.append({"published": form, "mode": mode, "policy": name_of(text), "ratio": asdict(ratio)})
+            theirs = milliseconds(median(result[mode]["gradients"]))
+            cells.append([f"{form}, {mode}", name_of(text), theirs, milliseconds(median(ours)), str(ratio)])
+
+    def draw(figure: Any) -> None:
+        kinds = [(form, mode) for form in FORMS for mode in MODES]
+        series = {name_of(text): [found.get((*kind, text)) for kind in kinds] for text in contenders}
+        bars(figure.subplots(), [", ".join(kind) for kind in kinds], series, unit="published / policy", line=1)
+
+    return Report(
+        name="against",
+        title=f"forward and backward, {size_text(settings)}: median over {options.rounds} rounds (quartiles)",
+        headings=("published", "policy", "published fwd+bwd", "policy's", "published / policy"),
+        cells=cells,
+        numbers={
+            "forms": FORMS,
+            "settings": asdict(settings),
+            "rows": rows,
+            "times": {task.label: measured.results.get(task.label) for task in tasks.values()},
+        },
+        draw=draw,
+        measured=measured,
+    )

@@ -1,0 +1,96 @@
+"""How cost grows with size: step time, compile time and saved bytes over plain Inductor's, along one axis at a time."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+
+from metis_compile.bench.contender import PLAIN, check_policies, name_of
+from metis_compile.bench.plot import grid
+from metis_compile.bench.report import Report
+from metis_compile.bench.runner import Options, Task, run_tasks
+from metis_compile.bench.size import settings_of, size_text
+from metis_compile.bench.start import start_tasks
+from metis_compile.bench.step import ratios, step_task
+from metis_compile.train.settings import Settings
+
+__all__ = ["AXES", "bench_scaling"]
+
+AXES = ("width", "layers", "tokens")
+PANELS = {"step_ratio": "step / plain", "start_ratio": "cold start / plain", "saved_ratio": "saved / plain"}
+
+
+def bench_scaling(
+    policies: Sequence[str],
+    middle: Mapping[str, int],
+    points: Mapping[str, Sequence[int]],
+    device: str,
+    dtype: str,
+    options: Options,
+    console: Console,
+) -> Report:
+    """Each policy at ``middle``, and at each of the ``points`` of an axis with the other two at the middle's.
+
+    Steps are timed in one process with plain Inductor's; cold starts are of a process and a cache of their own each.
+    """
+    contenders = check_policies(policies)
+    places = {(axis, point): {**middle, axis: point} for axis in AXES for point in sorted(set(points[axis]))}
+    sizes = {place: settings_of(**size, device=device, dtype=dtype) for place, size in places.items()}
+    starts: dict[tuple[str, Settings], Task] = {}
+    steps: dict[tuple[str, Settings], Task] = {}
+    with ExitStack() as stack:
+        for settings in dict.fromkeys(sizes.values()):
+            for text in dict.fromkeys([PLAIN, *contenders]):
+                label = f"{name_of(text)}, {size_text(settings)}"
+                folder = tempfile.TemporaryDirectory(prefix="metis-bench-", ignore_cleanup_errors=True)
+                (task,) = start_tasks(text, settings, label, stack.enter_context(folder), warm=False)
+                starts[text, settings] = task
+                if text in contenders:
+                    steps[text, settings] = step_task(text, settings, options.rounds, f"{label}, steps")
+        measured = run_tasks([*starts.values(), *steps.values()], options, console)
+
+    found: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for (axis, point), settings in sizes.items():
+        plain = measured.results.get(starts[PLAIN, settings].label)
+        for text in contenders:
+            stepped = measured.results.get(steps[text, settings].label)
+            started = measured.results.get(starts[text, settings].label)
+            row: dict[str, Any] = dict.fromkeys(PANELS)
+            if stepped is not None:
+                row["step_ratio"] = ratios(stepped)[0].median
+                row["saved_ratio"] = stepped["contender"]["saved_bytes"] / stepped["plain"]["saved_bytes"]
+            if started is not None and plain is not None:
+                row["start_ratio"] = started["wall_seconds"] / plain["wall_seconds"]
+            found[text, axis, point] = row
+
+    def draw(figure: Any) -> None:
+        figure.set_size_inches(10, 8)
+        labels = {label: key for key, label in PANELS.items()}
+        grid(
+            figure,
+            {axis: sorted({p for a, p in places if a == axis}) for axis in AXES},
+            list(labels),
+            lambda row, axis, point: {name_of(t): found[t, axis, point][labels[row]] for t in contenders},
+        )
+
+    return Report(
+        name="scaling",
+        title=f"growth over plain Inductor, around {size_text(settings_of(**middle, device=device, dtype=dtype))}",
+        headings=("policy", "axis", "at", *PANELS.values()),
+        cells=[
+            [name_of(text), axis, str(point), *("-" if v is None else f"{v:.2f}x" for v in row.values())]
+            for (text, axis, point), row in found.items()
+        ],
+        numbers={
+            "rows": [
+                {"policy": name_of(text), "axis": axis, "at": point, "settings": asdict(sizes[axis, point])} | row
+                for (text, axis, point), row in found.items()
+            ],
+            "times": {task.label: measured.results.get(task.label) for task in [*starts.values(), *steps.values()]},
+        },
+        draw=draw,
+        measured=measured,
+    )

@@ -1,0 +1,137 @@
+"""Start time: the first forward and backward, which compile, without and with what an earlier process left on disk."""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+
+from metis_compile.bench.clock import cpu_seconds
+from metis_compile.bench.contender import PLAIN, check_policies, learner, name_of
+from metis_compile.bench.plot import bars
+from metis_compile.bench.report import Report
+from metis_compile.bench.runner import Options, Task, run_tasks
+from metis_compile.bench.size import size_text
+from metis_compile.bench.turns import batch
+from metis_compile.compat import compile_phases
+from metis_compile.measure.ratio import Ratio
+from metis_compile.train.settings import Settings
+
+__all__ = ["bench_compile", "measure", "share", "start_tasks"]
+
+# What backend="metis" adds to Inductor, by its phases: the passes, and the C++ kernels, which are compiled once and are
+# then in Inductor's cache.
+SHARES = {
+    "passes": ("metis_backend", "metis_joint_pass", "metis_lowering_pass"),
+    "kernels": ("metis_cpu_kernels",),
+}
+
+
+def measure(contender: str, settings: Settings, stepped: Callable[[int], None]) -> dict[str, Any]:
+    """Worker: from a model that is not compiled to its first gradients. Seconds; phases overlap one another."""
+    made = learner(contender, settings)
+    tokens, targets = batch(settings, 0)
+    used, began = cpu_seconds(), time.perf_counter()
+    made.gradients(tokens, targets).item()
+    wall, cpu = time.perf_counter() - began, cpu_seconds() - used
+    return {"wall_seconds": wall, "cpu_seconds": cpu, "phases": compile_phases()}
+
+
+def start_tasks(contender: str, settings: Settings, label: str, cache: str, *, warm: bool = True) -> list[Task]:
+    """A cold start that leaves its caches in the folder ``cache``, and then a warm one that finds them there."""
+    return [
+        Task(
+            label=f"{label}, {how}",
+            kind="start",
+            settings=settings,
+            contender=contender,
+            environment={"TORCHINDUCTOR_CACHE_DIR": cache},
+        )
+        for how in ("cold", "warm")[: 1 + warm]
+    ]
+
+
+def share(result: dict[str, Any], what: str) -> float:
+    """How much of a start's wall time went into one of SHARES, from 0 to 1."""
+    return sum(result["phases"].get(phase, 0.0) for phase in SHARES[what]) / float(result["wall_seconds"])
+
+
+def bench_compile(policies: Sequence[str], settings: Settings, options: Options, console: Console) -> Report:
+    """Cold and warm starts of each policy and of plain Inductor, in turn, each in a process and a cache of its own."""
+    contenders = list(dict.fromkeys([PLAIN, *check_policies(policies)]))
+    with ExitStack() as stack:
+        tasks = [
+            task
+            for i in range(options.rounds)
+            for text in contenders[:: 1 if i % 2 == 0 else -1]
+            for task in start_tasks(
+                text,
+                settings,
+                f"{name_of(text)} {i}",
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="metis-bench-", ignore_cleanup_errors=True)),
+            )
+        ]
+        measured = run_tasks(tasks, options, console)
+
+    rounds: dict[tuple[str, str], dict[int, Any]] = {
+        (text, how): {
+            i: measured.results[label]
+            for i in range(options.rounds)
+            if (label := f"{name_of(text)} {i}, {how}") in measured.results
+        }
+        for text in contenders
+        for how in ("cold", "warm")
+    }
+    rows, cells = [], []
+    found: dict[tuple[str, str], Ratio | None] = {}
+    for text in contenders:
+        row: dict[str, Any] = {"policy": name_of(text), "settings": asdict(settings)}
+        for how in ("cold", "warm"):
+            mine, plain = rounds[text, how], rounds[PLAIN, how]
+            both = sorted(mine.keys() & plain.keys())
+            ratio = {
+                what: ratio_of([mine[i] for i in both], [plain[i] for i in both], what) for what in ("wall", "cpu")
+            }
+            shares = {what: median(share(result, what) for result in mine.values()) for what in SHARES if mine}
+            found[text, how] = ratio["wall"]
+            row[how] = {
+                "starts": list(mine.values()),
+                "ratio": {what: r and asdict(r) for what, r in ratio.items()},
+                "shares": shares,
+            }
+            cells.append(
+                [
+                    name_of(text),
+                    how,
+                    *(
+                        f"{median(r[f'{what}_seconds'] for r in mine.values()):.1f} s" if mine else "-"
+                        for what in ratio
+                    ),
+                    *("-" if r is None else f"{r.median:.2f}x" for r in ratio.values()),
+                    *(f"{100 * shares[what]:.1f} %" if mine and text != PLAIN else "-" for what in SHARES),
+                ]
+            )
+        rows.append(row)
+
+    def draw(figure: Any) -> None:
+        series = {how: [found[text, how] for text in contenders] for how in ("cold", "warm")}
+        bars(figure.subplots(), [name_of(t) for t in contenders], series, unit="start / plain, wall time", line=1)
+
+    return Report(
+        name="compile",
+        title=f"first forward and backward, {size_text(settings)}: median of {options.rounds}, a process each",
+        headings=("policy", "start", "wall", "CPU", "wall ratio", "CPU ratio", *(f"our {what}" for what in SHARES)),
+        cells=cells,
+        numbers={"rows": rows},
+        draw=draw,
+        measured=measured,
+    )
+
+
+def ratio_of(mine: Sequence[dict[str, Any]], plain: Sequence[dict[str, Any]], what: str) -> Ratio | None:
+    left, right = ([result[f"{what}_seconds"] for result in results] for results in (mine, plain))
+    return Ratio.of(left, right) if left else None

@@ -1,0 +1,88 @@
+"""Step time: forward and backward, and the whole optimizer step, over plain Inductor's in the same process."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+
+from metis_compile.bench.contender import AUTOCAST, PLAIN, check_policies, learner, name_of
+from metis_compile.bench.plot import bars
+from metis_compile.bench.report import Report
+from metis_compile.bench.runner import Options, Task, run_tasks
+from metis_compile.bench.size import size_text
+from metis_compile.bench.turns import WARM_UP, in_turn
+from metis_compile.measure.ratio import Ratio
+from metis_compile.train.report import milliseconds
+from metis_compile.train.settings import Settings
+
+__all__ = ["bench_step", "measure", "ratios", "step_task"]
+
+
+def measure(contender: str, settings: Settings, stepped: Callable[[int], None], *, rounds: int) -> dict[str, Any]:
+    """Worker: times of plain Inductor and of the contender, step by step in turn."""
+    learners = [learner(text, settings) for text in (PLAIN, contender)]
+    return dict(zip(("plain", "contender"), map(asdict, in_turn(learners, settings, rounds, stepped)), strict=True))
+
+
+def step_task(contender: str, settings: Settings, rounds: int, label: str) -> Task:
+    """The worker that measures one contender's steps."""
+    given = {"rounds": rounds}
+    return Task(label=label, kind="step", settings=settings, contender=contender, given=given, steps=WARM_UP + rounds)
+
+
+def ratios(result: dict[str, Any]) -> tuple[Ratio, Ratio]:
+    """Of forward and backward, and of the whole step."""
+    mine, plain = result["contender"], result["plain"]
+    return Ratio.of(mine["gradients"], plain["gradients"]), Ratio.of(mine["whole"], plain["whole"])
+
+
+def bench_step(policies: Sequence[str], sizes: Sequence[Settings], options: Options, console: Console) -> Report:
+    """Each policy at each size; beside float32, plain Inductor under bfloat16 autocast too."""
+    contenders = check_policies(policies) + [AUTOCAST] * (sizes[0].dtype == "float32")
+    tasks = {
+        (text, settings.width): step_task(text, settings, options.rounds, f"{name_of(text)}, width {settings.width}")
+        for settings in sizes
+        for text in contenders
+    }
+    measured = run_tasks(list(tasks.values()), options, console)
+    rows, cells = [], []
+    found: dict[tuple[str, int], Ratio] = {}
+    for (text, width), task in tasks.items():
+        if task.label not in measured.results:
+            continue
+        result = measured.results[task.label]
+        mine, plain = result["contender"], result["plain"]
+        gradients, whole = ratios(result)
+        mean = sum(mine["gradients"]) / sum(plain["gradients"])
+        found[text, width] = gradients
+        row = {"policy": name_of(text), "settings": asdict(task.settings), "times": result}
+        ratio = {"forward_backward": asdict(gradients), "forward_backward_of_sums": mean, "step": asdict(whole)}
+        rows.append(row | {"ratio": ratio})
+        cells.append(
+            [
+                name_of(text),
+                str(width),
+                milliseconds(median(plain["gradients"])),
+                milliseconds(median(mine["gradients"])),
+                f"{gradients.median:.2f}x",
+                f"{gradients.low:.2f}-{gradients.high:.2f}",
+                f"{mean:.2f}x",
+                f"{whole.median:.2f}x",
+            ]
+        )
+
+    def draw(figure: Any) -> None:
+        series = {f"width {s.width}": [found.get((text, s.width)) for text in contenders] for s in sizes}
+        bars(figure.subplots(), [name_of(t) for t in contenders], series, unit="forward + backward / plain", line=1)
+
+    return Report(
+        name="step",
+        title=f"step time, {size_text(sizes[0])}: forward and backward, {options.rounds} rounds",
+        headings=("policy", "width", "plain", "policy's", "ratio", "quartiles", "of sums", "whole step"),
+        cells=cells,
+        numbers={"rows": rows},
+        draw=draw,
+        measured=measured,
+    )

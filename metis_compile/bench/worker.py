@@ -1,0 +1,46 @@
+"""A process that measures one thing: ``python -m metis_compile.bench.worker JSON``.
+
+It writes a JSON object a line to stdout: {"step", "note"} after each step, then {"done"} or {"error"}.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from metis_compile.bench import against, memory, start, step
+from metis_compile.bench.errors import BenchError
+from metis_compile.measure.answer import tell
+from metis_compile.policy import PolicyError
+from metis_compile.train.errors import TrainError
+from metis_compile.train.settings import Settings
+
+__all__ = ["KINDS", "main"]
+
+# Each is given the contender, the settings, what to call with the number of steps done, and the rest of the request.
+KINDS: dict[str, Callable[..., dict[str, Any]]] = {
+    "step": step.measure,
+    "start": start.measure,
+    "memory": memory.measure,
+    "against": against.measure,
+}
+
+
+def main(text: str) -> int:
+    """Do what the JSON object ``text`` says; returns the exit status."""
+    request = json.loads(text)
+    kind, contender = request.pop("kind"), request.pop("contender")
+    torch.set_num_threads(request.pop("threads"))
+    try:
+        settings = Settings(**request.pop("settings"))
+        tell(done=KINDS[kind](contender, settings, lambda done: tell(step=done, note=""), **request))
+    except (BenchError, TrainError, PolicyError) as error:
+        tell(error=str(error))
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,244 @@
+"""``metis bench``: speed, compile time and memory, beside plain Inductor, another commit, or the published code."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from metis_compile.cli.errors import user_errors
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from metis_compile.bench.report import Report
+    from metis_compile.bench.runner import Options
+
+__all__ = ["bench"]
+
+SIZE = "Size of the model and its steps"
+
+Policies = Annotated[list[str], typer.Argument(metavar="POLICY...", help="Presets or policy files.")]
+Out = Annotated[Path, typer.Option(help="Folder for the numbers and the plot.")]
+Rounds = Annotated[int, typer.Option(help="Steps that are timed of each model, in turn.")]
+Threads = Annotated[int | None, typer.Option(help="Of each process.", show_default="all cores")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")]
+DType = Annotated[
+    str | None,
+    typer.Option(
+        help="What full precision computes in: float32, or bfloat16 by autocast.",
+        show_default="float32 on cpu, bfloat16 on cuda",
+    ),
+]
+Width = Annotated[int, typer.Option(rich_help_panel=SIZE, help="Features.")]
+Widths = Annotated[list[int], typer.Option(rich_help_panel=SIZE, help="Features; several times for several widths.")]
+Layers = Annotated[int, typer.Option(rich_help_panel=SIZE, help="Blocks.")]
+Tokens = Annotated[int, typer.Option(rich_help_panel=SIZE, help="In a step, in sequences of 256.")]
+
+OUT, WIDTH, LAYERS, TOKENS, ROUNDS = Path("runs/bench"), 512, 4, 2048, 16
+
+bench = typer.Typer(
+    name="bench",
+    help="Measure speed, compile time and memory of training a GPT under a policy, beside plain Inductor.",
+    no_args_is_help=True,
+)
+
+
+@bench.command()
+def step(
+    policies: Policies,
+    width: Widths = [WIDTH],  # noqa: B006  (typer copies it)
+    layers: Layers = LAYERS,
+    tokens: Tokens = TOKENS,
+    rounds: Rounds = ROUNDS,
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="REV", help="Compare with this commit of this repository in place of plain Inductor."),
+    ] = None,
+    device: Device = "auto",
+    dtype: DType = None,
+    threads: Threads = None,
+    out: Out = OUT,
+    json: AsJson = False,
+) -> None:
+    """Step time: forward and backward, and the whole optimizer step, each policy in turn with plain Inductor."""
+
+    def run(options: "Options", console: "Console") -> "Report":
+        sizes = [size(w, layers, tokens, device, dtype) for w in dict.fromkeys(width)]
+        if baseline is None:
+            from metis_compile.bench.step import bench_step
+
+            return bench_step(policies, sizes, options, console)
+        from metis_compile.bench.revision import bench_revision
+
+        return bench_revision(policies, sizes, baseline, options, console)
+
+    show(run, out=out, rounds=rounds, threads=threads, json=json)
+
+
+@bench.command("compile")
+def compile_(
+    policies: Policies,
+    width: Width = WIDTH,
+    layers: Layers = LAYERS,
+    tokens: Tokens = TOKENS,
+    rounds: Annotated[int, typer.Option(help="Cold and warm starts of each.")] = 3,
+    device: Device = "auto",
+    dtype: DType = None,
+    threads: Threads = None,
+    out: Out = OUT,
+    json: AsJson = False,
+) -> None:
+    """Time to the first gradients, cold and with a warm cache, in wall and CPU seconds, and how much of it is ours."""
+
+    def run(options: "Options", console: "Console") -> "Report":
+        from metis_compile.bench.start import bench_compile
+
+        return bench_compile(policies, size(width, layers, tokens, device, dtype), options, console)
+
+    show(run, out=out, rounds=rounds, threads=threads, json=json)
+
+
+@bench.command()
+def memory(
+    policies: Policies,
+    width: Width = WIDTH,
+    layers: Layers = LAYERS,
+    tokens: Tokens = TOKENS,
+    device: Device = "auto",
+    dtype: DType = None,
+    threads: Threads = None,
+    out: Out = OUT,
+    json: AsJson = False,
+) -> None:
+    """Bytes that forward keeps for backward, bits an element of a linear's input, and the peak of a step."""
+
+    def run(options: "Options", console: "Console") -> "Report":
+        from metis_compile.bench.memory import bench_memory
+
+        return bench_memory(policies, size(width, layers, tokens, device, dtype), options, console)
+
+    show(run, out=out, rounds=1, threads=threads, json=json)
+
+
+@bench.command()
+def scaling(
+    policies: Policies,
+    widths: Annotated[str, typer.Option(rich_help_panel=SIZE, help="Features to measure at.")] = "256,512,1024",
+    depths: Annotated[str, typer.Option(rich_help_panel=SIZE, help="Blocks to measure at.")] = "2,4,8",
+    token_counts: Annotated[
+        str, typer.Option("--tokens", rich_help_panel=SIZE, help="Tokens in a step to measure at.")
+    ] = "1024,2048,4096",
+    rounds: Rounds = ROUNDS,
+    device: Device = "auto",
+    dtype: DType = None,
+    threads: Threads = None,
+    out: Out = OUT,
+    json: AsJson = False,
+) -> None:
+    """How step time, cold compile time and saved bytes grow with width, depth and tokens, one at a time.
+
+    The other two stay at the middle one of theirs.
+    """
+
+    def run(options: "Options", console: "Console") -> "Report":
+        from metis_compile.bench.scaling import bench_scaling
+
+        given = {"widths": widths, "depths": depths, "tokens": token_counts}
+        points = dict(zip(("width", "layers", "tokens"), (numbers(*item) for item in given.items()), strict=True))
+        middle = {axis: sorted(values)[len(values) // 2] for axis, values in points.items()}
+        where, what = resolved(device, dtype)
+        return bench_scaling(policies, middle, points, where, what, options, console)
+
+    show(run, out=out, rounds=rounds, threads=threads, json=json)
+
+
+@bench.command()
+def against(
+    path: Annotated[Path, typer.Argument(help="A checkout of the Metis authors' code, github.com/sii-research/Metis.")],
+    policy: Annotated[list[str], typer.Option(help="A preset or a policy file; several times for several.")] = [  # noqa: B006
+        "metis-paper",
+        "metis",
+    ],
+    width: Width = WIDTH,
+    layers: Layers = LAYERS,
+    tokens: Tokens = TOKENS,
+    rounds: Rounds = ROUNDS,
+    device: Device = "auto",
+    threads: Threads = None,
+    out: Out = OUT,
+    json: AsJson = False,
+) -> None:
+    """Step time of the published layers over a policy's, in the same GPT, in float32, as theirs compute.
+
+    PATH is code that runs: give one that you trust.
+    """
+
+    def run(options: "Options", console: "Console") -> "Report":
+        from metis_compile.bench.against import bench_against
+
+        return bench_against(path, policy, size(width, layers, tokens, device, "float32"), options, console)
+
+    show(run, out=out, rounds=rounds, threads=threads, json=json)
+
+
+def size(width: int, layers: int, tokens: int, device: str, dtype: str | None) -> Any:
+    """The settings of one model."""
+    from metis_compile.bench.size import settings_of
+
+    where, what = resolved(device, dtype)
+    return settings_of(width=width, layers=layers, tokens=tokens, device=where, dtype=what)
+
+
+def resolved(device: str, dtype: str | None) -> tuple[str, str]:
+    """The device, and what full precision computes in on it."""
+    from metis_compile.train.settings import resolve_device
+
+    where = resolve_device(device)
+    return where, dtype or ("float32" if where == "cpu" else "bfloat16")
+
+
+def numbers(name: str, text: str) -> list[int]:
+    """``256,512`` as numbers."""
+    from metis_compile.bench.errors import BenchError
+
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        raise BenchError(f"{name} must be numbers above 0 with commas between them, got {text!r}")
+    return found
+
+
+def show(
+    run: "Callable[[Options, Console], Report]", *, out: Path, rounds: int, threads: int | None, json: bool
+) -> None:
+    """Run a benchmark, write its files and print its numbers; status 1 if a part of it failed."""
+    from rich.console import Console
+
+    from metis_compile.bench.errors import BenchError
+    from metis_compile.bench.report import write
+    from metis_compile.bench.runner import Options
+    from metis_compile.policy import PolicyError
+    from metis_compile.train.errors import TrainError
+
+    with user_errors(BenchError, TrainError, PolicyError):
+        options = Options(out=out, rounds=rounds, threads=threads)
+        report = run(options, Console(stderr=True))
+        measured = report.measured
+        files = write(report, options) if report.cells else {}
+    if json and files:
+        typer.echo(files["json"].read_text(), nl=False)
+    elif files:
+        console = Console()
+        console.print(report.table())
+        for path in files.values():
+            console.print(str(path), highlight=False, soft_wrap=True)
+    for failure in measured.failures:
+        typer.echo(f"metis: {failure.label} failed: {failure.reason}", err=True)
+    if measured.signal is not None:
+        raise typer.Exit(128 + measured.signal)
+    if measured.failures:
+        raise typer.Exit(1)

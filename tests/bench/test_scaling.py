@@ -1,0 +1,30 @@
+from typing import Any
+
+from metis_compile.bench import scaling
+from metis_compile.bench.report import write
+
+MIDDLE = {"width": 16, "layers": 1, "tokens": 32}
+POINTS = {"width": [16, 32], "layers": [1], "tokens": [32, 64]}
+
+
+def test_one_axis_at_a_time_and_the_middle_once(answering: Any, steps: Any, options: Any, console: Any) -> None:
+    def run(job: Any) -> dict[str, Any] | None:
+        size = job.request["settings"]
+        if job.request["kind"] == "start":
+            plain = job.request["contender"] == "high"
+            return {"wall_seconds": 1.0 if plain else size["width"] / 16, "cpu_seconds": 1.0, "phases": {}}
+        return None if size["context"] == 64 else steps([1.0, 1.0], [3.0, 3.0])
+
+    jobs = answering(run)
+    report = scaling.bench_scaling(["nvfp4"], MIDDLE, POINTS, "cpu", "float32", options, console)
+    sizes = {(j.request["settings"]["width"], j.request["settings"]["context"]) for j in jobs}
+    assert sizes == {(16, 32), (32, 32), (16, 64)}
+    assert len(jobs) == 3 * 3  # plain's start, the policy's, and both in turn, at each size
+    rows = {(row["axis"], row["at"]): row for row in report.numbers["rows"]}
+    assert set(rows) == {("width", 16), ("width", 32), ("layers", 1), ("tokens", 32), ("tokens", 64)}
+    assert rows["width", 32]["start_ratio"] == 2
+    assert rows["width", 32]["step_ratio"] == 3
+    assert rows["layers", 1]["saved_ratio"] == 0.25
+    assert rows["tokens", 64]["step_ratio"] is None
+    assert report.cells[-1] == ["nvfp4", "tokens", "64", "-", "1.00x", "-"]
+    assert write(report, options)["png"].stat().st_size > 1000

@@ -1,0 +1,107 @@
+"""``metis bench`` from the command line, with a stand-in for the processes that measure."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from metis_compile.bench import runner
+from metis_compile.cli import app
+from metis_compile.measure.schedule import Failure, Job
+
+TINY = ["--width=16", "--layers=1", "--tokens=32", "--threads=1", "--device=cpu"]
+SIDE = {"gradients": [1.0, 1.0], "whole": [2.0, 2.0], "saved_bytes": 100}
+ANSWERS: dict[str, Any] = {
+    "step": {"plain": SIDE, "contender": SIDE},
+    "start": {"wall_seconds": 1.0, "cpu_seconds": 2.0, "phases": {"metis_joint_pass": 0.01}},
+    "memory": {"saved_bytes": 100, "peak_bytes": 200, "input_bits": 4.5},
+    "against": {"eager": SIDE, "compiled": SIDE, "contender": SIDE},
+}
+
+
+@pytest.fixture
+def metis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.chdir(tmp_path)
+
+    def here(jobs: list[Job], **how: Any) -> tuple[dict[str, Any], list[Failure], None]:
+        return {job.label: ANSWERS[job.request["kind"]] for job in jobs}, [], None
+
+    monkeypatch.setattr(runner, "run_jobs", here)
+    return lambda *arguments: CliRunner().invoke(app, ["bench", *arguments])
+
+
+@pytest.mark.parametrize("command", ["step", "compile", "memory"])
+def test_a_table_and_the_files(metis: Any, command: str) -> None:
+    result: Result = metis(command, "nvfp4", *TINY)
+    assert result.exit_code == 0, result.output
+    assert "nvfp4" in result.stdout
+    for kind in ("json", "png"):
+        assert f"runs/bench/{command}.{kind}" in result.stdout
+        assert Path(f"runs/bench/{command}.{kind}").is_file()
+
+
+def test_scaling(metis: Any) -> None:
+    sizes = ["--widths=16,32", "--depths=1", "--tokens=32"]
+    result = metis("scaling", "nvfp4", *sizes, "--json", "--device=cpu")
+    rows = json.loads(result.stdout)["rows"]
+    assert [(row["axis"], row["at"]) for row in rows] == [("width", 16), ("width", 32), ("layers", 1), ("tokens", 32)]
+    assert rows[2]["settings"]["width"] == 32  # the middle one
+
+
+def test_json_is_all_that_stdout_gets(metis: Any) -> None:
+    numbers = json.loads(metis("step", "nvfp4", "--json", *TINY, "--width=32").stdout)
+    assert {"benchmark", "title", "machine", "rounds", "rows", "failures"} == set(numbers)
+    assert [row["settings"]["width"] for row in numbers["rows"]] == [16, 16, 32, 32]
+    assert numbers["machine"]["threads"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["step", "nvfp5", *TINY], "nvfp5"),
+        (["step", "nvfp4", *TINY, "--rounds=0"], "rounds must be at least 1, got 0"),
+        (["step", "nvfp4", *TINY, "--threads=0"], "threads must be at least 1, got 0"),
+        (["step", "nvfp4", *TINY, "--tokens=300"], "tokens must be a multiple of 256"),
+        (["step", "nvfp4", *TINY, "--dtype=fp8"], "dtype must be float32 or bfloat16, got 'fp8'"),
+        (["step", "nvfp4", *TINY, "--baseline=no-such-commit"], "'no-such-commit'"),
+        (["compile", "nvfp4", *TINY, "--width=0"], "width must be at least 1, got 0"),
+        (["memory", "nvfp4", *TINY, "--device=tpu"], "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
+        (["scaling", "nvfp4", "--depths=2,x"], "depths must be numbers above 0 with commas between them, got '2,x'"),
+        (["against", "nowhere", *TINY], "is not a checkout of the Metis authors' published code"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(metis: Any, arguments: list[str], message: str) -> None:
+    result = metis(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    lines = [line for line in result.stderr.splitlines() if line.startswith("metis: ")]
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_a_folder_that_cannot_be_made(metis: Any) -> None:
+    Path("file").write_text("")
+    assert "cannot make the folder file" in metis("step", "nvfp4", *TINY, "--out=file").stderr
+
+
+@pytest.mark.parametrize(("signal", "status"), [(None, 1), (15, 143)])
+def test_a_failed_part_is_named(metis: Any, monkeypatch: Any, signal: int | None, status: int) -> None:
+    failed = ({}, [Failure(label="nvfp4, width 16", reason="out of memory")], signal)
+    monkeypatch.setattr(runner, "run_jobs", lambda jobs, **how: failed)
+    result = metis("step", "nvfp4", *TINY)
+    assert result.exit_code == status
+    assert "metis: nvfp4, width 16 failed: out of memory" in result.stderr
+    assert not Path("runs/bench/step.json").exists()
+
+
+def test_help_is_quick_because_torch_is_not_imported() -> None:
+    code = (
+        "import sys; from metis_compile.cli import app; app(['bench', 'step', '--help'], standalone_mode=False);"
+        "sys.exit(', '.join(m for m in ('torch', 'matplotlib', 'sympy') if m in sys.modules) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
