@@ -71,6 +71,7 @@ __all__ = [
     "detect_fake_mode",
     "dynamo_source",
     "enable_python_dispatcher",
+    "exact_division",
     "fallback_handler",
     "fx_graph_cse",
     "graph_being_lowered",
@@ -162,6 +163,15 @@ def bf16_gemm() -> Any:
         gemm.argtypes = [size] * 6 + [real, pointer, size, pointer, size, real, pointer, size]
         gemm.restype = None
     return gemm
+
+
+def exact_division() -> dict[str, Any]:
+    """Inductor's option that has its Triton kernels divide as eager torch does; nothing where it has none.
+
+    Without it they take an approximation, and scales differ from those of the numerics in their last bit.
+    """
+    option = "eager_numerics.division_rounding"
+    return {option: True} if option in inductor_config.get_config_copy() else {}
 
 
 def graph_being_lowered() -> Any:
