@@ -13,7 +13,6 @@ Defined on `torch.library.Library`, whose calls cost less than custom_op's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,8 +20,8 @@ from torch import Tensor
 
 from metis_compile.compat import OpOverload
 from metis_compile.kernels.cpu import calls
-from metis_compile.numerics import QuantSpec
-from metis_compile.numerics.blocks import BlockLayout, normalize_axis
+from metis_compile.kernels.parts import part_shapes, tensor_target
+from metis_compile.numerics.blocks import normalize_axis
 
 __all__ = ["CPU_DECODE", "CPU_PARTS", "CPU_PRODUCT", "CPU_TENSOR_SCALE", "CPU_VALUES"]
 
@@ -66,19 +65,6 @@ def _product(a: Tensor, b: Tensor, decs: list[Tensor]) -> Tensor:
     return a.new_empty((*a.shape[:-1], b.shape[-1]), dtype=torch.float32)
 
 
-def part_shapes(spec: QuantSpec, shape: Sequence[Any], axis: int) -> tuple[list[Any], list[Any] | None]:
-    """The shapes of the codes and of the block scales, None for what the format has not."""
-    layout = BlockLayout.of(spec, len(shape), axis)
-    codes, scales = list(shape), list(shape)
-    if spec.element.bits == 4:
-        codes[layout.axis] = (shape[layout.axis] + 1) // 2
-    for dim, size in layout.tiles:
-        scales[dim] = (shape[dim] + size - 1) // size
-    if layout.row:
-        scales[layout.axis] = 1
-    return codes, None if layout.tensor else scales
-
-
 def cpu_tensor_scale(x: Tensor, target: float) -> tuple[Tensor, Tensor]:
     enc, dec = _scalars(x, target)
     if x.numel() == 0:
@@ -113,7 +99,7 @@ def cpu_product(a: Tensor, b: Tensor, decs: list[Tensor]) -> Tensor:
 
 def _check_given(given: list[Tensor], spec: str) -> None:
     parsed = calls.parse(spec)
-    expected = 2 * (calls.tensor_target(parsed) is not None) + parsed.needs_noise
+    expected = 2 * (tensor_target(parsed) is not None) + parsed.needs_noise
     if len(given) != expected:
         raise ValueError(
             f"{spec!r} takes {expected} tensors: [enc, dec] of a tensor scale, then a seed; got {len(given)}"
