@@ -20,6 +20,7 @@ from metis_compile.compat import (
     compile_fx,
     compile_phase,
     dynamo_source,
+    exact_division,
     inductor_config,
     is_buffer_input,
     is_parameter_input,
@@ -74,7 +75,7 @@ def compile_graph(
     captures = active_captures()
     records = [capture.begin() for capture in captures]
     joint = JointPass(config=config, inputs=inputs, key=uuid, records=records)
-    patches = dict(patches)
+    patches = {**exact_division(), **patches}
     patches["joint_custom_pre_pass"] = _before("joint_custom_pre_pass", joint, patches)
     patches["post_grad_custom_pre_pass"] = _before(
         "post_grad_custom_pre_pass", LoweringPass(config=config, key=uuid), patches

@@ -14,6 +14,7 @@
 | register_lowering, TensorBox | 2.0 | how `metis::materialize` becomes a buffer |
 | make_boxed_func | 2.0 | the calling convention of a compiled graph, for one that runs eagerly |
 | ExternKernel, ExternKernelOut, FixedLayout, fallback_handler | 2.0 | CPU kernels write into buffers Inductor plans |
+| FallbackKernel, convert_shape_to_inductor, empty_strided, squeeze | 2.0 | so do kernels with several outputs |
 | fx_graph_cse | 2.0 | traced numerics compute each thing once |
 | CppCodeCache | 2.0 | Inductor's C++ compiler, its flags and its disk cache, for the CPU kernels |
 | select_decomp_table | 2.0 | Inductor's decompositions, for traced numerics |
@@ -50,8 +51,15 @@ from torch._inductor.codecache import CppCodeCache
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn
 from torch._inductor.decomposition import select_decomp_table
-from torch._inductor.ir import ExternKernel, ExternKernelOut, FixedLayout, TensorBox
-from torch._inductor.lowering import fallback_handler, register_lowering
+from torch._inductor.ir import (
+    ExternKernel,
+    ExternKernelOut,
+    FallbackKernel,
+    FixedLayout,
+    TensorBox,
+    convert_shape_to_inductor,
+)
+from torch._inductor.lowering import empty_strided, fallback_handler, register_lowering, squeeze
 from torch._inductor.virtualized import V
 from torch._logging import trace_structured
 from torch._ops import OpOverload
@@ -63,6 +71,7 @@ __all__ = [
     "DynamoUnsupported",
     "ExternKernel",
     "ExternKernelOut",
+    "FallbackKernel",
     "FixedLayout",
     "OpOverload",
     "TensorBox",
@@ -75,7 +84,9 @@ __all__ = [
     "copy_dynamo_graph",
     "detect_fake_mode",
     "dynamo_source",
+    "empty_buffer",
     "enable_python_dispatcher",
+    "exact_division",
     "fallback_handler",
     "fx_graph_cse",
     "graph_being_lowered",
@@ -188,6 +199,15 @@ def bf16_gemm() -> Any:
     return gemm
 
 
+def exact_division() -> dict[str, Any]:
+    """Inductor's option that has its Triton kernels divide as eager torch does; nothing where it has none.
+
+    Without it they take an approximation, and scales differ from those of the numerics in their last bit.
+    """
+    option = "eager_numerics.division_rounding"
+    return {option: True} if option in inductor_config.get_config_copy() else {}
+
+
 def graph_being_lowered() -> Any:
     """The GraphLowering that Inductor is at work on."""
     return V.graph
@@ -222,3 +242,12 @@ def aot_output(desc: Any) -> tuple[str, int | None, Any]:
     if kind == "InputMutationAOTOutput":
         return "output", None, aot_input(desc.mutated_input)[0]
     return "output", getattr(desc, "idx", None), None
+
+
+def empty_buffer(value: torch.Tensor) -> TensorBox:
+    """In a lowering: a contiguous buffer of Inductor's like the fake tensor `value`, that nothing has written to."""
+    size = convert_shape_to_inductor(value.shape)
+    like: dict[str, Any] = {"dtype": value.dtype, "device": value.device}
+    if size:
+        return empty_strided(size, None, **like)
+    return squeeze(empty_strided([1], None, **like), 0)  # of no dimensions it would be a number, written by a kernel

@@ -1,8 +1,12 @@
-"""Lower metis ops: to C++ kernels on the CPU, elsewhere to aten ops that Inductor fuses.
+"""Lower metis ops: to C++ kernels on the CPU, to Triton kernels on CUDA, else to aten ops that Inductor fuses.
 
 The kernels are byte for byte what `metis_compile.numerics` defines; the aten ops are traced from it, so they can't
-drift. A quantization whose codes are only decoded again in the same graph never packs them: the values are made from
-the unquantized tensor, with the same bits.
+drift. Without Triton kernels, a quantization whose codes are only decoded again in the same graph never packs them:
+the values are made from the unquantized tensor, with the same bits.
+
+On CUDA one call quantizes a tensor for all products that read it: see `tiles`. One scale for a tensor or for a row is
+left to Inductor, whose kernel for it reads and writes as little: the scale comes from a reduction of its own, and the
+codes are elementwise, in one pass with whatever else reads the tensor.
 
 On CPUs with bfloat16 instructions a product whose two operands are exact in bfloat16 up to their tensor scales (E2M1
 times E4M3 or E8M0) is done on these, summed in float32, and multiplied by the tensor scales: the same to summation
@@ -18,18 +22,21 @@ from typing import Any
 import torch
 from torch import fx
 
-from metis_compile.compat import bf16_gemm
-from metis_compile.kernels.cpu.calls import is_exact, tensor_target
+from metis_compile.compat import bf16_gemm, inductor_config
+from metis_compile.kernels.cpu.calls import is_exact
 from metis_compile.kernels.cpu.compile import INPUTS
 from metis_compile.kernels.cpu.inductor import register_cpu_lowerings
 from metis_compile.kernels.cpu.ops import CPU_DECODE, CPU_PARTS, CPU_PRODUCT, CPU_TENSOR_SCALE, CPU_VALUES
 from metis_compile.kernels.materialize import register_materialize
+from metis_compile.kernels.parts import tensor_target
+from metis_compile.kernels.quantize.inductor import register_tile_lowering
 from metis_compile.numerics import QuantSpec, decode, encode, fake_quantize, materializing
 from metis_compile.numerics.noise import stream_seed
 from metis_compile.ops import DEQUANTIZE, MATERIALIZE, QUANTIZE, noise_of
 from metis_compile.passes.emit import Emitter
 from metis_compile.passes.find import PRODUCTS
 from metis_compile.passes.thin import write_out_thin
+from metis_compile.passes.tiles import quantize_in_tiles
 from metis_compile.passes.trace import Tracer
 from metis_compile.passes.views import strip_views
 
@@ -45,15 +52,19 @@ def lower(graph: fx.Graph, *, cpu_kernels: bool = True) -> int:
     nodes = [n for n in graph.nodes if n.target is QUANTIZE or n.target is DEQUANTIZE]
     if not nodes:
         return 0
+    cpu_kernels = cpu_kernels and inductor_config.cpu_backend != "triton"
     lowering = _Lowering(graph, cpu_kernels)
     register_materialize()
+    if quantize_in_tiles(lowering.emitter, lowering.tracer, [n for n in nodes if n.target is QUANTIZE]):
+        register_tile_lowering()
     if cpu_kernels:
         register_cpu_lowerings()
         if bf16_gemm() is not None:
             lowering.exact_products()
     for node in nodes:
         if node.target is QUANTIZE:
-            lowering.quantize(node)
+            if len(node.users) > 0:
+                lowering.quantize(node)
         elif len(node.users) > 0:
             lowering.dequantize(node)
     graph.eliminate_dead_code()

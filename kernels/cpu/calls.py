@@ -20,19 +20,12 @@ from metis_compile.kernels.cpu.compile import INPUTS, load
 from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.blocks import BlockLayout
 
-__all__ = ["decode", "is_exact", "parts", "product", "tensor_scale", "tensor_target", "values"]
+__all__ = ["decode", "is_exact", "parts", "product", "tensor_scale", "values"]
 
 _NONE, _FULL, _EXACT = 0, 1, 2
 _FLOAT32_SMALLEST, _FLOAT32_LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 _ROW_MAJOR, _AS_IS, _TRANSPOSED = 101, 111, 112  # of CBLAS
 parse = cache(QuantSpec.parse)
-
-
-def tensor_target(spec: QuantSpec) -> float | None:
-    """What the largest magnitude of a tensor is scaled to, None where the format has no scale of the whole tensor."""
-    if spec.fmt.tensor_scale:
-        return spec.largest_scale * 6.0
-    return spec.element.max if spec.block == "tensor" else None
 
 
 def is_exact(spec: QuantSpec) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from metis_compile.compat import CppCodeCache, compile_phase
+from metis_compile.kernels.parts import e8m0_carry
 from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.formats import BLOCK_ELEMENTS
 
@@ -80,18 +81,8 @@ def _constants(spec: QuantSpec) -> dict[str, Any]:
         "ROUNDING": spec.rounding,
         "GUARD": _GUARDS[spec.guard],
         "SELECT": spec.select or "none",
-        "E8M0_CARRY": _e8m0_carry(spec),
+        "E8M0_CARRY": e8m0_carry(spec),
     }
-
-
-def _e8m0_carry(spec: QuantSpec) -> int:
-    """What is added to the bits of an amax before its exponent is taken: see numerics.scales."""
-    element = spec.element
-    if spec.fmt.scale != "e8m0":
-        return 0
-    if spec.guard == "round_up" or spec.scale_mode == "rceil":
-        return 2**23 - 1 - int((element.max / 2.0**element.max_exponent - 1) * 2**23)
-    return 2 ** (22 - element.mantissa_bits) if spec.scale_mode == "even" else 0
 
 
 def inlined(name: str, seen: set[str] | None = None) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from metis_compile.compat import OpOverload
 from metis_compile.kernels.cpu import calls
+from metis_compile.kernels.parts import tensor_target
 from metis_compile.numerics.blocks import normalize_axis
 from metis_compile.numerics.quantize import part_shapes
 
@@ -99,7 +100,7 @@ def cpu_product(a: Tensor, b: Tensor, decs: list[Tensor]) -> Tensor:
 
 def _check_given(given: list[Tensor], spec: str) -> None:
     parsed = calls.parse(spec)
-    expected = 2 * (calls.tensor_target(parsed) is not None) + parsed.needs_noise
+    expected = 2 * (tensor_target(parsed) is not None) + parsed.needs_noise
     if len(given) != expected:
         raise ValueError(
             f"{spec!r} takes {expected} tensors: [enc, dec] of a tensor scale, then a seed; got {len(given)}"

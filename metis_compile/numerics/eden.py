@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from metis_compile.numerics.blocks import BlockLayout
-from metis_compile.numerics.elements import round_magnitude, round_magnitude_stochastically
+from metis_compile.numerics.elements import round_magnitude, round_magnitude_stochastically, rounded_product
 from metis_compile.numerics.formats import BLOCK_ELEMENTS, ELEMENTS, QuantSpec
 from metis_compile.numerics.materialize import materialize
 from metis_compile.numerics.scales import Scaling, nvfp4_ideal_scale, nvfp4_multiplier
@@ -51,4 +51,4 @@ def _dot(a: Tensor, b: Tensor, x: Tensor, layout: BlockLayout, spec: QuantSpec) 
     """The sum of a * b over each block, of x's elements split into blocks."""
     bits = 14 - (4 if BLOCK_ELEMENTS[spec.block] == 256 else 0)
     anchor = 2.0 ** (23 - bits)
-    return layout.sum(layout.join((a * b + anchor) - anchor, x.shape))
+    return layout.sum(layout.join((rounded_product(a * b) + anchor) - anchor, x.shape))

@@ -17,7 +17,16 @@ _TWO23 = 2.0**23
 def _leading_power(magnitude: Tensor) -> Tensor:
     """2^floor(log2 a) of a = magnitude < 2^100, fp32 (Rump, Ogita, Oishi 2008, Algorithm 3.5); 0 for 0."""
     q = magnitude * (_TWO23 + 1)
-    return torch.abs(q - q * (1 - 2.0**-24))
+    return torch.abs(q - rounded_product(q * (1 - 2.0**-24)))
+
+
+def rounded_product(product: Tensor) -> Tensor:
+    """A product that is not negative, rounded before it is added to anything.
+
+    It must not become a part of an fma, which rounds once; compilers for GPUs make these where a product feeds a sum,
+    and a magnitude in between keeps them from it.
+    """
+    return torch.abs(product)
 
 
 def _anchor(magnitude: Tensor, element: Element) -> Tensor:
@@ -60,7 +69,7 @@ def expected_square_error(value: Tensor, element: Element) -> Tensor:
     nearest = (inside + anchor) - anchor
     remainder = inside - torch.where(nearest > inside, nearest - step, nearest)
     beyond = magnitude - inside
-    return remainder * (step - remainder) + beyond * beyond
+    return rounded_product(remainder * (step - remainder)) + rounded_product(beyond * beyond)
 
 
 def round_to_element(value: Tensor, element: Element, noise: Tensor | None = None) -> Tensor:

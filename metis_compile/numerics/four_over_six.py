@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from metis_compile.numerics.blocks import BlockLayout
-from metis_compile.numerics.elements import expected_square_error, round_magnitude
+from metis_compile.numerics.elements import expected_square_error, round_magnitude, rounded_product
 from metis_compile.numerics.formats import BLOCK_ELEMENTS, QuantSpec
 from metis_compile.numerics.materialize import materialize
 from metis_compile.numerics.scales import Scaling, nvfp4_ideal_scale, nvfp4_rounded_scale
@@ -47,7 +47,7 @@ def _block_error(x: Tensor, layout: BlockLayout, spec: QuantSpec, scales: Scalin
     else:
         magnitude = torch.abs(scaled)
         error = magnitude - round_magnitude(torch.clamp(magnitude, max=spec.element.max), spec.element)
-        error = torch.abs(error) if spec.select == "mae" else error * error
+        error = torch.abs(error) if spec.select == "mae" else rounded_product(error * error)
     total = layout.sum(layout.join(_fixed_point(error, spec), x.shape)) * scales.scale
     return total if spec.select == "mae" else total * scales.scale
 

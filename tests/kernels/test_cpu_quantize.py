@@ -11,9 +11,11 @@ import torch
 import value_families
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from same_bytes import assert_same, assert_same_parts
 from torch import Tensor
 
 from metis_compile.kernels.cpu import calls, compile, ops
+from metis_compile.kernels.parts import tensor_target
 from metis_compile.numerics import QuantSpec, encode, fake_quantize, noise_shape, uniform_noise
 from metis_compile.numerics.blocks import BlockLayout
 from metis_compile.numerics.scales import nvfp4_ideal_scale, nvfp4_rounded_scale
@@ -68,23 +70,8 @@ def _threads() -> Any:
     torch.set_num_threads(before)
 
 
-def assert_same(actual: Tensor, expected: Tensor, what: str) -> None:
-    """The same bytes, but for the bits of a NaN: those depend on the order in which hardware met them."""
-    assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape), what
-    if torch.equal(_bytes(actual), _bytes(expected)):
-        return
-    assert actual.dtype != torch.uint8, f"{what}: {(actual != expected).sum()} codes differ"
-    a, b = actual.to(torch.float32), expected.to(torch.float32)
-    same = ((a == b) & (a.signbit() == b.signbit())) | (a.isnan() & b.isnan())
-    assert same.all(), f"{what}: {(~same).sum()} of {same.numel()} differ, {a[~same][:4]} for {b[~same][:4]}"
-
-
-def _bytes(t: Tensor) -> Tensor:
-    return t.contiguous().reshape(-1).view(torch.uint8)
-
-
 def given_of(x: Tensor, spec: QuantSpec, seed: Tensor | None) -> list[Tensor]:
-    target = calls.tensor_target(spec)
+    target = tensor_target(spec)
     scale = [] if target is None else list(ops.CPU_TENSOR_SCALE(x, target))
     return scale + ([] if seed is None else [seed])
 
@@ -92,7 +79,7 @@ def given_of(x: Tensor, spec: QuantSpec, seed: Tensor | None) -> list[Tensor]:
 def all_parts(x: Tensor, spec: QuantSpec, axis: int, seed: Tensor | None, stream: int) -> list[Tensor]:
     """What encode returns, from the kernels."""
     given = given_of(x, spec, seed)
-    scale = given[1:2] if calls.tensor_target(spec) is not None else []
+    scale = given[1:2] if tensor_target(spec) is not None else []
     return ops.CPU_PARTS(x, given, str(spec), axis, stream) + scale
 
 
@@ -115,8 +102,7 @@ def check(x: Tensor, spec: QuantSpec, axis: int, stream: int = 3) -> None:
     parts, values = encode(x, spec, axis, noise), fake_quantize(x, spec, axis, noise)
     given = given_of(x, spec, seed)
     assert_same(ops.CPU_VALUES(x, given, str(spec), axis, stream, False), values, "values")
-    for i, (actual, expected) in enumerate(zip(all_parts(x, spec, axis, seed, stream), parts, strict=True)):
-        assert_same(fp8(actual, spec, i), fp8(expected, spec, i), f"part {i}")
+    assert_same_parts(all_parts(x, spec, axis, seed, stream), parts, spec)
     assert_same(ops.CPU_DECODE(parts, str(spec), axis, x.shape[axis], False), values, "decoded")
     if calls.is_exact(spec):
         exact = [
@@ -125,13 +111,8 @@ def check(x: Tensor, spec: QuantSpec, axis: int, stream: int = 3) -> None:
         ]
         representable = (values == 0) | (values.abs() >= 2.0**-126) | values.isnan()
         for each in exact:
-            full = each.float() if calls.tensor_target(spec) is None else each.float() * parts[-1]
+            full = each.float() if tensor_target(spec) is None else each.float() * parts[-1]
             assert_same(full[representable], values[representable], "exact values")
-
-
-def fp8(part: Tensor, spec: QuantSpec, index: int) -> Tensor:
-    """FP8 codes as float8, so that they compare as numbers where they are NaN."""
-    return part.view(spec.element.dtype) if index == 0 and spec.element.dtype is not None else part
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])

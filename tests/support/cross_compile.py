@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -23,10 +24,12 @@ CAPABILITIES = (80, 90, 100, 120)
 
 
 class CrossCompiled(NamedTuple):
-    """ptx: the instructions, before ptxas. shared: bytes of shared memory that a block takes."""
+    """ptx: the instructions, before ptxas. shared: bytes of shared memory that a block takes. spilled: bytes of a
+    thread's registers that ptxas keeps in memory."""
 
     ptx: str
     shared: int
+    spilled: int
 
 
 class CrossCompileError(Exception):
@@ -42,6 +45,7 @@ def cross_compile(
     aligned: Sequence[str] | None = None,
     num_warps: int = 4,
     num_stages: int = 3,
+    enable_fp_fusion: bool = True,
 ) -> CrossCompiled:
     """Compiles a `@triton.jit` function of a module for compute capability 8.0 (80), 9.0, 10.0 or 12.0.
 
@@ -59,7 +63,11 @@ def cross_compile(
             "constexprs": dict(constexprs),
             "aligned": list(pointers if aligned is None else aligned),
             "capability": capability,
-            "options": {"num_warps": num_warps, "num_stages": num_stages},
+            "options": {
+                "num_warps": num_warps,
+                "num_stages": num_stages,
+                "enable_fp_fusion": enable_fp_fusion,
+            },
         }
     )
 
@@ -161,12 +169,23 @@ def _kernels_of(path: str) -> dict[str, Any]:
     return kernels
 
 
-def _build(source: Any, capability: int, options: dict[str, Any]) -> tuple[str, int]:
+def _build(source: Any, capability: int, options: dict[str, Any]) -> tuple[str, int, int]:
     import triton
     from triton.backends.compiler import GPUTarget
 
     built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    return built.asm["ptx"], built.metadata.shared
+    return built.asm["ptx"], built.metadata.shared, _spilled(built.asm["cubin"])
+
+
+def _spilled(cubin: bytes) -> int:
+    import triton
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return sum(map(int, re.findall(r"STACK:(\d+)", usage)))
 
 
 def _load(module: str) -> Any:

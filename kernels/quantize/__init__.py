@@ -1,0 +1,1 @@
+"""Quantization in Triton on the GPU."""

@@ -1,0 +1,66 @@
+"""Block scales in Triton, from the largest magnitude of each block; `numerics/scales.py` is the definition."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from metis_compile.kernels.quantize.minifloat import at_most, nearest, upwards
+
+FLOAT32_MAX = tl.constexpr(3.4028234663852886e38)
+
+
+@triton.jit
+def encode_scale(amax, TARGET: tl.constexpr):
+    """What puts fp32 `amax` at TARGET, 1 where it is 0."""
+    enc = at_most(tl.div_rn(tl.full(amax.shape, TARGET, tl.float32), amax), FLOAT32_MAX)
+    return tl.where(amax == 0.0, 1.0, enc)
+
+
+@triton.jit
+def ideal_e4m3_scales(amax, enc, GUARD: tl.constexpr):
+    """NVFP4's block scales before they are rounded. enc: the tensor's."""
+    ideal = amax * (enc * 0.16666666666666666)
+    if GUARD == "17/16":
+        ideal = ideal * 1.0625
+    return ideal
+
+
+@triton.jit
+def multiplier_of(scale, dec):
+    """What elements are multiplied by under fp32 block scales, finite where one is 0. dec: the tensor's."""
+    product = scale * dec
+    return at_most(tl.div_rn(tl.full(product.shape, 1.0, tl.float32), product), FLOAT32_MAX)
+
+
+@triton.jit
+def e4m3_multipliers(dec):
+    """[128] fp32: what elements are multiplied by under each E4M3 scale, by its byte. dec: the tensor's.
+
+    There are fewer scales than blocks in a tile, and a division takes longer than a look-up.
+    """
+    byte = tl.arange(0, 128)
+    normal = ((byte << 20) + (120 << 23)).to(tl.float32, bitcast=True)
+    scale = tl.where(byte < 8, byte.to(tl.float32) * 0.001953125, normal)
+    return multiplier_of(tl.where(byte == 127, float("nan"), scale), dec)
+
+
+@triton.jit
+def e4m3_scales(ideal, multipliers, GUARD: tl.constexpr):
+    """(multiplier, scale, byte) of ideal block scales."""
+    if GUARD == "round_up":
+        scale, code = upwards(at_most(ideal, 448.0), 3, -6)
+    else:
+        scale, code = nearest(at_most(ideal, 448.0), 3, -6)
+    byte = tl.where(scale == scale, code, 0x7F)
+    multiplier = tl.reshape(tl.gather(multipliers, tl.reshape(byte, (byte.numel,)), 0), byte.shape)
+    return multiplier, scale, byte
+
+
+@triton.jit
+def e8m0_scales(amax, CARRY: tl.constexpr, MAX_EXPONENT: tl.constexpr):
+    """(multiplier, byte). CARRY: what is added to the bits of an amax before its exponent is taken."""
+    byte = tl.maximum(((amax.to(tl.int32, bitcast=True) + CARRY) >> 23) - MAX_EXPONENT, 0)
+    byte = tl.where(amax <= FLOAT32_MAX, byte, 255)
+    inverse = ((254 - byte) << 23).to(tl.float32, bitcast=True)
+    return tl.where(byte == 255, float("nan"), inverse), byte
