@@ -18,6 +18,9 @@
 | CppCodeCache | 2.0 | Inductor's C++ compiler, its flags and its disk cache, for the CPU kernels |
 | select_decomp_table | 2.0 | Inductor's decompositions, for traced numerics |
 | enable_python_dispatcher | 2.0 | traces symbolic sizes through composite operators |
+| TritonTemplate, SymbolicGridFn | 2.0, 2.8 | the templates of packed products |
+| ExternKernelChoice, ExternKernelCaller | 2.0 | plain torch as one of the autotuner's choices |
+| add_feedback_saver | 2.8 | the autotuner's timings, to say when no template works |
 | SyntheticLocalSource | 2.3 | says where an input comes from that the model does not have: the state |
 | in_backward | 2.0 | a forward that runs inside a backward is a checkpointed one, run again |
 """
@@ -26,6 +29,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -46,6 +50,14 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitioner
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.ir import ExternKernel, ExternKernelOut, FixedLayout, TensorBox
 from torch._inductor.lowering import fallback_handler, register_lowering
+from torch._inductor.select_algorithm import (
+    ExternKernelCaller,
+    ExternKernelChoice,
+    SymbolicGridFn,
+    TritonTemplate,
+    add_feedback_saver,
+    autotune_select_algorithm,
+)
 from torch._inductor.virtualized import V
 from torch._logging import trace_structured
 from torch._ops import OpOverload
@@ -55,10 +67,16 @@ __all__ = [
     "CustomGraphPass",
     "CustomPartitionerFn",
     "ExternKernel",
+    "ExternKernelCaller",
+    "ExternKernelChoice",
     "ExternKernelOut",
     "FixedLayout",
     "OpOverload",
+    "SymbolicGridFn",
     "TensorBox",
+    "TritonTemplate",
+    "add_feedback_saver",
+    "autotune",
     "bf16_gemm",
     "compile_fx",
     "copy_dynamo_graph",
@@ -73,6 +91,8 @@ __all__ = [
     "is_buffer_input",
     "is_parameter_input",
     "list_mode_options",
+    "lowered_size_hint",
+    "lowers_to_triton",
     "make_boxed_func",
     "partition",
     "register_lowering",
@@ -161,3 +181,24 @@ def bf16_gemm() -> Any:
 def graph_being_lowered() -> Any:
     """The GraphLowering that Inductor is at work on."""
     return V.graph
+
+
+def lowers_to_triton(device: torch.device) -> bool:
+    """Whether Inductor makes Triton kernels for a device."""
+    return device.type == "cuda" or (device.type == "cpu" and inductor_config.cpu_backend == "triton")
+
+
+def lowered_size_hint(size: Any) -> int:
+    """Inductor's idea of a size of its IR while it lowers: `size_hint` up to 2.12, `optimization_hint` from 2.13 on."""
+    sizevars = V.graph.sizevars
+    hint = getattr(sizevars, "optimization_hint", None) or sizevars.size_hint  # type: ignore[attr-defined]
+    return int(hint(size))
+
+
+def autotune(name: str, choices: Sequence[Any], nodes: Sequence[Any], layout: Any) -> Any:
+    """Times the choices and returns the best one's output.
+
+    `autotune_select_algorithm` returns that up to 2.12, and with it the choice from 2.13 on.
+    """
+    result = autotune_select_algorithm(name, list(choices), list(nodes), layout)
+    return result[0] if isinstance(result, tuple) else result
