@@ -19,6 +19,9 @@
 | CppCodeCache | 2.0 | Inductor's C++ compiler, its flags and its disk cache, for the CPU kernels |
 | select_decomp_table | 2.0 | Inductor's decompositions, for traced numerics |
 | enable_python_dispatcher | 2.0 | traces symbolic sizes through composite operators |
+| TritonTemplate, SymbolicGridFn | 2.0, 2.8 | the templates of packed products |
+| ExternKernelChoice, ExternKernelCaller | 2.0 | plain torch as one of the autotuner's choices |
+| add_feedback_saver | 2.8 | the autotuner's timings, to say when no template works |
 | SyntheticLocalSource | 2.3 | says where an input comes from that the model does not have: the state |
 | DynamoUnsupported | 2.0 | what Dynamo raises where a model is not one graph, for the reason |
 | aot_input, aot_output | 2.8 | what AOTAutograd says an input or output of a graph is, in `meta["desc"]` |
@@ -30,6 +33,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
@@ -60,6 +64,14 @@ from torch._inductor.ir import (
     convert_shape_to_inductor,
 )
 from torch._inductor.lowering import empty_strided, fallback_handler, register_lowering, squeeze
+from torch._inductor.select_algorithm import (
+    ExternKernelCaller,
+    ExternKernelChoice,
+    SymbolicGridFn,
+    TritonTemplate,
+    add_feedback_saver,
+    autotune_select_algorithm,
+)
 from torch._inductor.virtualized import V
 from torch._logging import trace_structured
 from torch._ops import OpOverload
@@ -70,13 +82,19 @@ __all__ = [
     "CustomPartitionerFn",
     "DynamoUnsupported",
     "ExternKernel",
+    "ExternKernelCaller",
+    "ExternKernelChoice",
     "ExternKernelOut",
     "FallbackKernel",
     "FixedLayout",
     "OpOverload",
+    "SymbolicGridFn",
     "TensorBox",
+    "TritonTemplate",
+    "add_feedback_saver",
     "aot_input",
     "aot_output",
+    "autotune",
     "bf16_gemm",
     "compile_fx",
     "compile_phase",
@@ -95,6 +113,8 @@ __all__ = [
     "is_buffer_input",
     "is_parameter_input",
     "list_mode_options",
+    "lowered_size_hint",
+    "lowers_to_triton",
     "make_boxed_func",
     "partition",
     "register_lowering",
@@ -251,3 +271,24 @@ def empty_buffer(value: torch.Tensor) -> TensorBox:
     if size:
         return empty_strided(size, None, **like)
     return squeeze(empty_strided([1], None, **like), 0)  # of no dimensions it would be a number, written by a kernel
+
+
+def lowers_to_triton(device: torch.device) -> bool:
+    """Whether Inductor makes Triton kernels for a device."""
+    return device.type == "cuda" or (device.type == "cpu" and inductor_config.cpu_backend == "triton")
+
+
+def lowered_size_hint(size: Any) -> int:
+    """Inductor's idea of a size of its IR while it lowers: `size_hint` up to 2.12, `optimization_hint` from 2.13 on."""
+    sizevars = V.graph.sizevars
+    hint = getattr(sizevars, "optimization_hint", None) or sizevars.size_hint  # type: ignore[attr-defined]
+    return int(hint(size))
+
+
+def autotune(name: str, choices: Sequence[Any], nodes: Sequence[Any], layout: Any) -> Any:
+    """Times the choices and returns the best one's output.
+
+    `autotune_select_algorithm` returns that up to 2.12, and with it the choice from 2.13 on.
+    """
+    result = autotune_select_algorithm(name, list(choices), list(nodes), layout)
+    return result[0] if isinstance(result, tuple) else result

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._inductor.graph import GraphLowering
 
 from metis_compile.compat import inductor_config
 
@@ -44,6 +45,8 @@ def triton_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[TritonOnCPU]:
     monkeypatch.setattr(triton.runtime.driver, "_active", _driver(triton, state))
     empty = torch._C._dynamo.guards._empty_strided_cpu
     monkeypatch.setattr(torch._C._dynamo.guards, "_empty_strided_cpu", lambda *args: _poisoned(empty(*args)))
+    # a CUDA tensor without dimensions is passed by address, a CPU tensor by value
+    monkeypatch.setattr(GraphLowering, "is_unspec_arg", lambda self, name: False)
     with inductor_config.patch(CONFIG), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Could not find an active CPU backend")
         warnings.filterwarnings("ignore", "TypedStorage is deprecated")

@@ -1,0 +1,60 @@
+"""Packed operands multiplied as they are, on GPUs with block-scaled tensor cores (10.x and 12.x).
+
+    acc = sum over blocks of (scale of A * scale of B) * sum over k in the block of element of A * element of B
+
+with OCP MX v1.0's E8M0 scales per 32 of any of its elements (`kind::mxf4`, `kind::mxf8f6f4`), and NVFP4's E4M3 scales
+per 16 (`kind::mxf4nvf4`). `tl.dot_scaled` takes scales as [rows, blocks] and lays them out for the hardware itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from metis_compile.compat import TritonTemplate
+from metis_compile.kernels.gemm.frame import EPILOGUE, PROLOGUE, Config, grid
+from metis_compile.kernels.gemm.operand import Operand
+
+CONFIGS = (
+    Config(128, 256, 256, 3, 8),
+    Config(128, 128, 256, 4, 8),
+    Config(128, 128, 256, 3, 4),
+    Config(128, 128, 128, 4, 4),
+    Config(128, 64, 256, 4, 4),
+    Config(128, 64, 128, 4, 4),
+)
+
+LOOP = """
+    for step in range(0, tl.cdiv(K, BLOCK_K)):
+        {% for X, x, PACKED_K, E4M3_SCALES, ROW_AXIS, K_AXIS in [
+            ("A", "a", A_PACKED_K, A_E4M3_SCALES, A_ROW_AXIS, A_K_AXIS),
+            ("B", "b", B_PACKED_K, B_E4M3_SCALES, B_ROW_AXIS, B_K_AXIS),
+        ] %}
+        {% set unit = 2 if PACKED_K else 1 %}
+        {{x}}_at = (step * (BLOCK_K // {{unit}}) + tl.arange(0, BLOCK_K // {{unit}})).to(INDEX_DTYPE)
+        {{x}} = load_bytes(
+            {{X}}, {{x}}_rows, {{x}}_at, tl.cdiv(K, {{unit}}), {{stride(X, ROW_AXIS)}}, {{stride(X, K_AXIS)}}, EVEN_K
+        )
+        {{x}}_scales = load_scales(
+            {{X}}_SCALES, {{x}}_rows, step * (BLOCK_K // {{X}}_ALONG), tl.cdiv(K, {{X}}_ALONG),
+            {{stride(X + "_SCALES", ROW_AXIS)}}, {{stride(X + "_SCALES", K_AXIS)}},
+            {{X}}_ACROSS, BLOCK_K // {{X}}_ALONG, EVEN_K,
+        )
+        {% if E4M3_SCALES %}
+        {{x}}_scales = {{x}}_scales.to(tl.float8e4nv, bitcast=True)
+        {% endif %}
+        {% endfor %}
+        acc = tl.dot_scaled(a, a_scales, A_ELEMENT, tl.trans(b), b_scales, B_ELEMENT, acc)
+"""
+
+TEMPLATE = TritonTemplate(name="metis_gemm_block_scaled", grid=grid, source=PROLOGUE + LOOP + EPILOGUE)
+
+
+def supports(a: Operand, b: Operand, capability: int) -> bool:
+    """Whether this template multiplies them on such a GPU: packed along k, under scales of one kind."""
+    scales = {a.spec.fmt.scale, b.spec.fmt.scale}
+    return capability >= 100 and len(scales) == 1 and "fp32" not in scales and "rows" not in (a.packed, b.packed)
+
+
+def extra_constants(a: Operand, b: Operand) -> dict[str, Any]:
+    """The constants of the loop: there are none."""
+    return {}

@@ -1,0 +1,55 @@
+"""FP8 operands multiplied by FP8 tensor cores (9.0 and newer), under float32 scales.
+
+    acc = sum over k of element of A * element of B                             scales of rows and tensors come after
+    acc += (scale of A * scale of B) * sum over k in 128 of element * element   scales of blocks of 128
+
+Hopper's FP8 tensor cores keep about 14 bits of a running sum: each step of 128 along k is summed there, and the steps
+in float32 registers.
+"""
+
+from __future__ import annotations
+
+from metis_compile.compat import TritonTemplate
+from metis_compile.kernels.gemm.frame import EPILOGUE, PROLOGUE, Config, grid
+from metis_compile.kernels.gemm.operand import Operand
+
+CONFIGS = (
+    Config(128, 256, 128, 3, 8),
+    Config(256, 128, 128, 3, 8),
+    Config(128, 128, 128, 4, 8),
+    Config(128, 128, 128, 3, 4),
+    Config(64, 128, 128, 4, 4),
+    Config(64, 64, 128, 4, 4),
+    Config(16, 64, 128, 4, 4),
+)
+TYPES = {"e4m3": "tl.float8e4nv", "e5m2": "tl.float8e5"}
+
+LOOP = """
+    k = tl.arange(0, BLOCK_K).to(INDEX_DTYPE)
+    for step in range(0, tl.cdiv(K, BLOCK_K)):
+        at = step * BLOCK_K + k
+        a = load_bytes(A, a_rows, at, K, {{stride("A", A_ROW_AXIS)}}, {{stride("A", A_K_AXIS)}}, EVEN_K)
+        b = load_bytes(B, b_rows, at, K, {{stride("B", B_ROW_AXIS)}}, {{stride("B", B_K_AXIS)}}, EVEN_K)
+        part = tl.dot(a.to(A_TYPE, bitcast=True), tl.trans(b.to(B_TYPE, bitcast=True)))
+        {% if A_PER_STEP %}
+        a_step = A_SCALES + a_rows // A_ACROSS * {{stride("A_SCALES", A_ROW_AXIS)}}
+        part *= tl.load(a_step + step * BLOCK_K // A_ALONG * {{stride("A_SCALES", A_K_AXIS)}})[:, None]
+        {% endif %}
+        {% if B_PER_STEP %}
+        b_step = B_SCALES + b_rows // B_ACROSS * {{stride("B_SCALES", B_ROW_AXIS)}}
+        part *= tl.load(b_step + step * BLOCK_K // B_ALONG * {{stride("B_SCALES", B_K_AXIS)}})[None, :]
+        {% endif %}
+        acc += part
+"""
+
+TEMPLATE = TritonTemplate(name="metis_gemm_fp8", grid=grid, source=PROLOGUE + LOOP + EPILOGUE)
+
+
+def supports(a: Operand, b: Operand, capability: int) -> bool:
+    """Whether this template multiplies them on such a GPU."""
+    return capability >= 90 and all(x.spec.element.bits == 8 and x.spec.fmt.scale == "fp32" for x in (a, b))
+
+
+def extra_constants(a: Operand, b: Operand) -> dict[str, str]:
+    """The constants of the loop."""
+    return {"A_TYPE": TYPES[a.spec.element.name], "B_TYPE": TYPES[b.spec.element.name]}

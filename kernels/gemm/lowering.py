@@ -1,0 +1,137 @@
+"""Inductor's lowering of `metis::gemm`: the template that serves, and plain torch, for its autotuner to choose from.
+
+What follows a product in the graph (a bias, an activation, a residual, a cast) Inductor puts into the template's store.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+
+from metis_compile.compat import (
+    ExternKernel,
+    ExternKernelCaller,
+    ExternKernelChoice,
+    FixedLayout,
+    TensorBox,
+    add_feedback_saver,
+    autotune,
+    fallback_handler,
+    graph_being_lowered,
+    inductor_config,
+    lowered_size_hint,
+    register_lowering,
+)
+from metis_compile.kernels.gemm.frame import MAX_TAILS, Config, constants
+from metis_compile.kernels.gemm.op import GEMM, call
+from metis_compile.kernels.gemm.operand import Operand, parse
+
+log = logging.getLogger("metis_compile.kernels")
+
+NAME = "metis_gemm"
+TRIED = 4  # configurations that are timed where Inductor's max_autotune_gemm does not ask for all
+
+
+@cache
+def register_gemm() -> None:
+    """Registers the lowering, once per process."""
+    plain = ExternKernelChoice(call, name=NAME, has_out_variant=True)
+    add_feedback_saver(_report)
+
+    @register_lowering(GEMM, type_promotion_kind=None)
+    def gemm(
+        a: Sequence[TensorBox], a_spec: str, a_axis: int, a_length: Any, a_contract: int,
+        b: Sequence[TensorBox], b_spec: str, b_axis: int, b_length: Any, b_contract: int,
+        tails: Sequence[TensorBox],
+    ) -> TensorBox:  # fmt: skip
+        left, a_sizes = _operand(a, a_spec, a_axis, a_length, a_contract)
+        right, b_sizes = _operand(b, b_spec, b_axis, b_length, b_contract)
+        size = [*a_sizes[:-2], a_sizes[left.rows], b_sizes[right.rows]]
+        inputs = [*a, *b, *tails]
+        nodes: list[Any] = [ExternKernel.realize_input(i) for i in inputs]
+        layout: Any = FixedLayout(nodes[0].get_device(), torch.float32, size)
+        extern = plain.bind(nodes, layout, a=(a_spec, a_axis, a_contract), b=(b_spec, b_axis, b_contract))
+        return _choose(_templates(inputs, layout, left, right, a_sizes[left.contracted]), extern, nodes, layout)
+
+
+def _operand(parts: Sequence[TensorBox], spec: str, axis: int, length: Any, contract: int) -> tuple[Operand, list[Any]]:
+    """The operand, and the sizes of the tensor that it holds."""
+    sizes = list(parts[0].get_size())
+    sizes[axis] = length
+    rank = len(sizes)
+    return Operand(spec=parse(spec), axis=axis % rank - rank, contracted=contract % rank - rank), sizes
+
+
+def _templates(inputs: Sequence[TensorBox], layout: Any, a: Operand, b: Operand, k: Any) -> list[Any]:
+    """The choices of the first template that multiplies such operands on this GPU."""
+    from triton.runtime import driver
+
+    from metis_compile.kernels.gemm import block_scaled, emulated, fp8
+
+    capability = int(driver.active.get_current_target().arch)
+    serving = [t for t in (block_scaled, fp8, emulated) if t.supports(a, b, capability)]
+    tails = (len(inputs) - a.part_count - b.part_count) // 2
+    sizevars = graph_being_lowered().sizevars
+    if not serving or tails > MAX_TAILS or any(sizevars.statically_known_equals(s, 0) for s in (*layout.size, k)):
+        return []
+    template = serving[0]
+    given = [ExternKernel.realize_input(_as_bytes(i) if _needs_bytes(i.get_dtype(), capability) else i) for i in inputs]
+    choices: list[Any] = []
+    for config in configs_for(template.CONFIGS, *map(lowered_size_hint, layout.size[-2:])):
+        numbers = constants(
+            a, b, config,
+            even_k=sizevars.statically_known_multiple_of(k, config.block_k),
+            batched=len(layout.size) == 3,
+            tails=tails,
+        )  # fmt: skip
+        for name, operand, part in (("A", a, given[1]), ("B", b, given[a.part_count + 1])):
+            numbers[f"{name}_E4M3_SCALES"] = operand.scaled and part.get_dtype() == torch.float8_e4m3fn
+        template.TEMPLATE.maybe_append_choice(
+            choices, input_nodes=given, layout=layout, **numbers, **template.extra_constants(a, b)
+        )
+    return choices
+
+
+def configs_for(configs: Sequence[Config], m: int, n: int) -> Sequence[Config]:
+    """Those of the configurations that are worth timing for a product of this size."""
+    least_m, least_n = min(c.block_m for c in configs), min(c.block_n for c in configs)
+    fitting = [c for c in configs if c.block_m < 2 * max(m, least_m) and c.block_n < 2 * max(n, least_n)]
+    return fitting if inductor_config.max_autotune_gemm or inductor_config.max_autotune else fitting[:TRIED]
+
+
+def _needs_bytes(dtype: torch.dtype, capability: int) -> bool:
+    """Whether Triton has no pointer to it: to E8M0 nowhere, to E4M3 only where there are instructions for it."""
+    return dtype == torch.float8_e8m0fnu or (dtype == torch.float8_e4m3fn and capability < 89)
+
+
+def _as_bytes(x: TensorBox) -> Any:
+    """A view of the bytes, by a call in Inductor's wrapper code: a kernel is told a buffer's own dtype."""
+    x.realize()
+    return fallback_handler(torch.ops.aten.view.dtype)(x, torch.uint8)
+
+
+def _choose(templates: list[Any], extern: Any, nodes: Sequence[Any], layout: Any) -> TensorBox:
+    try:
+        return autotune(NAME, [*templates, extern], nodes, layout)
+    except Exception as error:
+        if not templates:
+            raise
+        _warn_once(f"{type(error).__name__}: {error}")
+        return extern.output_node()
+
+
+def _report(timings: dict[Any, float], name: str, *_: Any) -> None:
+    """Inductor's autotuner is done: says so where no template worked."""
+    templates = [time for choice, time in timings.items() if not isinstance(choice, ExternKernelCaller)]
+    if name == NAME and not any(map(math.isfinite, templates)):
+        _warn_once("none of them compiled and ran")
+
+
+@cache
+def _warn_once(reason: str) -> None:
+    log.warning("metis: the Triton templates of packed products don't work here, plain torch multiplies: %s", reason)

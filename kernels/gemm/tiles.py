@@ -1,0 +1,148 @@
+"""Tiles of packed operands in a kernel's registers: loaded, and decoded to bfloat16 exactly.
+
+What templates call; Triton compiles these functions into them. Tiles are [rows, k] for both operands of a product.
+
+E2M1 is a sign, two bits of exponent and one of mantissa: moved to where bfloat16 has its own, they spell the value
+times 2^-126, its subnormal 0.5 included, since bfloat16's subnormals continue the same way. So do E4M3's bits, times
+2^-120. A product with a power of two, or with a scale times one, then gives the value: exact, without tables.
+
+Under an E4M3 scale a tile holds its values times 2^-7 (SCALED_DOWN), so that 448 * 2^119 is in range and one
+multiplication does.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+SCALED_DOWN = 2.0**-7
+
+
+@triton.jit
+def low_e2m1(byte):
+    """The lower codes of uint16 bytes, bfloat16, times 2^-126."""
+    return (((byte & 0x8) << 12) | ((byte & 0x7) << 6)).to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit
+def high_e2m1(byte):
+    """The upper codes of uint16 bytes, bfloat16, times 2^-126."""
+    return (((byte & 0x80) << 8) | ((byte & 0x70) << 2)).to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit
+def e4m3_values(byte):
+    """bfloat16 of uint16 bytes, times 2^-120; NaN stays NaN."""
+    bits = ((byte & 0x80) << 8) | ((byte & 0x7F) << 4)
+    return tl.where((byte & 0x7F) == 0x7F, 0x7FC0, bits).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit
+def e5m2_values(byte):
+    """bfloat16 of uint16 bytes: the upper halves of float16."""
+    return (byte << 8).to(tl.float16, bitcast=True).to(tl.float32).to(tl.bfloat16)
+
+
+@triton.jit
+def e8m0_values(byte):
+    """bfloat16 of uint16 bytes: 2^(byte - 127); 255 is NaN."""
+    bits = tl.where(byte == 0, 0x40, tl.where(byte == 255, 0x7FC0, byte << 7))
+    return bits.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit
+def load_scales(
+    scales,
+    rows,
+    block,
+    blocks,
+    row_stride,
+    block_stride,
+    ACROSS: tl.constexpr,
+    COUNT: tl.constexpr,
+    EVEN_K: tl.constexpr,
+):
+    """[rows, COUNT] block scales from `block` on, of `blocks` along k; ACROSS rows share one."""
+    at = block + tl.arange(0, COUNT)
+    pointers = scales + (rows // ACROSS)[:, None] * row_stride + at[None, :] * block_stride
+    if EVEN_K:
+        return tl.load(pointers)
+    return tl.load(pointers, mask=at[None, :] < blocks, other=0)
+
+
+@triton.jit
+def spread(scales, ROWS: tl.constexpr, COUNT: tl.constexpr, EACH: tl.constexpr):
+    """[ROWS, COUNT * EACH] of [ROWS, COUNT]: each of them EACH times."""
+    return tl.reshape(tl.broadcast_to(scales[:, :, None], (ROWS, COUNT, EACH)), (ROWS, COUNT * EACH))
+
+
+@triton.jit
+def load_bytes(codes, rows, at, end, row_stride, k_stride, EVEN_K: tl.constexpr):
+    """uint8 [rows, at] of codes; 0 from `end` on."""
+    pointers = codes + rows[:, None] * row_stride + at[None, :] * k_stride
+    if EVEN_K:
+        return tl.load(pointers)
+    return tl.load(pointers, mask=at[None, :] < end, other=0)
+
+
+@triton.jit
+def interleaved(low, high, ROWS: tl.constexpr, K: tl.constexpr):
+    """[ROWS, K] whose even rows are `low` and odd rows `high`, of [ROWS / 2, K] each."""
+    return tl.reshape(tl.permute(tl.join(low, high), (0, 2, 1)), (ROWS, K))
+
+
+@triton.jit
+def unscaled_tile(
+    codes, rows, byte_rows, k, K, row_stride, k_stride,
+    ELEMENT: tl.constexpr, ROWS: tl.constexpr, COUNT: tl.constexpr, EVEN_K: tl.constexpr,
+):  # fmt: skip
+    """bfloat16 [rows, k] of codes not packed along k. E2M1 is times 2^-126, E4M3 times 2^-120."""
+    if ELEMENT == "e2m1":
+        byte = load_bytes(codes, byte_rows, k, K, row_stride, k_stride, EVEN_K).to(tl.uint16)
+        return interleaved(low_e2m1(byte), high_e2m1(byte), ROWS, COUNT)
+    byte = load_bytes(codes, rows, k, K, row_stride, k_stride, EVEN_K).to(tl.uint16)
+    if ELEMENT == "e4m3":
+        return e4m3_values(byte)
+    return e5m2_values(byte)
+
+
+@triton.jit
+def scaled(values, scale_bytes, ELEMENT: tl.constexpr, SCALE: tl.constexpr, EACH: tl.constexpr):
+    """Values under their scales, bfloat16, EACH columns under one; times 2^-7 where SCALE is "e4m3"."""
+    if SCALE == "e4m3":
+        factor = e4m3_values(scale_bytes.to(tl.uint16)) * (2.0**120) * (2.0**119)  # 2^126 of the element, less 7
+        return values * spread(factor, values.shape[0], scale_bytes.shape[1], EACH)
+    if ELEMENT == "e2m1":
+        values = values * (2.0**126)
+    elif ELEMENT == "e4m3":
+        values = values * (2.0**120)
+    if SCALE == "e8m0":
+        factor = e8m0_values(scale_bytes.to(tl.uint16))
+        return values * spread(factor, values.shape[0], scale_bytes.shape[1], EACH)
+    return values
+
+
+@triton.jit
+def tail_of(
+    acc, left, right, rows, columns, M, N, R, left_stride, left_r_stride, right_r_stride, right_stride,
+    BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """acc + left @ right, [M, R] and [R, N]; float32 operands as three products of tf32."""
+    for start in range(0, R, BLOCK_R):
+        r = start + tl.arange(0, BLOCK_R)
+        u = tl.load(
+            left + rows[:, None] * left_stride + r[None, :] * left_r_stride,
+            mask=(rows[:, None] < M) & (r[None, :] < R),
+            other=0.0,
+        )
+        s = tl.load(
+            right + r[:, None] * right_r_stride + columns[None, :] * right_stride,
+            mask=(r[:, None] < R) & (columns[None, :] < N),
+            other=0.0,
+        )
+        if u.dtype != s.dtype:
+            u, s = u.to(tl.float32), s.to(tl.float32)
+        acc = tl.dot(u, s, acc, input_precision="tf32x3")
+    return acc

@@ -1,0 +1,255 @@
+"""Products of packed operands: the operator and its templates, against decoding and multiplying."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from cross_compile import CrossCompiled, cross_compile_generated
+from torch import Tensor
+from torch._inductor.utils import run_and_get_code
+
+from metis_compile.compat import autotune
+from metis_compile.kernels.gemm.op import GEMM
+from metis_compile.kernels.gemm.operand import Operand, operand_of
+from metis_compile.numerics import QuantSpec, decode, encode
+
+pytest.importorskip("triton")
+RTOL = 1e-5  # of the largest sum: float32 sums in another order
+
+
+class Packed(NamedTuple):
+    """An operand [rows, k] as it lies, quantized."""
+
+    parts: list[Tensor]
+    spec: str
+    axis: int
+    length: int
+    contract: int
+
+    @property
+    def operand(self) -> Operand:
+        return operand_of(self.parts, self.spec, self.axis, self.contract)
+
+    @property
+    def values(self) -> Tensor:
+        """[rows, k], or a batch of them."""
+        value = decode(self.parts, QuantSpec.parse(self.spec), self.axis, self.length)
+        return value if self.contract % value.dim() == value.dim() - 1 else value.mT
+
+
+def packed(shape: tuple[int, ...], spec: str, *, transposed: bool = False, across: bool = False) -> Packed:
+    """Of random values [rows, k]. transposed: it lies as [k, rows]. across: its codes are packed along the rows."""
+    rank = len(shape)
+    contract = rank - 2 if transposed else rank - 1
+    axis = 2 * rank - 3 - contract if across else contract
+    sizes = [*shape[:-2], shape[-1], shape[-2]] if transposed else list(shape)
+    x = torch.randn(sizes) * torch.randn(sizes).exp()
+    return Packed(encode(x, QuantSpec.parse(spec), axis), spec, axis, sizes[axis], contract)
+
+
+def product(a: Packed, b: Packed, tails: tuple[Tensor, ...] = ()) -> Tensor:
+    return GEMM(*a, *b, list(tails))
+
+
+def expected(a: Packed, b: Packed, tails: tuple[Tensor, ...] = ()) -> Tensor:
+    result = a.values @ b.values.mT
+    for u, s in zip(tails[::2], tails[1::2], strict=True):
+        result = result + u.float() @ s.float()
+    return result
+
+
+def assert_near(actual: Tensor, wanted: Tensor) -> None:
+    assert actual.shape == wanted.shape
+    torch.testing.assert_close(actual.float(), wanted.float(), rtol=RTOL, atol=RTOL * float(wanted.abs().max()))
+
+
+SPECS = {
+    "nvfp4": "nvfp4 1x16 nearest",
+    "nvfp4-2d": "nvfp4 16x16 nearest",
+    "mxfp4": "mxfp4 1x32 nearest floor",
+    "mxfp8": "mxfp8 1x32 nearest floor",
+    "mxfp8_e5m2": "mxfp8_e5m2 1x32 nearest floor",
+    "fp8": "fp8 tensor nearest",
+    "fp8_e5m2": "fp8_e5m2 tensor nearest",
+    "fp8-row": "fp8 row nearest",
+    "fp8-128": "fp8 1x128 nearest",
+    "fp8-128-2d": "fp8 128x128 nearest",
+}
+
+
+class Compiler:
+    """Compiles functions with one of the templates' configurations, the smallest unless one is given, and no other."""
+
+    def __init__(self, harness: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        from metis_compile.kernels.gemm import lowering
+
+        lowering.register_gemm()
+        self.harness, self.config = harness, None
+        monkeypatch.setattr(lowering, "configs_for", self._one)
+        monkeypatch.setattr(lowering, "autotune", self._first)
+
+    def _one(self, configs: Sequence[Any], m: int, n: int) -> Sequence[Any]:
+        return [min(configs, key=lambda c: c.block_m * c.block_n * c.block_k) if self.config is None else self.config]
+
+    def _first(self, name: str, choices: list[Any], nodes: list[Any], layout: Any) -> Any:
+        self.choices = len(choices)
+        return autotune(name, choices[:1], nodes, layout)
+
+    def __call__(self, capability: int, function: Callable[..., Any], *args: Any, config: Any = None) -> Any:
+        """The results and the code."""
+        self.harness.capability, self.config = capability, config
+        torch.compiler.reset()
+        result, codes = run_and_get_code(torch.compile(function), *args)
+        assert self.choices == 2
+        return result, "\n".join(codes)
+
+
+@pytest.fixture
+def compiler(triton_on_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> Compiler:
+    return Compiler(triton_on_cpu, monkeypatch)
+
+
+def kernel_of(code: str, capability: int) -> CrossCompiled:
+    ((name, built),) = cross_compile_generated(code, capability).items()
+    assert name.startswith("triton_tem")
+    return built
+
+
+# What multiplies each format, by compute capability: with tiles of the first configuration that a template has.
+INSTRUCTIONS = {
+    80: dict.fromkeys(SPECS, "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"),
+    90: {
+        name: "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16"
+        if "mx" in name or "fp4" in name
+        else f"wgmma.mma_async.sync.aligned.m64n256k32.f32.{'e5m2.e5m2' if 'e5m2' in name else 'e4m3.e4m3'}"
+        for name in SPECS
+    },
+    100: {
+        name: "kind::mxf4nvf4.block_scale"
+        if "nvfp4" in name
+        else "kind::mxf4.block_scale"
+        if name == "mxfp4"
+        else "kind::mxf8f6f4.block_scale"
+        if "mx" in name
+        else "kind::f8f6f4"
+        for name in SPECS
+    },
+}
+
+
+@pytest.mark.parametrize("capability", INSTRUCTIONS)
+@pytest.mark.parametrize("name", SPECS)
+def test_formats(compiler: Compiler, name: str, capability: int) -> None:
+    a, b = packed((37, 75), SPECS[name]), packed((21, 75), SPECS[name])
+    assert_near(product(a, b), expected(a, b))
+    result, _ = compiler(capability, product, a, b)
+    assert_near(result, expected(a, b))
+
+
+@pytest.mark.parametrize(
+    ("capability", "name"),
+    [(80, "nvfp4"), (90, "nvfp4"), (90, "fp8"), (90, "fp8-128"), (100, "nvfp4"), (100, "mxfp4"), (100, "mxfp8")],
+)
+def test_instructions(compiler: Compiler, name: str, capability: int) -> None:
+    from metis_compile.kernels.gemm import block_scaled, emulated, fp8
+
+    a, b = packed((16, 32), SPECS[name]), packed((16, 32), SPECS[name])
+    first = next(t for t in (block_scaled, fp8, emulated) if t.supports(a.operand, b.operand, capability)).CONFIGS[0]
+    _, code = compiler(capability, product, a, b, config=first)
+    assert INSTRUCTIONS[capability][name] in kernel_of(code, capability).ptx
+
+
+def test_block_scaled_instructions_of_consumer_gpus(compiler: Compiler) -> None:
+    _, code = compiler(120, product, packed((16, 32), SPECS["nvfp4"]), packed((16, 32), SPECS["nvfp4"]))
+    assert "kind::mxf4nvf4.block_scale" in kernel_of(code, 120).ptx
+
+
+def all_configurations() -> list[Any]:
+    from metis_compile.kernels.gemm import block_scaled, emulated, fp8
+
+    cases = [(90, "nvfp4", emulated), (100, "nvfp4", block_scaled), (90, "fp8-128", fp8)]
+    return [
+        pytest.param(capability, name, config, id=f"{name}-{capability}-{'x'.join(map(str, config))}")
+        for capability, name, template in cases
+        for config in template.CONFIGS
+    ]
+
+
+@pytest.mark.parametrize(("capability", "name", "config"), all_configurations())
+def test_every_configuration(compiler: Compiler, capability: int, name: str, config: Any) -> None:
+    a, b = packed((133, 259), SPECS[name]), packed((67, 259), SPECS[name])
+    result, _ = compiler(capability, product, a, b, config=config)
+    assert_near(result, expected(a, b))
+
+
+@pytest.mark.parametrize("capability", [90, 100])
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        (("nvfp4", {"transposed": True}), ("nvfp4", {"transposed": True})),  # wgrad
+        (("nvfp4", {}), ("nvfp4", {"transposed": True})),  # dgrad
+        (("nvfp4", {}), ("nvfp4-2d", {"transposed": True, "across": True})),  # dgrad of a weight packed for fprop
+        (("nvfp4-2d", {"transposed": True, "across": True}), ("nvfp4-2d", {"across": True})),
+        (("fp8-row", {"transposed": True}), ("fp8-128-2d", {"transposed": True, "across": True})),
+        (("fp8-128", {"transposed": True}), ("fp8_e5m2", {"across": True})),
+        (("nvfp4", {}), ("mxfp8", {"transposed": True})),
+        (("mxfp4", {"transposed": True}), ("mxfp8_e5m2", {})),
+        (("nvfp4", {}), ("fp8-128", {})),
+    ],
+    ids=lambda side: "-".join([side[0], *side[1]]),
+)
+def test_layouts_and_mixed_formats(compiler: Compiler, left: Any, right: Any, capability: int) -> None:
+    a, b = packed((37, 75), SPECS[left[0]], **left[1]), packed((21, 75), SPECS[right[0]], **right[1])
+    assert_near(product(a, b), expected(a, b))
+    result, _ = compiler(capability, product, a, b)
+    assert_near(result, expected(a, b))
+
+
+@pytest.mark.parametrize("name", ["nvfp4", "mxfp8", "fp8-row"])
+@pytest.mark.parametrize("transposed", [False, True], ids=["plain", "transposed"])
+def test_batches(compiler: Compiler, name: str, transposed: bool) -> None:
+    a, b = packed((3, 19, 50), SPECS[name], transposed=transposed), packed((3, 5, 50), SPECS[name])
+    assert_near(product(a, b), expected(a, b))
+    result, _ = compiler(90, product, a, b)
+    assert_near(result, expected(a, b))
+
+
+@pytest.mark.parametrize("capability", [90, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_tails(compiler: Compiler, dtype: torch.dtype, capability: int) -> None:
+    a, b = packed((37, 75), SPECS["nvfp4"]), packed((21, 75), SPECS["nvfp4"])
+    tails = tuple(
+        t.to(dtype) for t in (torch.randn(37, 5), torch.randn(5, 21), torch.randn(19, 37).T, torch.randn(19, 21))
+    )
+    assert_near(product(a, b, tails), expected(a, b, tails))
+    result, _ = compiler(capability, product, a, b, tails)
+    assert_near(result, expected(a, b, tails))
+
+
+def test_epilogues_are_fused_into_the_store(compiler: Compiler) -> None:
+    def function(a: Packed, b: Packed, bias: Tensor, residual: Tensor) -> Tensor:
+        return (torch.relu(product(a, b) + bias) + residual).bfloat16()
+
+    a, b = packed((37, 75), SPECS["nvfp4"]), packed((21, 75), SPECS["nvfp4"])
+    bias, residual = torch.randn(21), torch.randn(37, 21)
+    result, code = compiler(90, function, a, b, bias, residual)
+    wanted = (torch.relu(expected(a, b) + bias) + residual).bfloat16()
+    torch.testing.assert_close(result, wanted, rtol=2**-7, atol=2**-7)  # float32 sums may round either way
+    assert kernel_of(code, 90)  # there is one
+    assert code.count(".run(") == 1
+
+
+@pytest.mark.parametrize("name", ["nvfp4", "mxfp4", "mxfp8", "fp8"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_so(compiler: Compiler, name: str, bad: float) -> None:
+    x = torch.randn(5, 40)
+    x[2, 3] = bad
+    a = Packed(encode(x, QuantSpec.parse(SPECS[name]), 1), SPECS[name], 1, 40, 1)
+    b = packed((6, 40), SPECS[name])
+    assert not product(a, b)[2].isfinite().any()
+    result, _ = compiler(90, product, a, b)
+    assert not result[2].isfinite().any()
+    assert torch.equal(result.isfinite(), product(a, b).isfinite())
