@@ -9,12 +9,14 @@ import torch
 from anisotropic import anisotropic
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from metis_compile.basis_ops import FRESH_BASIS, POWER_STEP
 from metis_compile.conditioning import Chain, Mean, Spectral, next_basis
 from metis_compile.conditioning.operators import using
+from metis_compile.passes.bases import write_out_bases
 from metis_compile.passes.operators import GraphOperators
 
 SEED = torch.tensor([3])
@@ -32,9 +34,9 @@ def flops(run: Any, *args: Any) -> int:
     return int(counter.get_total_flops())
 
 
-def fresh(how: Spectral, x: Tensor, *kept: Tensor) -> Tensor:
+def fresh(how: Spectral, x: Tensor, *kept: Tensor, seed: Tensor = SEED) -> Tensor:
     settings = (how.sample, how.sample_least, how.sketch, how.oversample, how.power_steps)
-    return FRESH_BASIS(x, SEED, 0, how.rank, *settings, *kept)  # type: ignore[no-any-return]
+    return FRESH_BASIS(x, seed, 0, how.rank, *settings, *kept)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -72,6 +74,24 @@ def test_fake_tensors_are_laid_out_as_real_ones() -> None:
         with mode:
             fake = run(*[mode.from_tensor(t) if isinstance(t, Tensor) else t for t in given])
         assert (fake.shape, fake.stride(), fake.dtype) == (real.shape, real.stride(), real.dtype)
+
+
+def test_written_out_again() -> None:
+    """As ordinary ops, each with its settings."""
+    x, basis = anisotropic(300, 64), torch.linalg.qr(torch.randn(64, 4))[0].T
+    ways = [Spectral(rank=4, **settings) for settings in SETTINGS]
+
+    def run(x: Tensor, basis: Tensor, stale: Tensor, seed: Tensor) -> list[Tensor]:
+        bases = [fresh(how, x, *kept, seed=seed) for how in ways for kept in ((), (basis, stale))]
+        return [*bases, POWER_STEP(x, basis), POWER_STEP(x, basis, x @ basis.T)]
+
+    for stale in (torch.tensor([False]), torch.tensor([True])):
+        gm = make_fx(run, tracing_mode="fake")(x, basis, stale, SEED)
+        assert write_out_bases(gm.graph) == 2 * len(ways) + 2
+        assert not [n for n in gm.graph.nodes if n.target in (FRESH_BASIS, POWER_STEP)]
+        gm.recompile()
+        for found, expected in zip(gm(x, basis, stale, SEED), run(x, basis, stale, SEED), strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 class Count(TorchDispatchMode):

@@ -20,6 +20,7 @@ from torch import fx
 from metis_compile.mlir.errors import ExportError
 from metis_compile.mlir.functions import function_of
 from metis_compile.mlir.simplify import simplify
+from metis_compile.passes.bases import write_out_bases
 from metis_compile.passes.emit import Emitter
 
 aten = torch.ops.aten
@@ -60,6 +61,7 @@ def lower(name: str, gm: fx.GraphModule, dialect: str, place: Callable[[fx.Node]
     the first op that can't be lowered and its place, or says that torch-mlir is missing.
     """
     mlir = load_torch_mlir()
+    write_out_bases(gm.graph)
     simplify(gm.graph)
     pieces = _pieces(name, gm.graph, dialect)
     context = mlir.ir.Context()

@@ -1,0 +1,55 @@
+"""The operators of bases as ordinary ops again, for what knows no others, such as an export."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from metis_compile.basis_ops import FRESH_BASIS, POWER_STEP
+from metis_compile.conditioning import Spectral
+from metis_compile.passes.emit import Emitter
+from metis_compile.passes.trace import Tracer
+
+SKETCH = ("sample", "sample_least", "sketch", "oversample", "power_steps")
+
+
+def write_out_bases(graph: fx.Graph) -> int:
+    """Traces `metis::fresh_basis` and `metis::power_step` in their places; returns how many there were.
+
+    A sketch is then made each time, and not used where the basis is not stale.
+    """
+    nodes = [n for n in graph.nodes if n.target in (FRESH_BASIS, POWER_STEP)]
+    if not nodes:
+        return 0
+    emitter = Emitter(graph)
+    tracer = Tracer(emitter)
+    for node in nodes:
+        args: Any = node.args
+        with emitter.at(node, like=node):
+            if node.target is POWER_STEP:
+                (result,) = tracer.insert(
+                    "power step", lambda *given: [Spectral().update_basis(*given)], args, node.name
+                )
+            else:
+                result = _fresh_basis(tracer, args, node.name)
+        node.replace_all_uses_with(result)
+        graph.erase_node(node)
+    return len(nodes)
+
+
+def _power_step(*given: Tensor) -> list[Tensor]:
+    return [Spectral().update_basis(*given)]
+
+
+def _fresh_basis(tracer: Tracer, args: Any, name: str) -> fx.Node:
+    x, seed, stream, rank, *rest = args
+    settings, kept = rest[: len(SKETCH)], rest[len(SKETCH) :]
+    how = Spectral(rank=rank, **dict(zip(SKETCH, settings, strict=True)))
+
+    def run(x: Tensor, seed: Tensor, *given: Tensor) -> list[Tensor]:
+        fresh = how.fresh_basis(x, seed, stream=stream, rank=rank)
+        return [torch.where(given[1], fresh, given[0]) if given else fresh]
+
+    return tracer.insert(("fresh basis", how, stream), run, [x, seed, *kept], name)[0]
