@@ -19,7 +19,7 @@ from metis_compile.conditioning import Spectral, resolve_rank
 from metis_compile.conditioning.operators import using
 from metis_compile.conditioning.sketch import sampled_rows
 
-__all__ = ["FRESH_BASIS", "POWER_STEP", "fresh_basis", "power_step"]
+__all__ = ["FRESH_BASIS", "POWER_STEP"]
 
 _library = torch.library.Library("metis", "FRAGMENT")
 _library.define(
@@ -28,39 +28,6 @@ _library.define(
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe),  # it looks at `stale`
 )
 _library.define("power_step(Tensor x, Tensor basis, Tensor? left=None) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-
-
-def fresh_basis(
-    x: Tensor,
-    seed: Tensor,
-    stream: int,
-    rank: int,
-    sample: float,
-    sample_least: int,
-    sketch: str,
-    oversample: int,
-    power_steps: int,
-    kept: Tensor | None = None,
-    stale: Tensor | None = None,
-) -> Tensor:
-    """What `metis::fresh_basis` computes, without looking at the value of `stale`: fit to be traced."""
-    how = Spectral(
-        rank=rank,
-        sample=sample,
-        sample_least=sample_least,
-        sketch=sketch,
-        oversample=oversample,
-        power_steps=power_steps,
-    )
-    with using(None):
-        made = how.fresh_basis(x, seed, stream=stream, rank=rank)
-    return made if stale is None or kept is None else torch.where(stale, made, kept.to(torch.float32))
-
-
-def power_step(x: Tensor, basis: Tensor, left: Tensor | None = None) -> Tensor:
-    """What `metis::power_step` computes."""
-    with using(None):
-        return Spectral().update_basis(x, basis, left)
 
 
 @torch.library.impl(_library, "fresh_basis", "CompositeExplicitAutograd")
@@ -79,13 +46,22 @@ def _fresh_basis(
 ) -> Tensor:
     if stale is not None and kept is not None and not bool(stale):
         return kept.to(torch.float32).clone(memory_format=torch.contiguous_format)
-    made = fresh_basis(x, seed, stream, rank, sample, sample_least, sketch, oversample, power_steps)
-    return made.clone(memory_format=torch.contiguous_format)
+    how = Spectral(
+        rank=rank,
+        sample=sample,
+        sample_least=sample_least,
+        sketch=sketch,
+        oversample=oversample,
+        power_steps=power_steps,
+    )
+    with using(None):
+        return how.fresh_basis(x, seed, stream=stream, rank=rank).clone(memory_format=torch.contiguous_format)
 
 
 @torch.library.impl(_library, "power_step", "CompositeExplicitAutograd")
 def _power_step(x: Tensor, basis: Tensor, left: Tensor | None = None) -> Tensor:
-    return power_step(x, basis, left).clone(memory_format=torch.contiguous_format)
+    with using(None):
+        return Spectral().update_basis(x, basis, left).clone(memory_format=torch.contiguous_format)
 
 
 @torch.library.register_fake("metis::fresh_basis", lib=_library)

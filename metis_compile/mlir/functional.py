@@ -2,7 +2,6 @@
 
 - The seed that the graph draws is an argument.
 - `metis::load` and `metis::store_` read a slice of a state that is an argument, and make a new state, a result.
-- The operators that make bases and move them on are written out.
 - A buffer or input that the model changes (`aten.copy_`) has its new value as a result.
 - What forward would save for backward and was given itself (a parameter, a state) backward takes from where forward
   did; what nothing reads is no argument.
@@ -19,7 +18,6 @@ from typing import Any
 import torch
 from torch import fx
 
-from metis_compile.basis_ops import FRESH_BASIS, POWER_STEP, fresh_basis, power_step
 from metis_compile.captured import CapturedGraph
 from metis_compile.compat import OpOverload, aot_input, aot_output
 from metis_compile.mlir.attention import without_dropout
@@ -29,10 +27,8 @@ from metis_compile.mlir.sites import place_of
 from metis_compile.numerics.noise import SEED_BITS
 from metis_compile.ops import LOAD, STORE
 from metis_compile.passes.emit import Emitter
-from metis_compile.passes.trace import Tracer
 
 aten = torch.ops.aten
-WRITTEN_OUT: dict[Any, Any] = {FRESH_BASIS: fresh_basis, POWER_STEP: power_step}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +65,6 @@ class _Graph:
         self.gm = copy_module(getattr(captured, stage))
         self.graph = self.gm.graph
         self.emitter = Emitter(self.graph)
-        self.tracer = Tracer(self.emitter)
         self.ports: dict[fx.Node, Port] = {}
         self.saved: dict[str, Port] = {}
         returned: Any = self.graph.output_node().args[0]
@@ -134,8 +129,6 @@ class _Graph:
             self._load(node)
         elif node.target is STORE:
             self._store(node)
-        elif node.target in WRITTEN_OUT:
-            self._write_out(node)
         elif node.target is aten.copy_.default and node.args[0] in self.ports:
             self._copy_into(node)
         elif isinstance(node.target, OpOverload):
@@ -166,20 +159,6 @@ class _Graph:
             flat = self.emitter.call(aten.reshape.default, (self._changed.get(value, value), [numel]))
             args = (self._changed.get(state, state), flat, 0, offset, offset + numel)  # type: ignore[operator]
             self._changed[state] = self.emitter.call(aten.slice_scatter.default, args)
-        self.graph.erase_node(node)
-
-    def _write_out(self, node: fx.Node) -> None:
-        definition = WRITTEN_OUT[node.target]
-        given = [a for a in node.args if isinstance(a, fx.Node)]
-
-        def run(*tensors: torch.Tensor) -> list[torch.Tensor]:
-            left = iter(tensors)
-            return [definition(*(next(left) if isinstance(a, fx.Node) else a for a in node.args))]
-
-        key = (node.target, *("tensor" if isinstance(a, fx.Node) else a for a in node.args))
-        with self.emitter.at(node, like=node):
-            (result,) = self.tracer.insert(key, run, given, node.name)
-        node.replace_all_uses_with(result)
         self.graph.erase_node(node)
 
     def _copy_into(self, node: fx.Node) -> None:
