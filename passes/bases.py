@@ -29,9 +29,7 @@ def write_out_bases(graph: fx.Graph) -> int:
         args: Any = node.args
         with emitter.at(node, like=node):
             if node.target is POWER_STEP:
-                (result,) = tracer.insert(
-                    "power step", lambda *given: [Spectral().update_basis(*given)], args, node.name
-                )
+                (result,) = tracer.insert("power step", _power_step, args, node.name)
             else:
                 result = _fresh_basis(tracer, args, node.name)
         node.replace_all_uses_with(result)
