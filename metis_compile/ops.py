@@ -4,6 +4,7 @@
 `metis::dequantize(parts, spec, axis, length)`; a spec is the text of a `QuantSpec`, such as "nvfp4 1x16 nearest".
 Rounding at random draws its noise from the seed, an int64 tensor that the graph draws from torch's generator.
 `metis::materialize(x)` is the identity; it tells Inductor to compute x once, into a buffer.
+`metis::keep_(x)` does nothing; it counts as an effect of forward, so that forward computes x and backward reads that.
 `metis::load` and `metis::store_` read and write slices of the tensors that hold what lives across steps.
 """
 
@@ -15,7 +16,7 @@ import torch
 
 from metis_compile.numerics import QuantSpec, decode, encode, noise_shape, uniform_noise
 
-__all__ = ["DEQUANTIZE", "LOAD", "MATERIALIZE", "QUANTIZE", "STORE", "dequantize", "materialize", "quantize"]
+__all__ = ["DEQUANTIZE", "KEEP", "LOAD", "MATERIALIZE", "QUANTIZE", "STORE", "dequantize", "materialize", "quantize"]
 
 
 @torch.library.custom_op("metis::quantize", mutates_args=())
@@ -71,6 +72,7 @@ def _(x: torch.Tensor) -> torch.Tensor:
 _library = torch.library.Library("metis", "FRAGMENT")
 _library.define("load(Tensor state, int offset, int[] shape) -> Tensor")
 _library.define("store_(Tensor(a!) state, Tensor value, int offset) -> ()")
+_library.define("keep_(Tensor(a!) x) -> ()")
 
 
 @torch.library.impl(_library, "load", "CompositeExplicitAutograd")
@@ -83,6 +85,11 @@ def _store(state: torch.Tensor, value: torch.Tensor, offset: int) -> None:
     state.data[offset : offset + value.numel()].copy_(value.reshape(-1))
 
 
+@torch.library.impl(_library, "keep_", "CompositeExplicitAutograd")
+def _keep(x: torch.Tensor) -> None:
+    return None
+
+
 @torch.library.register_fake("metis::load", lib=_library)
 def _(state: torch.Tensor, offset: int, shape: list[int]) -> torch.Tensor:
     return state.new_empty(shape)
@@ -93,8 +100,14 @@ def _(state: torch.Tensor, value: torch.Tensor, offset: int) -> None:
     return None
 
 
+@torch.library.register_fake("metis::keep_", lib=_library)
+def _(x: torch.Tensor) -> None:
+    return None
+
+
 QUANTIZE = torch.ops.metis.quantize.default
 DEQUANTIZE = torch.ops.metis.dequantize.default
 MATERIALIZE = torch.ops.metis.materialize.default
+KEEP = torch.ops.metis.keep_.default
 LOAD = torch.ops.metis.load.default
 STORE = torch.ops.metis.store_.default
