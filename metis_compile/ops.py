@@ -6,6 +6,7 @@ A fake tensor has its shape worked out, nothing more: a graph has hundreds of th
 `metis::dequantize(parts, spec, axis, length)`; a spec is the text of a `QuantSpec`, such as "nvfp4 1x16 nearest".
 Rounding at random draws its noise from the seed, an int64 tensor that the graph draws from torch's generator.
 `metis::materialize(x)` is the identity; it tells Inductor to compute x once, into a buffer.
+`metis::keep_(x)` does nothing; it counts as an effect of forward, so that forward computes x and backward reads that.
 `metis::load` and `metis::store_` read and write slices of the tensors that hold what lives across steps.
 """
 
@@ -21,6 +22,7 @@ from metis_compile.numerics.quantize import empty_parts, empty_values
 
 __all__ = [
     "DEQUANTIZE",
+    "KEEP",
     "LOAD",
     "MATERIALIZE",
     "QUANTIZE",
@@ -90,6 +92,7 @@ def _(x: torch.Tensor) -> torch.Tensor:
 _library = torch.library.Library("metis", "FRAGMENT")
 _library.define("load(Tensor state, int offset, int[] shape) -> Tensor")
 _library.define("store_(Tensor(a!) state, Tensor value, int offset) -> ()")
+_library.define("keep_(Tensor(a!) x) -> ()")
 
 
 @torch.library.impl(_library, "load", "CompositeExplicitAutograd")
@@ -102,6 +105,11 @@ def _store(state: torch.Tensor, value: torch.Tensor, offset: int) -> None:
     state.data[offset : offset + value.numel()].copy_(value.reshape(-1))
 
 
+@torch.library.impl(_library, "keep_", "CompositeExplicitAutograd")
+def _keep(x: torch.Tensor) -> None:
+    return None
+
+
 @torch.library.register_fake("metis::load", lib=_library)
 def _(state: torch.Tensor, offset: int, shape: list[int]) -> torch.Tensor:
     return state.new_empty(shape)
@@ -112,8 +120,14 @@ def _(state: torch.Tensor, value: torch.Tensor, offset: int) -> None:
     return None
 
 
+@torch.library.register_fake("metis::keep_", lib=_library)
+def _(x: torch.Tensor) -> None:
+    return None
+
+
 QUANTIZE = torch.ops.metis.quantize.default
 DEQUANTIZE = torch.ops.metis.dequantize.default
 MATERIALIZE = torch.ops.metis.materialize.default
+KEEP = torch.ops.metis.keep_.default
 LOAD = torch.ops.metis.load.default
 STORE = torch.ops.metis.store_.default

@@ -179,7 +179,7 @@ class Conditioner:
         return self._transformed[node, axis, signs]
 
     def _sign_seed(self, node: fx.Node, signs: str) -> list[fx.Node]:
-        return [self.emitter.seed(node.meta["val"].device)] if signs == "fresh" else []
+        return [self.emitter.shared_seed(node.meta["val"].device)] if signs == "fresh" else []
 
     @staticmethod
     def _signs(x: torch.Tensor, *seed: torch.Tensor) -> torch.Tensor:

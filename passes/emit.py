@@ -14,7 +14,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 from metis_compile.compat import detect_fake_mode
 from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.noise import SEED_BITS
-from metis_compile.ops import DEQUANTIZE, QUANTIZE
+from metis_compile.ops import DEQUANTIZE, KEEP, QUANTIZE
 
 aten = torch.ops.aten
 # what a new node takes over from the node it stands for; `val` is its own
@@ -123,6 +123,20 @@ class Emitter:
         if known is not None:
             return known
         return self.call(aten.sym_size.int, (node, axis), name=f"{node.name}_size_{axis}")
+
+    def shared_seed(self, device: torch.device) -> fx.Node:
+        """The seed, drawn in forward and saved: for what must be the same in forward and backward.
+
+        Where no output of forward needs it, the partitioner would draw it in each of the two by itself.
+        """
+        seed = self.seed(device)
+        if seed.meta.get("recompute") != CheckpointPolicy.MUST_SAVE:
+            seed.meta["recompute"] = CheckpointPolicy.MUST_SAVE
+            previous, self._like = self._like, None
+            with self.graph.inserting_after(seed):
+                self.call(KEEP, (seed,))
+            self._like = previous
+        return seed
 
     def seed(self, device: torch.device) -> fx.Node:
         """The graph's seed on `device`, one int64 drawn from torch's generator each time the graph runs."""

@@ -25,7 +25,7 @@ from metis_compile.mlir.errors import ExportError
 from metis_compile.mlir.ports import Kind, Port, Source
 from metis_compile.mlir.sites import place_of
 from metis_compile.numerics.noise import SEED_BITS
-from metis_compile.ops import LOAD, STORE
+from metis_compile.ops import KEEP, LOAD, STORE
 from metis_compile.passes.emit import Emitter
 
 aten = torch.ops.aten
@@ -129,6 +129,8 @@ class _Graph:
             self._load(node)
         elif node.target is STORE:
             self._store(node)
+        elif node.target is KEEP:
+            self.graph.erase_node(node)
         elif node.target is aten.copy_.default and node.args[0] in self.ports:
             self._copy_into(node)
         elif isinstance(node.target, OpOverload):
