@@ -46,7 +46,8 @@ def tile_for(spec: QuantSpec, columns: int, itemsize: int) -> Tile:
     block = int(spec.block.split("x")[1])
     if block == 128:
         return Tile(128, 128, 8)
-    elements = 128 if itemsize == 2 and not spec.needs_noise else 64  # of a thread
+    simple = not spec.needs_noise and spec.select is None
+    elements = 128 if itemsize == 2 and simple else 64  # of a thread
     across = 32 * elements // block  # columns of a warp
     warps = next((w for w in (4, 2) if w * across <= columns), 1)
     return Tile(block, across * warps, warps)

@@ -243,6 +243,7 @@ def compiled(text: str, capability: int, dtype: str, **changed: Any) -> Any:
     [
         *(("nvfp4 1x16 nearest", "bf16", capability) for capability in CAPABILITIES),
         ("nvfp4 1x16 stochastic round_up", "fp32", 90),
+        ("nvfp4 1x16 nearest 4/6-mse", "bf16", 90),
         ("mxfp8 1x32 nearest floor", "bf16", 90),
         ("fp8 1x128 nearest", "bf16", 80),
         ("fp8 1x128 nearest", "bf16", 90),
