@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from metis_compile.compat import bf16_gemm, inductor_config
+from metis_compile.compat import bf16_gemm, lowers_to_triton
 from metis_compile.kernels.cpu.calls import is_exact
 from metis_compile.kernels.cpu.compile import INPUTS
 from metis_compile.kernels.cpu.inductor import register_cpu_lowerings
@@ -52,7 +52,7 @@ def lower(graph: fx.Graph, *, cpu_kernels: bool = True) -> int:
     nodes = [n for n in graph.nodes if n.target is QUANTIZE or n.target is DEQUANTIZE]
     if not nodes:
         return 0
-    cpu_kernels = cpu_kernels and inductor_config.cpu_backend != "triton"
+    cpu_kernels = cpu_kernels and not lowers_to_triton(torch.device("cpu"))
     lowering = _Lowering(graph, cpu_kernels)
     register_materialize()
     if quantize_in_tiles(lowering.emitter, lowering.tracer, [n for n in nodes if n.target is QUANTIZE]):

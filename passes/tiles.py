@@ -19,7 +19,7 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from metis_compile.compat import inductor_config
+from metis_compile.compat import lowers_to_triton
 from metis_compile.kernels.quantize.ops import QUANTIZE_TILES
 from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.blocks import normalize_axis
@@ -44,7 +44,7 @@ def quantize_in_tiles(emitter: Emitter, tracer: Tracer, nodes: Sequence[fx.Node]
     for node in nodes:
         x: Any = node.args[0]
         spec, value = QuantSpec.parse(str(node.args[1])), x.meta["val"]
-        if not _is_triton(value.device) or value.dtype not in INPUTS or spec.block not in BLOCK_ELEMENTS:
+        if not lowers_to_triton(value.device) or value.dtype not in INPUTS or spec.block not in BLOCK_ELEMENTS:
             continue
         axis = normalize_axis(node.args[2], value.dim())  # type: ignore[arg-type]
         pairs = axis >= value.dim() - 2 and not spec.orientation_free
@@ -53,10 +53,6 @@ def quantize_in_tiles(emitter: Emitter, tracer: Tracer, nodes: Sequence[fx.Node]
     for group in groups.values():
         _call(emitter, tracer, group, amaxes)
     return len(groups)
-
-
-def _is_triton(device: torch.device) -> bool:
-    return device.type == "cuda" or (device.type == "cpu" and inductor_config.cpu_backend == "triton")
 
 
 def _call(emitter: Emitter, tracer: Tracer, group: list[fx.Node], amaxes: dict[Source, fx.Node]) -> None:

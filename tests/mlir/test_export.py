@@ -125,7 +125,7 @@ def train(model: Any, policy: Any, seed: int, *args: Any, **kwargs: Any) -> list
     return [*(y.detach() for y in outputs), *(p.grad for p in model.parameters())]
 
 
-@pytest.mark.parametrize("policy", ["nvfp4", "metis"])
+@pytest.mark.parametrize("policy", ["nvfp4", "metis", "quartet2"])
 def test_the_functional_graphs_do_what_the_compiled_model_does(policy: str) -> None:
     torch.manual_seed(0)
     x, mask = torch.randn(24, 32), torch.rand(24, 32)
