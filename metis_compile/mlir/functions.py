@@ -25,7 +25,7 @@ from metis_compile.compat import fx_graph_cse
 from metis_compile.mlir.attention import ATTENTION, ATTENTION_BACKWARD, attention, attention_backward, without_dropout
 from metis_compile.mlir.orthonormal import householder
 from metis_compile.mlir.simplify import simplify
-from metis_compile.numerics import QuantSpec, decode, encode, uniform_noise
+from metis_compile.numerics import QuantSpec, decode, encode, noise_shape, uniform_noise
 from metis_compile.numerics.noise import stream_seed
 from metis_compile.ops import DEQUANTIZE, QUANTIZE
 from metis_compile.passes.emit import Emitter
@@ -58,12 +58,12 @@ def function_of(node: fx.Node, emitter: Emitter) -> Function | None:
 
 
 def _quantize(node: fx.Node, emitter: Emitter) -> Function:
-    x, text, axis = node.args[:3]
-    seed, stream = (*node.args[3:], None, 0)[:2]
+    x, text, axis, *random = list[Any](node.args)
+    seed, stream = (*random, None, 0)[:2]
     spec, shape = QuantSpec.parse(str(text)), x.meta["val"].shape  # type: ignore[union-attr]
 
     def run(x: Tensor, *seed: Tensor) -> list[Tensor]:
-        noise = uniform_noise(seed[0], 0, x.shape) if seed else None
+        noise = uniform_noise(seed[0], 0, noise_shape(x.shape, spec, axis)) if seed else None
         return encode(x, spec, axis, noise)  # type: ignore[arg-type]
 
     inputs = [x]

@@ -105,18 +105,21 @@ def _reciprocal(emitter: Emitter, node: fx.Node) -> fx.Node | None:
 
 
 def _leading_power(emitter: Emitter, node: fx.Node) -> fx.Node | None:
-    """2^floor(log2 a), which the numerics find as |q - q (1 - 2^-24)| with q = a (2^23 + 1), from the exponent's bits.
+    """2^floor(log2 a), for the numerics |q - |q (1 - 2^-24)|| with q = a (2^23 + 1), from the exponent's bits.
 
-    A compiler that contracts q - q (1 - 2^-24) into a fused multiply-add gets something else. The two differ where a is
+    A compiler that contracts the difference into a fused multiply-add gets something else. The two differ where a is
     subnormal, which the numerics clamp, and infinite, which they never pass.
     """
-    difference = node.args[0]
+    difference: Any = node.args[0]
     if not _is_call(difference, aten.sub.Tensor):
         return None
-    q, scaled = difference.args  # type: ignore[union-attr]
+    q, magnitude = difference.args
+    if not _is_call(magnitude, aten.abs.default):
+        return None
+    scaled = magnitude.args[0]
     if not _is_call(scaled, aten.mul.Tensor, q, 1 - 2.0**-24) or not _is_call(q, aten.mul.Tensor, None, 2.0**23 + 1):
         return None
-    bits = emitter.call(aten.view.dtype, (q.args[0], torch.int32))  # type: ignore[union-attr]
+    bits = emitter.call(aten.view.dtype, (q.args[0], torch.int32))
     bits = emitter.call(aten.bitwise_and.Scalar, (bits, 0x7F800000))
     return emitter.call(aten.view.dtype, (bits, torch.float32))
 

@@ -1,9 +1,11 @@
 """Comparisons of uncompiled models, so as to be quick; what processes do is tested in processes."""
 
+import functools
 import io
 import json
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from rich.console import Console
 from metis_compile.compare import comparison
 from metis_compile.compare.comparison import Comparison, Options, Outcome
 from metis_compile.compare.record import read
+from metis_compile.measure import schedule
 from metis_compile.measure.progress import JobProgress
 from metis_compile.measure.schedule import Job, run_jobs
 from metis_compile.train.errors import TrainError
@@ -82,25 +85,32 @@ def test_a_policy_that_changed_is_not_mixed_with_its_past(go: Go, in_process: No
 def test_an_interrupted_trial_goes_on_with_the_same_curve(
     go: Go, uncompiled: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = go(steps=120, out="whole")
-    stepped = JobProgress.stepped
-    seen = threading.Event()
+    whole = go(steps=300, out="whole")
+    stepped, stop = JobProgress.stepped, schedule._Worker.stop
+    seen, told = threading.Event(), threading.Event()
 
     def stop_once(self: JobProgress, label: str, done: int, note: str) -> None:
         stepped(self, label, done, note)
         if done >= 3 and not seen.is_set():
             seen.set()
             os.kill(os.getpid(), signal.SIGINT)
+            assert told.wait(60)  # nothing reads meanwhile: the worker has about a hundred lines until its pipe is full
+
+    def tell(self: Any) -> None:
+        stop(self)
+        told.set()
 
     monkeypatch.setattr(JobProgress, "stepped", stop_once)
-    stopped = go(steps=120)
+    monkeypatch.setattr(schedule._Worker, "stop", tell)
+    monkeypatch.setattr(subprocess, "Popen", functools.partial(subprocess.Popen, pipesize=4096))
+    stopped = go(steps=300)
     assert stopped.signal == signal.SIGINT
     assert stopped.missing == ["high seed 0"]
     assert stopped.rows == []
     assert (tmp_path / "out" / "unfinished" / "high-seed0" / "checkpoint.pt").exists()
-    resumed = go(steps=120)
+    resumed = go(steps=300)
     losses = [read(tmp_path / out / "trials" / "high-seed0.json").losses for out in ("whole", "out")]
-    assert len(losses[0]) == 120
+    assert len(losses[0]) == 300
     assert losses[0] == losses[1]
     assert resumed.rows[0].validation_loss == whole.rows[0].validation_loss
 
