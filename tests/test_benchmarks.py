@@ -4,19 +4,39 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-COMPARISONS = sorted(path.parent for path in (ROOT / "benchmarks" / "results").glob("*/compare.json"))
+RESULTS = ROOT / "benchmarks" / "results"
+COMPARISONS = sorted(path.parent for path in RESULTS.glob("*/compare.json"))
+STEPS = sorted(RESULTS.glob("*/step.json"))
+TABLES = sorted(RESULTS.glob("*/*.md"))
 
 
-@pytest.mark.parametrize("folder", COMPARISONS, ids=lambda path: path.name)
-def test_the_tables_of_comparisons_are_those_in_the_documentation(folder: Path) -> None:
-    rows = [line for line in (folder / "table.md").read_text().splitlines() if line.startswith("|")]
-    page = (ROOT / "docs" / "recipes.md").read_text()
+@pytest.mark.parametrize("table", TABLES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_tables_are_those_in_the_documentation(table: Path) -> None:
+    rows = [line for line in table.read_text().splitlines() if line.startswith("|")]
+    pages = [page.read_text() for page in (ROOT / "docs").glob("*.md")]
     assert len(rows) > 2
-    assert "\n".join(rows) in page
+    assert any("\n".join(rows) in page for page in pages)
+
+
+def test_there_are_tables() -> None:
+    assert COMPARISONS
+    assert STEPS
+
+
+@pytest.mark.parametrize("file", STEPS, ids=lambda path: path.parent.name)
+def test_ratios_of_steps_follow_from_their_times(file: Path) -> None:
+    table = file.with_suffix(".md").read_text()
+    for row in json.loads(file.read_text())["rows"]:
+        mine, plain = (row["times"][who]["gradients"] for who in ("contender", "plain"))
+        ratio = median(a / b for a, b in zip(mine, plain, strict=True))
+        assert row["ratio"]["forward_backward"]["median"] == pytest.approx(ratio)
+        (line,) = (x for x in table.splitlines() if x.startswith(f"| {row['policy']} | {row['settings']['width']} |"))
+        assert f"| {ratio:.2f}x |" in line
 
 
 @pytest.mark.parametrize("folder", COMPARISONS, ids=lambda path: path.name)

@@ -1,4 +1,4 @@
-"""A benchmark's numbers: a table, JSON and a plot."""
+"""A benchmark's numbers: a table, JSON, Markdown and a plot."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ from metis_compile.bench.errors import BenchError
 from metis_compile.bench.plot import save
 from metis_compile.bench.runner import Measured, Options
 from metis_compile.measure.machine import machine
+from metis_compile.measure.markdown import markdown_table
 from metis_compile.train.report import finite
 
 __all__ = ["Report", "write"]
@@ -38,6 +39,12 @@ class Report:
             made.add_row(*row)
         return made
 
+    def markdown(self, options: Options) -> str:
+        """For a page of documentation."""
+        where = machine()
+        on = f"{where['date']}, {options.count} threads of {where['gpu'] or where['processor']}, torch {where['torch']}"
+        return f"{self.title}; {on}\n\n" + markdown_table(self.headings, self.cells)
+
     def to_dict(self, options: Options) -> dict[str, Any]:
         """Plain values for JSON; a number that is not finite is None."""
         where = machine() | {"threads": options.count}
@@ -46,10 +53,14 @@ class Report:
 
 
 def write(report: Report, options: Options) -> dict[str, Path]:
-    """Write NAME.json and NAME.png to the folder; returns the paths. Raises BenchError if they can't be written."""
-    files = {kind: options.out / f"{report.name}.{kind}" for kind in ("json", "png")}
+    """Write NAME.json, NAME.md and NAME.png to the folder; returns the paths.
+
+    Raises BenchError if they can't be written.
+    """
+    files = {kind: options.out / f"{report.name}.{kind}" for kind in ("json", "md", "png")}
     try:
         files["json"].write_text(json.dumps(report.to_dict(options), indent=1, allow_nan=False) + "\n")
+        files["md"].write_text(report.markdown(options))
         save(report.draw, files["png"])
     except OSError as error:
         raise BenchError(f"cannot write {error.filename}: {error.strerror}") from None

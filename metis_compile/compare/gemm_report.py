@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -14,6 +13,7 @@ from metis_compile.compare.arm import Arm
 from metis_compile.compare.gemm import PRODUCTS, GemmError, by_gemm, gemm_errors, snapshots
 from metis_compile.compare.trial import identity
 from metis_compile.measure.machine import machine
+from metis_compile.measure.markdown import markdown_table
 from metis_compile.train.errors import TrainError
 from metis_compile.train.progress import RunProgress
 from metis_compile.train.report import finite
@@ -89,7 +89,4 @@ def table(errors: dict[str, list[GemmError]]) -> Table:
 
 def markdown(errors: dict[str, list[GemmError]]) -> str:
     """For a page of documentation."""
-    names: list[Any] = headings()
-    lines = ["| " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) - 1)]
-    lines += ["| " + " | ".join([f"`{row[0]}`", *row[1:]]) + " |" for row in rows(errors)]
-    return "\n".join(lines) + "\n"
+    return markdown_table(headings(), [[f"`{row[0]}`", *row[1:]] for row in rows(errors)])

@@ -11,6 +11,7 @@ from rich.table import Table
 from metis_compile.compare.arm import Arm
 from metis_compile.compare.cost import Cost
 from metis_compile.compare.record import Record
+from metis_compile.measure.markdown import markdown_table
 from metis_compile.train.report import finite, gap
 
 __all__ = ["Row", "markdown", "summarize", "table"]
@@ -110,9 +111,7 @@ def table(rows: Sequence[Row], title: str) -> Table:
 
 def markdown(rows: Sequence[Row], caption: str) -> str:
     """For a page of documentation."""
-    lines = [caption, "", "| " + " | ".join(HEADINGS) + " |", "| --- |" + " ---: |" * (len(HEADINGS) - 1)]
-    lines += ["| " + " | ".join([f"`{row.arm}`", *cells(row)[1:]]) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
+    return f"{caption}\n\n" + markdown_table(HEADINGS, [[f"`{row.arm}`", *cells(row)[1:]] for row in rows])
 
 
 def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ def test_a_table_and_the_files(metis: Any, command: str) -> None:
     result: Result = metis(command, "nvfp4", *TINY)
     assert result.exit_code == 0, result.output
     assert "nvfp4" in result.stdout
-    for kind in ("json", "png"):
+    for kind in ("json", "md", "png"):
         assert f"runs/bench/{command}.{kind}" in result.stdout
         assert Path(f"runs/bench/{command}.{kind}").is_file()
 
