@@ -7,6 +7,7 @@ A fake tensor has its shape worked out, nothing more: a graph has hundreds of th
 Rounding at random draws its noise from the seed, an int64 tensor that the graph draws from torch's generator.
 `metis::materialize(x)` is the identity; it tells Inductor to compute x once, into a buffer.
 `metis::keep_(x)` does nothing; it counts as an effect of forward, so that forward computes x and backward reads that.
+`metis::to_bfloat16(x)` is a cast that compilers do not drop where the result is cast back.
 `metis::load` and `metis::store_` read and write slices of the tensors that hold what lives across steps.
 """
 
@@ -27,6 +28,7 @@ __all__ = [
     "MATERIALIZE",
     "QUANTIZE",
     "STORE",
+    "TO_BFLOAT16",
     "dequantize",
     "materialize",
     "quantize",
@@ -93,6 +95,7 @@ _library = torch.library.Library("metis", "FRAGMENT")
 _library.define("load(Tensor state, int offset, int[] shape) -> Tensor")
 _library.define("store_(Tensor(a!) state, Tensor value, int offset) -> ()")
 _library.define("keep_(Tensor(a!) x) -> ()")
+_library.define("to_bfloat16(Tensor x) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 
 
 @torch.library.impl(_library, "load", "CompositeExplicitAutograd")
@@ -108,6 +111,16 @@ def _store(state: torch.Tensor, value: torch.Tensor, offset: int) -> None:
 @torch.library.impl(_library, "keep_", "CompositeExplicitAutograd")
 def _keep(x: torch.Tensor) -> None:
     return None
+
+
+@torch.library.impl(_library, "to_bfloat16", "CompositeExplicitAutograd")
+def _to_bfloat16(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.bfloat16, copy=True)
+
+
+@torch.library.register_fake("metis::to_bfloat16", lib=_library)
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x, dtype=torch.bfloat16)
 
 
 @torch.library.register_fake("metis::load", lib=_library)
@@ -131,3 +144,4 @@ MATERIALIZE = torch.ops.metis.materialize.default
 KEEP = torch.ops.metis.keep_.default
 LOAD = torch.ops.metis.load.default
 STORE = torch.ops.metis.store_.default
+TO_BFLOAT16 = torch.ops.metis.to_bfloat16.default

@@ -9,8 +9,9 @@ left to Inductor, whose kernel for it reads and writes as little: the scale come
 codes are elementwise, in one pass with whatever else reads the tensor.
 
 On CPUs with bfloat16 instructions a product whose two operands are exact in bfloat16 up to their tensor scales (E2M1
-times E4M3 or E8M0) is done on these, summed in float32, and multiplied by the tensor scales: the same to summation
-order, and several times faster than float32.
+times E4M3 or E8M0, or a factor in bfloat16) is done on these, summed in float32, and multiplied by the tensor scales:
+the same to summation order, and several times faster than float32. A thin product that is
+added to it is added in place, and one that a split takes from a tensor is taken in one pass over it.
 """
 
 from __future__ import annotations
@@ -26,29 +27,31 @@ from metis_compile.compat import bf16_gemm, lowers_to_triton
 from metis_compile.kernels.cpu.calls import is_exact
 from metis_compile.kernels.cpu.compile import INPUTS
 from metis_compile.kernels.cpu.inductor import register_cpu_lowerings
-from metis_compile.kernels.cpu.ops import CPU_DECODE, CPU_PARTS, CPU_PRODUCT, CPU_TENSOR_SCALE, CPU_VALUES
+from metis_compile.kernels.cpu.ops import CPU_DECODE, CPU_PARTS, CPU_PRODUCT, CPU_TENSOR_SCALE, CPU_THIN_SUM, CPU_VALUES
 from metis_compile.kernels.materialize import register_materialize
 from metis_compile.kernels.parts import tensor_target
 from metis_compile.kernels.quantize.inductor import register_tile_lowering
 from metis_compile.numerics import QuantSpec, decode, encode, fake_quantize, materializing
 from metis_compile.numerics.noise import stream_seed
 from metis_compile.ops import DEQUANTIZE, MATERIALIZE, QUANTIZE, noise_of
+from metis_compile.passes.bfloat16 import write_out_bfloat16
 from metis_compile.passes.emit import Emitter
 from metis_compile.passes.find import PRODUCTS
-from metis_compile.passes.thin import write_out_thin
 from metis_compile.passes.tiles import quantize_in_tiles
 from metis_compile.passes.trace import Tracer
-from metis_compile.passes.views import strip_views
+from metis_compile.passes.views import CASTS, strip_views
 
 aten = torch.ops.aten
+SHORT = 64  # contracted: of factors, less is no faster in bfloat16
+MOST = 64  # contracted: of thin products, more is faster in BLAS
 
 
 def lower(graph: fx.Graph, *, cpu_kernels: bool = True) -> int:
-    """Replaces every metis.quantize and metis.dequantize of `graph`; returns how many there were. Thin products too.
+    """Replaces every metis.quantize and metis.dequantize of `graph`; returns how many there were. Thin sums too.
 
     cpu_kernels: whether what lies on the CPU goes to the C++ kernels.
     """
-    write_out_thin(graph)
+    write_out_bfloat16(graph)
     nodes = [n for n in graph.nodes if n.target is QUANTIZE or n.target is DEQUANTIZE]
     if not nodes:
         return 0
@@ -59,6 +62,7 @@ def lower(graph: fx.Graph, *, cpu_kernels: bool = True) -> int:
         register_tile_lowering()
     if cpu_kernels:
         register_cpu_lowerings()
+        lowering.residuals()
         if bf16_gemm() is not None:
             lowering.exact_products()
     for node in nodes:
@@ -80,6 +84,19 @@ class _Lowering:
         self._exact: dict[fx.Node, fx.Node] = {}
         self._tensor_scales: dict[Any, list[fx.Node]] = {}
 
+    def residuals(self) -> None:
+        """Takes thin products from what was split in one pass."""
+        for node in self.graph.find_nodes(op="call_function", target=aten.sub.Tensor):
+            if not node.meta.get("metis_tail") or node.kwargs or not all(isinstance(a, fx.Node) for a in node.args):
+                continue
+            x, thin = node.args
+            if _is_thin_product(thin, node) and x.meta["val"].dtype == torch.float32:
+                with self.emitter.at(node, like=node):
+                    args = (x, *thin.args, -1.0)
+                    node.replace_all_uses_with(self.emitter.call(CPU_THIN_SUM, args, name=f"{node.name}_thin"))
+                self.graph.erase_node(node)
+                self.graph.erase_node(thin)
+
     def exact_products(self) -> None:
         """Replaces the products that two exact operands feed."""
         for node in list(self.graph.nodes):
@@ -87,37 +104,48 @@ class _Lowering:
                 continue
             sides = [node.args[i] for i in PRODUCTS[node.target]]
             stripped = [strip_views(s, s.meta["val"].dim() + axis) for s, axis in zip(sides, (-1, -2), strict=True)]
-            if all(self._is_exact(base) for base, _, _ in stripped):
+            bases = [base for base, _, _ in stripped]
+            factors = any(_is_bfloat16(base) for base in bases)
+            if all(self._is_exact(base) for base in bases) and not (factors and _is_short(sides[0])):
                 self._exact_product(node, [(base, views) for base, _, views in stripped])
 
     def _is_exact(self, base: fx.Node) -> bool:
-        return (
-            base.target is DEQUANTIZE
-            and all(p.meta["val"].device.type == "cpu" for p in base.args[0])  # type: ignore[union-attr]
-            and is_exact(QuantSpec.parse(str(base.args[1])))
-        )
+        if base.target is not DEQUANTIZE:
+            return _is_bfloat16(base)
+        parts: Any = base.args[0]
+        on_cpu = all(p.meta["val"].device.type == "cpu" for p in parts)
+        return on_cpu and is_exact(QuantSpec.parse(str(base.args[1])))
 
     def _exact_product(self, node: fx.Node, sides: list[tuple[fx.Node, Sequence[fx.Node]]]) -> None:
         operands, decs = [], []
         for base, views in sides:
-            parts, text, axis, length = base.args
-            if base not in self._exact:
-                with self.emitter.at(base, like=base):
-                    args = (parts, text, axis, length, True)
-                    self._exact[base] = self.emitter.call(CPU_DECODE, args, name=f"{base.name}_exact")
-            value = self._exact[base]
+            value = self._exact_value(base)
             with self.emitter.at(node, like=node):
                 for view in views:
                     value = self.emitter.call(view.target, (value, *view.args[1:]), view.kwargs)  # type: ignore[arg-type]
             operands.append(value)
-            if tensor_target(QuantSpec.parse(str(text))) is not None:
-                decs.append(parts[-1])  # type: ignore[index]
-        with self.emitter.at(node, like=node):
-            product = self.emitter.call(CPU_PRODUCT, (*operands, decs), name=f"{node.name}_exact")
+            if base.target is DEQUANTIZE and tensor_target(QuantSpec.parse(str(base.args[1]))) is not None:
+                decs.append(base.args[0][-1])  # type: ignore[index]
+        sums, tails = _with_tails(node)
+        whole = sums[-1]
+        with self.emitter.at(whole, like=node):
+            product = self.emitter.call(CPU_PRODUCT, (*operands, decs, tails), name=f"{node.name}_exact")
             if node.target in (aten.addmm.default, aten.baddbmm.default):
                 product = self.emitter.call(aten.add.Tensor, (product, node.args[0]))
-        node.replace_all_uses_with(product)
-        self.graph.erase_node(node)
+        whole.replace_all_uses_with(product)
+        for replaced in reversed(sums):
+            self.graph.erase_node(replaced)
+
+    def _exact_value(self, base: fx.Node) -> fx.Node:
+        """In bfloat16, without a tensor scale."""
+        if base not in self._exact:
+            if base.target is DEQUANTIZE:
+                with self.emitter.at(base, like=base):
+                    args = (*base.args, True)
+                    self._exact[base] = self.emitter.call(CPU_DECODE, args, name=f"{base.name}_exact")
+            else:
+                self._exact[base] = base.args[0]  # type: ignore[assignment]
+        return self._exact[base]
 
     def quantize(self, node: fx.Node) -> None:
         """Emits the parts that leave the graph, and the values for each dequantize of the parts in this graph."""
@@ -220,3 +248,42 @@ def _decodes(user: fx.Node, quantized: fx.Node) -> bool:
         return False
     parts: Any = user.args[0]
     return all(p.target is operator.getitem and p.args[0] is quantized for p in parts)
+
+
+def _is_bfloat16(base: fx.Node) -> bool:
+    """Whether `base` is float32 made from bfloat16, on the CPU."""
+    if base.target not in CASTS:
+        return False
+    source, value = base.args[0].meta["val"], base.meta["val"]  # type: ignore[union-attr]
+    return bool(source.dtype == torch.bfloat16 and value.dtype == torch.float32 and value.device.type == "cpu")
+
+
+def _is_short(left: Any) -> bool:
+    """Whether few elements are contracted."""
+    length = left.meta["val"].shape[-1]
+    return isinstance(length, int) and length < SHORT
+
+
+def _with_tails(product: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
+    """`product` and the sums with thin products that end in what is used of it, and the factors of these products."""
+    sums, factors = [product], []
+    while len(sums[-1].users) == 1:
+        (user,) = sums[-1].users
+        others: list[Any] = [a for a in user.args if a is not sums[-1]]
+        if user.target is not aten.add.Tensor or user.kwargs or len(others) != 1 or not isinstance(others[0], fx.Node):
+            break
+        (tail,) = others
+        if not _is_thin_product(tail, product):
+            break
+        sums.append(user)
+        factors += tail.args
+    return sums, factors
+
+
+def _is_thin_product(node: fx.Node, like: fx.Node) -> bool:
+    """Whether it is a product of few columns and rows on the CPU, read once, of this shape."""
+    if node.target is not aten.mm.default or not node.meta.get("metis_tail") or len(node.users) != 1:
+        return False
+    value, (rank, _) = node.meta["val"], node.args[1].meta["val"].shape  # type: ignore[union-attr]
+    small = isinstance(rank, int) and rank <= MOST
+    return bool(small and value.device.type == "cpu" and value.shape == like.meta["val"].shape)

@@ -7,7 +7,7 @@ from torch import Tensor
 from metis_compile.basis_ops import FRESH_BASIS, POWER_STEP
 from metis_compile.conditioning import Spectral
 from metis_compile.numerics import QuantSpec
-from metis_compile.ops import DEQUANTIZE, QUANTIZE
+from metis_compile.ops import DEQUANTIZE, QUANTIZE, TO_BFLOAT16
 
 
 class GraphOperators:
@@ -16,6 +16,9 @@ class GraphOperators:
     def rounded(self, x: Tensor, spec: QuantSpec, axis: int, seed: Tensor | None, stream: int) -> Tensor:
         parts = QUANTIZE(x, str(spec), axis, *([] if seed is None else [seed, stream]))
         return DEQUANTIZE(parts, str(spec), axis, x.shape[axis])
+
+    def to_bfloat16(self, x: Tensor) -> Tensor:
+        return TO_BFLOAT16(x)  # type: ignore[no-any-return]
 
     def fresh_basis(
         self,

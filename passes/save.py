@@ -12,14 +12,16 @@ import operator
 from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
-from metis_compile.ops import DEQUANTIZE
+from metis_compile.ops import DEQUANTIZE, TO_BFLOAT16
 from metis_compile.passes.sites import Site
+from metis_compile.passes.views import CASTS
 
 
 def keep_packed(sites: list[Site]) -> list[fx.Node]:
     """Marks what backward decodes again although forward has decoded it already; returns the marked nodes.
 
-    A weight that both directions read in one quantization is quantized again from the parameter: that costs no memory.
+    Factors in bfloat16 are cast again. A weight that both directions read in one quantization is quantized again from
+    the parameter: that costs no memory.
     """
     readers: dict[fx.Node, set[bool]] = {}
     weights: set[fx.Node] = set()
@@ -37,6 +39,9 @@ def keep_packed(sites: list[Site]) -> list[fx.Node]:
         marked += [u for p in parts for u in p.users if u.target is DEQUANTIZE]
         if quantized in weights:  # drawn again from the same seed where it rounds at random
             marked += [quantized, *parts]
+    for graph in {site.node.graph for site in sites}:
+        for factor in graph.find_nodes(op="call_function", target=TO_BFLOAT16):
+            marked += [user for user in factor.users if user.target in CASTS]
     for node in marked:
         node.meta.setdefault("recompute", CheckpointPolicy.PREFER_RECOMPUTE)
     return marked

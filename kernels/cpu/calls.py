@@ -20,7 +20,7 @@ from metis_compile.kernels.cpu.compile import INPUTS, load
 from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.blocks import BlockLayout
 
-__all__ = ["decode", "is_exact", "parts", "product", "tensor_scale", "values"]
+__all__ = ["decode", "is_exact", "parts", "product", "tensor_scale", "thin_sum", "values"]
 
 _NONE, _FULL, _EXACT = 0, 1, 2
 _FLOAT32_SMALLEST, _FLOAT32_LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
@@ -83,8 +83,12 @@ def decode(*stored: Tensor, spec: str, axis: int, out: Tensor) -> Tensor:
     return out
 
 
-def product(a: Tensor, b: Tensor, *decs: Tensor, out: Tensor) -> Tensor:
-    """a [..., m, k] @ b [..., k, n] of exact values, times the tensor scales `decs`: float32 sums."""
+def product(a: Tensor, b: Tensor, *given: Tensor, tails: int = 0, out: Tensor) -> Tensor:
+    """a [..., m, k] @ b [..., k, n] of exact values, times tensor scales, plus thin products: float32 sums.
+
+    given: the tensor scales, then for each of `tails` thin products its factors, float32 [m, r] and [r, n].
+    """
+    decs, factors = given[: len(given) - 2 * tails], given[len(given) - 2 * tails :]
     scales = [ctypes.c_float.from_address(dec.data_ptr()).value for dec in decs]
     alpha = prod(scales)
     apart = len(scales) == 2 and not _FLOAT32_SMALLEST <= alpha <= _FLOAT32_LARGEST  # of NaN, too
@@ -96,7 +100,23 @@ def product(a: Tensor, b: Tensor, *decs: Tensor, out: Tensor) -> Tensor:
         matrices = zip(a.reshape(-1, m, k), b.reshape(-1, k, n), out.view(-1, m, n), strict=True)
         for left, right, result in matrices:
             _gemm(left, right, first, result)
-    return out if last is None else out.mul_(last)
+    if last is not None:
+        out.mul_(last)
+    for u, s in zip(factors[::2], factors[1::2], strict=True):
+        thin_sum(out, u, s, scale=1.0, out=out)
+    return out
+
+
+def thin_sum(x: Tensor, left: Tensor, right: Tensor, *, scale: float, out: Tensor) -> Tensor:
+    """x + scale left right, float32: [m, n], [m, k] and [k, n], for small k. `out` is contiguous, and may be x."""
+    x = x.contiguous()
+    if right.stride(1) != 1 and right.shape[1] > 1:
+        right = right.contiguous()
+    load("thin_sum", None, torch.float32)(
+        x.data_ptr(), out.data_ptr(), *out.shape, left.data_ptr(), right.data_ptr(), right.shape[0], *left.stride(),
+        right.stride(0), scale, torch.get_num_threads(),
+    )  # fmt: skip
+    return out
 
 
 def _gemm(a: Tensor, b: Tensor, alpha: float, out: Tensor) -> None:

@@ -26,6 +26,7 @@ _I64, _INT, _PTR = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
 _SIGNATURES = {
     "tensor_scale": [_PTR, _I64, ctypes.c_float, _PTR, _PTR, _INT],
     "quantize": [_PTR, _I64, _I64, _I64, _INT, _INT, _PTR, _PTR, _PTR, _PTR, _PTR, _PTR, _I64, _INT],
+    "thin_sum": [_PTR, _PTR, _I64, _I64, _PTR, _PTR, _I64, _I64, _I64, _I64, ctypes.c_float, _INT],
     "decode": [_PTR, _PTR, _PTR, _I64, _I64, _I64, _INT, _INT, _PTR, _INT],
 }
 
@@ -38,7 +39,7 @@ class KernelBuildError(RuntimeError):
 def load(kernel: str, spec: QuantSpec | None, dtype: torch.dtype) -> Any:
     """The C function of `kernel` for this spec and input dtype, as ctypes calls it.
 
-    kernel: "quantize", "decode", or "tensor_scale", which has no spec.
+    kernel: "quantize", "decode", or "tensor_scale" and "thin_sum", which have no spec.
 
     Raises KernelBuildError, with the compiler's output, where it can't be built.
     """

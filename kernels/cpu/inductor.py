@@ -21,7 +21,7 @@ from metis_compile.compat import (
     graph_being_lowered,
     register_lowering,
 )
-from metis_compile.kernels.cpu.ops import CPU_DECODE, CPU_PRODUCT, CPU_VALUES
+from metis_compile.kernels.cpu.ops import CPU_DECODE, CPU_PRODUCT, CPU_THIN_SUM, CPU_VALUES
 from metis_compile.numerics.blocks import normalize_axis
 
 _IMPORT = "from metis_compile.kernels.cpu import calls as metis_cpu"
@@ -53,11 +53,18 @@ def register_cpu_lowerings() -> None:
         size[normalize_axis(axis, len(size))] = length
         return _call("decode", parts, size, _dtype(exact), spec=spec, axis=axis)
 
-    @register_lowering(CPU_PRODUCT, type_promotion_kind=None)
-    def product(a: TensorBox, b: TensorBox, decs: list[TensorBox]) -> TensorBox:
+    @register_lowering(CPU_THIN_SUM, type_promotion_kind=None)
+    def thin_sum(x: TensorBox, left: TensorBox, right: TensorBox, scale: float) -> TensorBox:
         if graph_being_lowered().cpp_wrapper:
-            return fallback_handler(CPU_PRODUCT)(a, b, decs)
-        return _call("product", [a, b, *decs], [*a.get_size()[:-1], b.get_size()[-1]], torch.float32)
+            return fallback_handler(CPU_THIN_SUM)(x, left, right, scale)
+        return _call("thin_sum", [x, left, right], x.get_size(), torch.float32, scale=scale)
+
+    @register_lowering(CPU_PRODUCT, type_promotion_kind=None)
+    def product(a: TensorBox, b: TensorBox, decs: list[TensorBox], tails: list[TensorBox]) -> TensorBox:
+        if graph_being_lowered().cpp_wrapper:
+            return fallback_handler(CPU_PRODUCT)(a, b, decs, tails)
+        size = [*a.get_size()[:-1], b.get_size()[-1]]
+        return _call("product", [a, b, *decs, *tails], size, torch.float32, tails=len(tails) // 2)
 
 
 def _dtype(exact: bool) -> torch.dtype:

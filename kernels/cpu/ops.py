@@ -4,8 +4,10 @@
     cpu_values(x, given, spec, axis, stream, exact) -> values   float32, or exact: bfloat16 without the tensor scale
     cpu_parts(x, given, spec, axis, stream) -> [codes, block_scales?]
     cpu_decode(parts, spec, axis, length, exact) -> values
-    cpu_product(a, b, decs) -> float32                          of exact values
+    cpu_thin_sum(x, left, right, scale) -> x + scale left right   float32, few columns in left
+    cpu_product(a, b, decs, tails) -> float32                   of exact values
 
+tails: float32 factors u, s of thin products u @ s that are added, one pair after the other.
 given: [enc, dec] where the format has a tensor scale, then the seed where anything is rounded at random. Outputs are
 contiguous and alias nothing. Byte for byte what `metis_compile.numerics` defines; a product, to summation order.
 Defined on `torch.library.Library`, whose calls cost less than custom_op's.
@@ -24,7 +26,7 @@ from metis_compile.kernels.parts import tensor_target
 from metis_compile.numerics.blocks import normalize_axis
 from metis_compile.numerics.quantize import part_shapes
 
-__all__ = ["CPU_DECODE", "CPU_PARTS", "CPU_PRODUCT", "CPU_TENSOR_SCALE", "CPU_VALUES"]
+__all__ = ["CPU_DECODE", "CPU_PARTS", "CPU_PRODUCT", "CPU_TENSOR_SCALE", "CPU_THIN_SUM", "CPU_VALUES"]
 
 _library = torch.library.Library("metis", "FRAGMENT")
 
@@ -38,7 +40,8 @@ _define("cpu_tensor_scale(Tensor x, float target) -> (Tensor, Tensor)", _CONTIGU
 _define("cpu_values(Tensor x, Tensor[] given, str spec, int axis, int stream, bool exact) -> Tensor", _CONTIGUOUS)
 _define("cpu_parts(Tensor x, Tensor[] given, str spec, int axis, int stream) -> Tensor[]", _CONTIGUOUS)
 _define("cpu_decode(Tensor[] parts, str spec, int axis, SymInt length, bool exact) -> Tensor", _CONTIGUOUS)
-_define("cpu_product(Tensor a, Tensor b, Tensor[] decs) -> Tensor", torch.Tag.needs_fixed_stride_order)
+_define("cpu_thin_sum(Tensor x, Tensor left, Tensor right, float scale) -> Tensor", torch.Tag.needs_fixed_stride_order)
+_define("cpu_product(Tensor a, Tensor b, Tensor[] decs, Tensor[] tails) -> Tensor", torch.Tag.needs_fixed_stride_order)
 
 
 def _scalars(x: Tensor, target: float) -> tuple[Tensor, Tensor]:
@@ -62,8 +65,12 @@ def _decoded(parts: list[Tensor], spec: str, axis: int, length: int, exact: bool
     return parts[0].new_empty(shape, dtype=torch.bfloat16 if exact else torch.float32)
 
 
-def _product(a: Tensor, b: Tensor, decs: list[Tensor]) -> Tensor:
+def _product(a: Tensor, b: Tensor, decs: list[Tensor], tails: list[Tensor]) -> Tensor:
     return a.new_empty((*a.shape[:-1], b.shape[-1]), dtype=torch.float32)
+
+
+def _summed(x: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
+    return x.new_empty(x.shape)
 
 
 def cpu_tensor_scale(x: Tensor, target: float) -> tuple[Tensor, Tensor]:
@@ -94,8 +101,12 @@ def cpu_decode(parts: list[Tensor], spec: str, axis: int, length: int, exact: bo
     return calls.decode(*parts, spec=spec, axis=axis, out=_decoded(parts, spec, axis, length, exact))
 
 
-def cpu_product(a: Tensor, b: Tensor, decs: list[Tensor]) -> Tensor:
-    return calls.product(a, b, *decs, out=_product(a, b, decs))
+def cpu_product(a: Tensor, b: Tensor, decs: list[Tensor], tails: list[Tensor]) -> Tensor:
+    return calls.product(a, b, *decs, *tails, tails=len(tails) // 2, out=_product(a, b, decs, tails))
+
+
+def cpu_thin_sum(x: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
+    return calls.thin_sum(x, left, right, scale=scale, out=_summed(x, left, right, scale))
 
 
 def _check_given(given: list[Tensor], spec: str) -> None:
@@ -114,6 +125,7 @@ def _register(name: str, run: Any, fake: Any) -> OpOverload:
 
 
 CPU_TENSOR_SCALE = _register("cpu_tensor_scale", cpu_tensor_scale, _scalars)
+CPU_THIN_SUM = _register("cpu_thin_sum", cpu_thin_sum, _summed)
 CPU_VALUES = _register("cpu_values", cpu_values, _values)
 CPU_PARTS = _register("cpu_parts", cpu_parts, _parts)
 CPU_DECODE = _register("cpu_decode", cpu_decode, _decoded)

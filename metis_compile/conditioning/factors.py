@@ -60,11 +60,11 @@ def rounded_factor(factor: Tensor, factors: str, axis: int, seed: Tensor | None,
     """A float32 factor as it is after storing it in that format, with blocks along `axis`."""
     if factors == HIGH:
         return factor
+    installed = operators()
     if factors == BFLOAT16:
-        return round_to_bfloat16(factor)
+        return round_to_bfloat16(factor) if installed is None else installed.to_bfloat16(factor).to(torch.float32)
     spec = QuantSpec.parse(factors)
     drawn = require_seed(seed, f"{spec.rounding} factors") if spec.needs_noise else None
-    installed = operators()
     if installed is not None:
         return installed.rounded(factor, spec, axis, drawn, stream)
     noise = None if drawn is None else uniform_noise(drawn, stream, noise_shape(factor.shape, spec, axis))

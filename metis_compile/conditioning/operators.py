@@ -24,6 +24,10 @@ class Operators(Protocol):
         """x quantized and back, float32; noise as `metis_compile.numerics.uniform_noise` draws it."""
         ...
 
+    def to_bfloat16(self, x: Tensor) -> Tensor:
+        """x, float32, as bfloat16: to nearest, ties to even."""
+        ...
+
     def fresh_basis(
         self, split: Any, x: Tensor, seed: Tensor, stream: int, rank: int, kept: Tensor | None, stale: Tensor | None
     ) -> Tensor:

@@ -21,6 +21,7 @@ from metis_compile.mlir.errors import ExportError
 from metis_compile.mlir.functions import function_of
 from metis_compile.mlir.simplify import simplify
 from metis_compile.passes.bases import write_out_bases
+from metis_compile.passes.bfloat16 import write_out_bfloat16
 from metis_compile.passes.emit import Emitter
 
 aten = torch.ops.aten
@@ -62,6 +63,7 @@ def lower(name: str, gm: fx.GraphModule, dialect: str, place: Callable[[fx.Node]
     """
     mlir = load_torch_mlir()
     write_out_bases(gm.graph)
+    write_out_bfloat16(gm.graph)
     simplify(gm.graph)
     pieces = _pieces(name, gm.graph, dialect)
     context = mlir.ir.Context()

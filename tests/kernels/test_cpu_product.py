@@ -38,14 +38,23 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
 
 def test_batches() -> None:
     a, b = exact(3, 2, 8, 16), exact(3, 2, 10, 16).mT
-    result = ops.CPU_PRODUCT(a, b, [])
+    result = ops.CPU_PRODUCT(a, b, [], [])
     assert torch.equal(result.double(), a.double() @ b.double())
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30])
+def test_thin_products_are_added(scale: float) -> None:
+    a, b = exact(48, 64), exact(64, 40)
+    thin = [exact(48, 3).float(), exact(3, 40).float(), exact(48, 9).float(), exact(40, 9).float().T]
+    result = ops.CPU_PRODUCT(a, b, [torch.tensor(scale)] * 2, thin)
+    u, s, v, t = (factor.double() for factor in thin)
+    assert torch.equal(result.double(), (a.double() @ b.double() * scale**2 + u @ s + v @ t).float().double())
 
 
 def test_scales_whose_product_is_no_normal_number() -> None:
     a, b = torch.full((4, 16), 1000.0).bfloat16(), torch.full((16, 4), 1000.0).bfloat16()
     decs = [torch.tensor(1e-30), torch.tensor(1e-12)]
-    result = ops.CPU_PRODUCT(a, b, decs)
+    result = ops.CPU_PRODUCT(a, b, decs, [])
     assert torch.allclose(result, torch.full((4, 4), 1.6e7 * 1e-30 * 1e-12), rtol=1e-2)
     assert (result > 0).all()
 
@@ -54,5 +63,5 @@ def test_scales_whose_product_is_no_normal_number() -> None:
 def test_what_is_not_finite_stays_so(bad: float) -> None:
     a, b = exact(4, 16), exact(16, 4)
     a[1, 2] = bad
-    assert not ops.CPU_PRODUCT(a, b, [torch.tensor(1.0), torch.tensor(1.0)])[1].isfinite().any()
-    assert not ops.CPU_PRODUCT(a.nan_to_num(0, 0, 0), b, [torch.tensor(bad), torch.tensor(1.0)]).isfinite().any()
+    assert not ops.CPU_PRODUCT(a, b, [torch.tensor(1.0), torch.tensor(1.0)], [])[1].isfinite().any()
+    assert not ops.CPU_PRODUCT(a.nan_to_num(0, 0, 0), b, [torch.tensor(bad), torch.tensor(1.0)], []).isfinite().any()

@@ -59,6 +59,26 @@ def test_bfloat16_saves_the_same() -> None:
     assert sum(kept(captured).values()) == TOKENS * WIDTH * 4.5 / 8 + 4
 
 
+@pytest.mark.parametrize("preset", ["nvfp4", "averis", "metis"])
+def test_a_batch_of_one_sequence_is_saved_as_several_are(preset: str) -> None:
+    def saved(*shape: int) -> dict[str, int]:
+        model = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH))
+        return kept(capture_graphs(model, torch.randn(*shape, WIDTH, requires_grad=True), policy=preset))
+
+    one, several = saved(1, TOKENS), saved(2, TOKENS // 2)
+    assert any(name.endswith("_codes_wgrad") for name in one)
+    assert sorted(one.values()) == sorted(several.values())
+
+
+def test_factors_are_saved_in_bfloat16() -> None:
+    x = torch.randn(TOKENS, WIDTH, requires_grad=True)
+    captured = capture_graphs(nn.Linear(WIDTH, WIDTH, bias=False), x, policy="metis")
+    (site,) = (s for s in captured.graphs[0].sites if s.gemm == "fprop")
+    rank = site.lhs.decision.treatment.split.with_rank(TOKENS, WIDTH, WIDTH).rank
+    factors = 2 * rank * (TOKENS + WIDTH)
+    assert sum(kept(captured).values()) == factors + TOKENS * WIDTH * 4.5 / 8 + 4
+
+
 def test_shared_input_is_saved_once() -> None:
     captured = capture_graphs(Attention(), torch.randn(4, 64, 32, requires_grad=True), policy=policy())
     names = [n for n in kept(captured) if n.endswith("_codes_wgrad")]

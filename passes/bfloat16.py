@@ -1,0 +1,29 @@
+"""Factors rounded to bfloat16, written out by bits: a cast would be dropped where the result is cast back."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from metis_compile.conditioning.factors import round_to_bfloat16
+from metis_compile.ops import TO_BFLOAT16
+from metis_compile.passes.emit import Emitter
+from metis_compile.passes.trace import Tracer
+
+
+def write_out_bfloat16(graph: fx.Graph) -> int:
+    """Traces every `metis::to_bfloat16` in its place; returns how many there were."""
+    nodes = graph.find_nodes(op="call_function", target=TO_BFLOAT16)
+    if not nodes:
+        return 0
+    tracer = Tracer(Emitter(graph))
+    for node in nodes:
+        with tracer.emitter.at(node, like=node):
+            (result,) = tracer.insert("bfloat16", _rounded, node.args, node.name)
+        node.replace_all_uses_with(result)
+        graph.erase_node(node)
+    return len(nodes)
+
+
+def _rounded(x: torch.Tensor) -> list[torch.Tensor]:
+    return [round_to_bfloat16(x).to(torch.bfloat16)]

@@ -1,0 +1,71 @@
+"""Thin products on the CPU: taken and added in place, factors in bfloat16, and the same results."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from graphs import capture_graphs
+from torch import fx, nn
+
+from metis_compile.compat import bf16_gemm
+from metis_compile.kernels.cpu.ops import CPU_DECODE, CPU_PRODUCT, CPU_THIN_SUM
+from metis_compile.passes.lower import lower
+
+aten = torch.ops.aten
+
+
+def graphs(preset: str) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Forward and backward of one linear of 128 tokens, 96 -> 80."""
+    x = torch.randn(128, 96, requires_grad=True)
+    captured = capture_graphs(nn.Linear(96, 80), x, policy=preset).graphs[0]
+    assert captured.forward is not None
+    assert captured.backward is not None
+    return captured.forward, captured.backward
+
+
+def lowered(gm: fx.GraphModule) -> fx.GraphModule:
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(gm.graph, {}))
+    made = fx.GraphModule(gm, graph)
+    lower(made.graph)
+    made.recompile()
+    return made
+
+
+def calls(gm: fx.GraphModule, target: object) -> list[fx.Node]:
+    return [n for n in gm.graph.nodes if n.target is target]
+
+
+@pytest.mark.parametrize("preset", ["metis", "best"])
+def test_splits_take_theirs_in_one_pass(preset: str) -> None:
+    for gm in graphs(preset):
+        thin = lowered(gm)
+        (residual,) = calls(thin, CPU_THIN_SUM)
+        assert residual.args[3] == -1.0
+        assert not [n for n in calls(thin, aten.mm.default) if n.meta["val"].shape == residual.meta["val"].shape]
+
+
+@pytest.mark.skipif(bf16_gemm() is None, reason="this CPU has no bfloat16 instructions, or torch no GEMM")
+def test_products_add_their_tails_in_place() -> None:
+    forward, backward = (lowered(gm) for gm in graphs("metis"))
+    (fprop,) = calls(forward, CPU_PRODUCT)
+    assert len(fprop.args[3]) == 2
+    tails = sorted(len(n.args[3]) // 2 for n in calls(backward, CPU_PRODUCT))
+    assert tails == [0, 1, 1, 2], "two factors; one with what was saved, and their own; dgrad; wgrad"
+    assert len(calls(backward, CPU_DECODE)) == 1, "decoded once for the large product and the thin one"
+
+
+@pytest.mark.parametrize("preset", ["metis", "best", "metis-paper", "averis"])
+def test_the_same_results(preset: str) -> None:
+    for gm in graphs(preset):
+        wanted = [n.meta["val"] for n in gm.graph.find_nodes(op="placeholder")]
+        inputs = [torch.randn(v.shape).abs().to(v.dtype) for v in wanted]
+        results = []
+        for module in (gm, lowered(gm)):
+            torch.manual_seed(0)
+            results.append(module(*(i.clone() for i in inputs)))
+        for a, b in zip(*results, strict=True):
+            if a is not None:
+                # one element in a block may round the other way, where its residual came out a bit different
+                error = float((a.double() - b.double()).norm() / a.double().norm().clamp(min=1e-30))
+                assert error < 2e-2, preset
