@@ -31,8 +31,8 @@ def resolve_rank(rank: int | float | str, rows: int, columns: int, other: int | 
     0.05 / (2 (1/columns + 1/other) + 4 / (3 rows)), rounded down, from 1 to 32. Never more than `columns`. A symbolic
     size counts as its hint, one without a hint as no limit: the result is an int, fixed when the graph is compiled.
     """
-    tall, wide = _hint(rows), _hint(columns)
-    far = wide if other is None else _hint(other)
+    tall, wide = size_hint(rows), size_hint(columns)
+    far = wide if other is None else size_hint(other)
     if rank == AUTO:
         work = 2 * (1 / max(wide, 1) + 1 / max(far, 1)) + 4 / (3 * max(tall, 1))
         count = LARGEST_AUTO if work == 0 else min(int(EXTRA_WORK / work), LARGEST_AUTO)
@@ -50,8 +50,8 @@ def with_rank(split: Any, rows: int, columns: int, other: int | None = None) -> 
     return split if settle is None else settle(rows, columns, other)
 
 
-def _hint(size: int) -> float:
-    """The size, or a symbolic size's hint, or infinity."""
+def size_hint(size: int) -> float:
+    """A size, or a symbolic size's hint, or infinity."""
     if not isinstance(size, torch.SymInt):
         return int(size)
     return int(size.node.hint) if size.node.has_hint() else math.inf

@@ -5,8 +5,8 @@ No decomposition of x is ever made. A first basis comes from a sketch of some ro
     Y = S^T Omega,  then `power_steps` times Y = S^T (S orth(Y)),  Q = orth(Y),  k + oversample columns
     V = Q times the k leading eigenvectors of (S Q)^T (S Q)                 (Rayleigh and Ritz; k + oversample small)
 
-and the next one from the last by one power step over all rows, V = orth(X^T (X V)). The split is exact for any V: a
-better one leaves a smaller residual.
+and the next one from the last by one power step over all rows, or a share of them, V = orth(X^T (X V)). The split is
+exact for any V: a better one leaves a smaller residual.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from metis_compile.conditioning.factors import (
 )
 from metis_compile.conditioning.operators import operators
 from metis_compile.conditioning.orthonormal import orthonormalize, unit_columns
-from metis_compile.conditioning.rank import check_rank, resolve_rank
+from metis_compile.conditioning.rank import AUTO, check_rank, resolve_rank, size_hint
 from metis_compile.conditioning.settings import check_count, check_flag, check_name, check_share
 from metis_compile.conditioning.sketch import SKETCHES, sample_rows, sketch_matrix
 
@@ -43,6 +43,7 @@ class Spectral:
     """x = residual + (x V) V^T, V an orthonormal basis of about the k dominant right singular directions of x."""
 
     rank: int | float | str = "auto"  # k: a number, a share of the smaller side, or "auto": see resolve_rank
+    rank_least: int = 1  # of "auto": a narrow layer's 5% of extra work pays for fewer than are worth having
     sample: float = 0.05  # the share of rows that a first basis is made from
     sample_least: int = 4  # but at least so many times the sketch's width
     sketch: str = "gaussian"  # or "signs"
@@ -53,11 +54,13 @@ class Spectral:
     partner: str = "high"  # what they are multiplied by: the other operand "high", as "e4m3 row" or as "residual" is
     refresh: int = 0  # a new basis from a sketch every so many steps; 0: only in the first
     track: bool = True  # between these, one power step a step; false: the basis stays as it is
+    track_share: float = 1.0  # of the rows, evenly spaced, that a power step reads; at least `sample_least` times k
     adaptive_rate: bool = False  # metis-v1's, for gradients: small singular values up to doubled. See adapt_rate
     adaptive_residual: float = 2.0  # what the residual is multiplied by under adaptive_rate
 
     def __post_init__(self) -> None:
         check_rank(self.rank)
+        check_count("rank_least", self.rank_least, 1)
         check_share("sample", self.sample)
         check_count("sample_least", self.sample_least, 1)
         check_name("sketch", self.sketch, SKETCHES)
@@ -68,12 +71,14 @@ class Spectral:
         check_partner(self.partner)
         check_count("refresh", self.refresh, 0)
         check_flag("track", self.track)
+        check_share("track_share", self.track_share)
         check_flag("adaptive_rate", self.adaptive_rate)
         residual = self.adaptive_residual
         if isinstance(residual, bool) or not isinstance(residual, (int, float)) or not residual > 0:
             raise ValueError(f"adaptive_residual must be a number above 0, got {residual!r}")
         object.__setattr__(self, "adaptive_residual", float(residual))
         object.__setattr__(self, "sample", float(self.sample))
+        object.__setattr__(self, "track_share", float(self.track_share))
 
     @property
     def keeps_basis(self) -> bool:
@@ -90,9 +95,24 @@ class Spectral:
         """Whether the split differs with the contracted axis, and cannot serve two products that differ in it."""
         return depends_on_axis(self.factors)
 
+    def _resolved(self, rows: int, columns: int, other: int | None = None) -> int:
+        found = resolve_rank(self.rank, rows, columns, other)
+        return resolve_rank(max(found, self.rank_least), rows, columns) if self.rank == AUTO else found
+
+    @property
+    def _stride(self) -> int:
+        """Rows from one that a power step reads to the next; odd above 2, to meet all positions of sequences."""
+        apart = int(1 / self.track_share)
+        return apart if apart <= 2 else (apart - 1) | 1
+
     def with_rank(self, rows: int, columns: int, other: int | None = None) -> Spectral:
-        """The same with the rank that it has for a [rows, columns] operand: see :func:`resolve_rank`."""
-        return replace(self, rank=resolve_rank(self.rank, rows, columns, other))
+        """The same with the rank that it has for a [rows, columns] operand, and rows enough to follow so many.
+
+        See :func:`resolve_rank`.
+        """
+        rank = self._resolved(rows, columns, other)
+        least = self.sample_least * rank / max(size_hint(rows), 1)
+        return replace(self, rank=rank, track_share=min(1.0, max(self.track_share, least)))
 
     def split(
         self,
@@ -124,7 +144,7 @@ class Spectral:
         Elements of x that are not finite count as 0 here. Raises ValueError without a seed.
         """
         seed = require_seed(seed, "a fresh basis")
-        k = resolve_rank(self.rank, *x.shape) if rank is None else rank
+        k = self._resolved(*x.shape) if rank is None else rank
         installed = operators()
         if installed is not None:
             return installed.fresh_basis(self, x, seed, stream, k, None, None)
@@ -151,7 +171,7 @@ class Spectral:
         installed = operators()
         if installed is None or type(self).fresh_basis is not Spectral.fresh_basis:
             return torch.where(stale, self.fresh_basis(x, seed, stream=stream), kept)
-        rank = resolve_rank(self.rank, *x.shape)
+        rank = self._resolved(*x.shape)
         return installed.fresh_basis(self, x, require_seed(seed, "a fresh basis"), stream, rank, kept, stale)
 
     def update_basis(self, x: Tensor, basis: Tensor, left: Tensor | None = None) -> Tensor:
@@ -160,6 +180,8 @@ class Spectral:
         left: x V, where it is known already. Directions in which x is zero stay as they are, and all of them do where
         x is not finite, so that one bad step does not lose what was learnt.
         """
+        if left is None:
+            x = x[:: self._stride]
         installed = operators()
         if installed is not None:
             return installed.power_step(x, basis, left)

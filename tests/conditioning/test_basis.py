@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from anisotropic import anisotropic
@@ -57,6 +59,22 @@ def test_power_steps_follow_a_matrix_that_changes() -> None:
     for step in range(8):
         basis = HOW.update_basis(x + 0.1 * anisotropic(300, 64, seed=step + 1), basis)
     assert left_over(x, basis) < 1.02 * best(x)
+
+
+@pytest.mark.parametrize(("share", "stride"), [(1.0, 1), (0.5, 2), (0.34, 2), (0.25, 3), (0.2, 5), (0.1, 9)])
+def test_a_power_step_may_read_a_share_of_the_rows(share: float, stride: int) -> None:
+    x = anisotropic(300, 64)
+    how = replace(HOW, track_share=share)
+    basis = how.fresh_basis(x, SEED)
+    assert torch.equal(how.update_basis(x, basis), HOW.update_basis(x[::stride], basis))
+    assert left_over(x, how.update_basis(x, basis)) < 1.1 * best(x)
+
+
+def test_a_share_leaves_rows_enough_for_the_rank() -> None:
+    how = replace(HOW, rank=8, track_share=0.01, sample_least=4)
+    assert how.with_rank(320, 64).track_share == 0.1
+    assert how.with_rank(16, 64).track_share == 1.0
+    assert how.with_rank(10**6, 64).track_share == 0.01
 
 
 def test_a_known_left_gives_the_same_step() -> None:

@@ -42,6 +42,15 @@ def test_auto_keeps_within_its_share_of_the_work(rows: int, columns: int, other:
     assert k == 32 or share(k + 1) > 0.05
 
 
+def test_auto_has_a_least() -> None:
+    how = Spectral(rank="auto", rank_least=8)
+    assert how.with_rank(4096, 384, 384).rank == 8
+    assert how.with_rank(4096, 1024, 1024).rank == 11
+    assert how.with_rank(4096, 5, 5).rank == 5
+    assert how.fresh_basis(torch.randn(100, 64), torch.tensor([1])).shape == (8, 64)
+    assert Spectral(rank=3, rank_least=8).with_rank(4096, 384, 384).rank == 3
+
+
 def test_a_symbolic_size_counts_as_its_hint_and_is_not_guarded() -> None:
     env = ShapeEnv()
     dynamic = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC, DimDynamic.DYNAMIC])

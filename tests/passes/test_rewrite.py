@@ -1,10 +1,9 @@
-"""The rewritten joint graph: goldens to read, operands quantized once, and the bits of `metis_compile.quantize`."""
+"""The rewritten joint graph: operands quantized once, and the bits of `metis_compile.quantize`."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from expecttest import TestCase
 from graphs import capture_graphs, count, sites_of
 from tiny import MLP, NEAREST_POLICY, STOCHASTIC_POLICY, Attention
 from torch import fx, nn
@@ -13,136 +12,6 @@ import metis_compile
 from metis_compile import Policy
 from metis_compile.ops import DEQUANTIZE, QUANTIZE
 from metis_compile.passes.verify import GraphError, verify
-
-
-class One(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.up = nn.Linear(32, 32, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.up(x)
-
-
-class Goldens(TestCase):
-    """The graph of one linear [16, 32] -> 32, under each preset. EXPECTTEST_ACCEPT=1 writes them anew."""
-
-    maxDiff = None
-
-    def golden(self, preset: str) -> str:
-        torch.compiler.reset()
-        x = torch.randn(16, 32, requires_grad=True)
-        return capture_graphs(One(), x, policy=preset).graphs[0].listing()
-
-    def test_high(self) -> None:
-        self.assertExpectedInline(
-            self.golden("high"),
-            """\
-permute = permute(primals_1, [1, 0])
-mm = mm(primals_2, permute)
-permute_1 = permute(tangents_1, [1, 0])
-mm_1 = mm(permute_1, primals_2)
-permute_2 = permute(mm_1, [1, 0])
-permute_3 = permute(permute, [1, 0])
-mm_2 = mm(tangents_1, permute_3)
-permute_4 = permute(permute_2, [1, 0])""",
-        )
-
-    def test_nvfp4(self) -> None:
-        self.assertExpectedInline(
-            self.golden("nvfp4"),
-            """\
-metis_seed = randint(0, 9223372036854775807, [1])
-up_activation_quantized = quantize(primals_2, nvfp4 1x16 nearest, 1)
-up_activation_dequantized = dequantize(up_activation_quantized, nvfp4 1x16 nearest, 1, 32)
-up_weight_quantized = quantize(primals_1, nvfp4 1x16 nearest, 1)
-up_weight_dequantized = dequantize(up_weight_quantized, nvfp4 1x16 nearest, 1, 32)
-permute_5 = permute(up_weight_dequantized, [1, 0])
-up_activation_quantized_wgrad = quantize(primals_2, nvfp4 1x16 nearest, 0)
-mm = mm(up_activation_dequantized, permute_5)
-up_gradient_quantized_wgrad = quantize(tangents_1, nvfp4 1x16 stochastic round_up, 0, metis_seed, 1)
-up_gradient_dequantized_wgrad = dequantize(up_gradient_quantized_wgrad, nvfp4 1x16 stochastic round_up, 0, 16)
-up_activation_dequantized_wgrad = dequantize(up_activation_quantized_wgrad, nvfp4 1x16 nearest, 0, 16)
-permute_6 = permute(up_gradient_dequantized_wgrad, [1, 0])
-mm_1 = mm(permute_6, up_activation_dequantized_wgrad)
-permute_2 = permute(mm_1, [1, 0])
-up_gradient_quantized_dgrad = quantize(tangents_1, nvfp4 1x16 stochastic round_up, 1, metis_seed, 2)
-up_gradient_dequantized_dgrad = dequantize(up_gradient_quantized_dgrad, nvfp4 1x16 stochastic round_up, 1, 32)
-up_weight_quantized_dgrad = quantize(primals_1, nvfp4 1x16 nearest, 0)
-up_weight_dequantized_dgrad = dequantize(up_weight_quantized_dgrad, nvfp4 1x16 nearest, 0, 32)
-mm_2 = mm(up_gradient_dequantized_dgrad, up_weight_dequantized_dgrad)
-permute_4 = permute(permute_2, [1, 0])""",
-        )
-
-    def test_mxfp4(self) -> None:
-        self.assertExpectedInline(
-            self.golden("mxfp4"),
-            """\
-metis_seed = randint(0, 9223372036854775807, [1])
-up_activation_quantized = quantize(primals_2, mxfp4 1x32 nearest floor, 1)
-up_activation_dequantized = dequantize(up_activation_quantized, mxfp4 1x32 nearest floor, 1, 32)
-up_weight_quantized = quantize(primals_1, mxfp4 1x32 nearest floor, 1)
-up_weight_dequantized = dequantize(up_weight_quantized, mxfp4 1x32 nearest floor, 1, 32)
-permute_5 = permute(up_weight_dequantized, [1, 0])
-up_activation_quantized_wgrad = quantize(primals_2, mxfp4 1x32 nearest floor, 0)
-mm = mm(up_activation_dequantized, permute_5)
-up_gradient_quantized_wgrad = quantize(tangents_1, mxfp4 1x32 stochastic round_up floor, 0, metis_seed, 1)
-up_gradient_dequantized_wgrad = dequantize(up_gradient_quantized_wgrad, mxfp4 1x32 stochastic round_up floor, 0, 16)
-up_activation_dequantized_wgrad = dequantize(up_activation_quantized_wgrad, mxfp4 1x32 nearest floor, 0, 16)
-permute_6 = permute(up_gradient_dequantized_wgrad, [1, 0])
-mm_1 = mm(permute_6, up_activation_dequantized_wgrad)
-permute_2 = permute(mm_1, [1, 0])
-up_gradient_quantized_dgrad = quantize(tangents_1, mxfp4 1x32 stochastic round_up floor, 1, metis_seed, 2)
-up_gradient_dequantized_dgrad = dequantize(up_gradient_quantized_dgrad, mxfp4 1x32 stochastic round_up floor, 1, 32)
-up_weight_quantized_dgrad = quantize(primals_1, mxfp4 1x32 nearest floor, 0)
-up_weight_dequantized_dgrad = dequantize(up_weight_quantized_dgrad, mxfp4 1x32 nearest floor, 0, 32)
-mm_2 = mm(up_gradient_dequantized_dgrad, up_weight_dequantized_dgrad)
-permute_4 = permute(permute_2, [1, 0])""",
-        )
-
-    def test_mxfp8(self) -> None:
-        self.assertExpectedInline(
-            self.golden("mxfp8"),
-            """\
-up_activation_quantized = quantize(primals_2, mxfp8 1x32 nearest floor, 1)
-up_activation_dequantized = dequantize(up_activation_quantized, mxfp8 1x32 nearest floor, 1, 32)
-up_weight_quantized = quantize(primals_1, mxfp8 1x32 nearest floor, 1)
-up_weight_dequantized = dequantize(up_weight_quantized, mxfp8 1x32 nearest floor, 1, 32)
-permute_5 = permute(up_weight_dequantized, [1, 0])
-up_activation_quantized_wgrad = quantize(primals_2, mxfp8 1x32 nearest floor, 0)
-mm = mm(up_activation_dequantized, permute_5)
-up_gradient_quantized_wgrad = quantize(tangents_1, mxfp8 1x32 nearest floor, 0)
-up_gradient_dequantized_wgrad = dequantize(up_gradient_quantized_wgrad, mxfp8 1x32 nearest floor, 0, 16)
-up_activation_dequantized_wgrad = dequantize(up_activation_quantized_wgrad, mxfp8 1x32 nearest floor, 0, 16)
-permute_6 = permute(up_gradient_dequantized_wgrad, [1, 0])
-mm_1 = mm(permute_6, up_activation_dequantized_wgrad)
-permute_2 = permute(mm_1, [1, 0])
-up_gradient_quantized_dgrad = quantize(tangents_1, mxfp8 1x32 nearest floor, 1)
-up_gradient_dequantized_dgrad = dequantize(up_gradient_quantized_dgrad, mxfp8 1x32 nearest floor, 1, 32)
-up_weight_quantized_dgrad = quantize(primals_1, mxfp8 1x32 nearest floor, 0)
-up_weight_dequantized_dgrad = dequantize(up_weight_quantized_dgrad, mxfp8 1x32 nearest floor, 0, 32)
-mm_2 = mm(up_gradient_dequantized_dgrad, up_weight_dequantized_dgrad)
-permute_4 = permute(permute_2, [1, 0])""",
-        )
-
-    def test_fp8(self) -> None:
-        self.assertExpectedInline(
-            self.golden("fp8"),
-            """\
-up_activation_quantized = quantize(primals_2, fp8 tensor nearest, 1)
-up_activation_dequantized = dequantize(up_activation_quantized, fp8 tensor nearest, 1, 32)
-up_weight_quantized = quantize(primals_1, fp8 tensor nearest, 1)
-up_weight_dequantized = dequantize(up_weight_quantized, fp8 tensor nearest, 1, 32)
-permute_5 = permute(up_weight_dequantized, [1, 0])
-mm = mm(up_activation_dequantized, permute_5)
-up_gradient_quantized_wgrad = quantize(tangents_1, fp8_e5m2 tensor nearest, 0)
-up_gradient_dequantized_wgrad = dequantize(up_gradient_quantized_wgrad, fp8_e5m2 tensor nearest, 0, 16)
-permute_6 = permute(up_gradient_dequantized_wgrad, [1, 0])
-mm_1 = mm(permute_6, up_activation_dequantized)
-permute_2 = permute(mm_1, [1, 0])
-mm_2 = mm(up_gradient_dequantized_wgrad, up_weight_dequantized)
-permute_4 = permute(permute_2, [1, 0])""",
-        )
 
 
 def quantizations(captured: metis_compile.Captured) -> list[fx.Node]:
