@@ -26,6 +26,7 @@ from metis_compile.compat import (
     is_parameter_input,
 )
 from metis_compile.config import Config, read_options
+from metis_compile.kernels.gemm.lowering import register_gemm
 from metis_compile.passes.names import clean_path
 from metis_compile.passes.pipeline import JointPass, LoweringPass
 from metis_compile.passes.sites import GraphInputs
@@ -76,6 +77,7 @@ def compile_graph(
     records = [capture.begin() for capture in captures]
     joint = JointPass(config=config, inputs=inputs, key=uuid, records=records)
     patches = {**exact_division(), **patches}
+    register_gemm()  # here too: what a warm cache serves may call it, and has no pass run
     patches["joint_custom_pre_pass"] = _before("joint_custom_pre_pass", joint, patches)
     patches["post_grad_custom_pre_pass"] = _before(
         "post_grad_custom_pre_pass", LoweringPass(config=config, key=uuid), patches
