@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from by_hand import SUMMATION_ORDER, assert_same
+from cross_compile import cross_compile_generated
 from training_step import LAYERS, PRESETS, compiled_step, gemm_calls, reference_step, start
 
 from metis_compile.compat import autotune
@@ -64,3 +65,31 @@ def test_a_training_step(templates: list[int], preset: str) -> None:
     assert graph.saved_bytes == saved_bytes(preset)
     # The order of sums; weights that are off by 1e-7 give no more. An element that rounded the other way would be 1e-2.
     assert_same(actual, reference_step(model, x, preset), SUMMATION_ORDER)
+
+
+@pytest.mark.parametrize(
+    ("preset", "capability", "instruction"),
+    [
+        ("metis", 90, "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16"),
+        ("nvfp4", 100, "kind::mxf4nvf4.block_scale"),
+    ],
+    ids=["metis-90", "nvfp4-100"],
+)
+def test_its_kernels_compile_for_gpus(
+    triton_on_cpu: Any, monkeypatch: pytest.MonkeyPatch, preset: str, capability: int, instruction: str
+) -> None:
+    """All of them, forward's and backward's, with tiles as on a GPU, down to machine code."""
+    from metis_compile.kernels.gemm import lowering
+
+    def first(name: str, choices: list[Any], nodes: list[Any], layout: Any) -> Any:
+        return autotune(name, choices[:1], nodes, layout)
+
+    triton_on_cpu.capability = capability
+    monkeypatch.setattr(lowering, "configs_for", lambda configs, m, n: configs[:1])
+    monkeypatch.setattr(lowering, "autotune", first)
+    model, x = start(TOKENS, INPUTS, HIDDEN, OUTPUTS)
+    _, codes, _ = compiled_step(model, x, preset, max_autotune_gemm=False)
+    built = [kernel for code in codes for kernel in cross_compile_generated(code, capability).items()]
+    products = [kernel.ptx for name, kernel in built if "_tem_" in name]
+    assert len(built) > len(products) >= 3
+    assert all(instruction in ptx for ptx in products)
