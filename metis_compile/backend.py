@@ -26,8 +26,9 @@ from metis_compile.compat import (
     is_parameter_input,
 )
 from metis_compile.config import Config, read_options
+from metis_compile.kernels.gemm.lowering import register_gemm
 from metis_compile.passes.names import clean_path
-from metis_compile.passes.pipeline import JointPass, LoweringPass
+from metis_compile.passes.pipeline import HoldPass, JointPass, LoweringPass
 from metis_compile.passes.sites import GraphInputs
 
 
@@ -76,10 +77,10 @@ def compile_graph(
     records = [capture.begin() for capture in captures]
     joint = JointPass(config=config, inputs=inputs, key=uuid, records=records)
     patches = {**exact_division(), **patches}
-    patches["joint_custom_pre_pass"] = _before("joint_custom_pre_pass", joint, patches)
-    patches["post_grad_custom_pre_pass"] = _before(
-        "post_grad_custom_pre_pass", LoweringPass(config=config, key=uuid), patches
-    )
+    register_gemm()  # here too: what a warm cache serves may call it, and has no pass run
+    _place(patches, "joint_custom_pre_pass", joint, HoldPass(key=uuid, releases=False))
+    _place(patches, "joint_custom_post_pass", HoldPass(key=uuid, releases=True))
+    _place(patches, "post_grad_custom_pre_pass", LoweringPass(config=config, key=uuid))
     if records:  # what is shown must come from this compile, not from a cached one
         patches["force_disable_caches"] = True
         inner = patches.get("custom_partitioner_fn", inductor_config.custom_partitioner_fn)
@@ -100,10 +101,10 @@ def graph_inputs(gm: fx.GraphModule) -> GraphInputs:
 
 
 class _Chain(CustomGraphPass):
-    """Our pass, then the one that the user set for the same place."""
+    """Passes one after the other."""
 
-    def __init__(self, first: CustomGraphPass, second: Any) -> None:
-        self.passes = [first, *(second if isinstance(second, (list, tuple)) else [second])]
+    def __init__(self, passes: Sequence[Any]) -> None:
+        self.passes = passes
 
     def __call__(self, graph: fx.Graph) -> None:
         for each in self.passes:
@@ -114,9 +115,11 @@ class _Chain(CustomGraphPass):
         return ids if all(ids) else None
 
 
-def _before(option: str, ours: CustomGraphPass, patches: Mapping[str, Any]) -> CustomGraphPass:
-    theirs = patches.get(option, getattr(inductor_config, option))
-    return _Chain(ours, theirs) if theirs else ours
+def _place(patches: dict[str, Any], option: str, first: CustomGraphPass, *last: CustomGraphPass) -> None:
+    """Sets our passes for an option of Inductor's, around those that the user set for the same place."""
+    theirs = patches.get(option, getattr(inductor_config, option)) or []
+    passes = [first, *(theirs if isinstance(theirs, (list, tuple)) else [theirs]), *last]
+    patches[option] = _Chain(passes) if len(passes) > 1 else first
 
 
 def _uuid(gm: fx.GraphModule, config: Config, inputs: GraphInputs) -> str:

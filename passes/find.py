@@ -126,7 +126,7 @@ def _product(node: fx.Node, depends: Dependencies, numbers: ValueNumbers) -> Sit
 
 
 def _operand(node: fx.Node, axis: int, depends: Dependencies, numbers: ValueNumbers) -> Operand:
-    base, base_axis, views = strip_views(node, axis)
+    base, base_axis, views = strip_views(node, axis, most=len(shape_of(node)))  # a matrix, of one sequence too
     return Operand(
         node=node,
         role=depends.role(node),

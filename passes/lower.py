@@ -6,12 +6,12 @@ the values are made from the unquantized tensor, with the same bits.
 
 On CUDA one call quantizes a tensor for all products that read it: see `tiles`. One scale for a tensor or for a row is
 left to Inductor, whose kernel for it reads and writes as little: the scale comes from a reduction of its own, and the
-codes are elementwise, in one pass with whatever else reads the tensor.
+codes are elementwise, in one pass with whatever else reads the tensor. Products read the codes: see `multiply`.
 
 On CPUs with bfloat16 instructions a product whose two operands are exact in bfloat16 up to their tensor scales (E2M1
 times E4M3 or E8M0, or a factor in bfloat16) is done on these, summed in float32, and multiplied by the tensor scales:
-the same to summation order, and several times faster than float32. A thin product that is
-added to it is added in place, and one that a split takes from a tensor is taken in one pass over it.
+the same to summation order, and several times faster than float32. A thin product that is added to it is added in
+place, and one that a split takes from a tensor is taken in one pass over it.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from metis_compile.kernels.cpu.calls import is_exact
 from metis_compile.kernels.cpu.compile import INPUTS
 from metis_compile.kernels.cpu.inductor import register_cpu_lowerings
 from metis_compile.kernels.cpu.ops import CPU_DECODE, CPU_PARTS, CPU_PRODUCT, CPU_TENSOR_SCALE, CPU_THIN_SUM, CPU_VALUES
+from metis_compile.kernels.gemm.lowering import register_gemm
 from metis_compile.kernels.materialize import register_materialize
 from metis_compile.kernels.parts import tensor_target
 from metis_compile.kernels.quantize.inductor import register_tile_lowering
@@ -37,6 +38,7 @@ from metis_compile.ops import DEQUANTIZE, MATERIALIZE, QUANTIZE, noise_of
 from metis_compile.passes.bfloat16 import write_out_bfloat16
 from metis_compile.passes.emit import Emitter
 from metis_compile.passes.find import PRODUCTS
+from metis_compile.passes.multiply import multiply_packed
 from metis_compile.passes.tiles import quantize_in_tiles
 from metis_compile.passes.trace import Tracer
 from metis_compile.passes.views import CASTS, strip_views
@@ -58,6 +60,9 @@ def lower(graph: fx.Graph, *, cpu_kernels: bool = True) -> int:
     cpu_kernels = cpu_kernels and not lowers_to_triton(torch.device("cpu"))
     lowering = _Lowering(graph, cpu_kernels)
     register_materialize()
+    if multiply_packed(lowering.emitter):
+        register_gemm()
+        graph.eliminate_dead_code()  # what nothing decodes any more
     if quantize_in_tiles(lowering.emitter, lowering.tracer, [n for n in nodes if n.target is QUANTIZE]):
         register_tile_lowering()
     if cpu_kernels:

@@ -15,6 +15,7 @@ from metis_compile.compat import CustomGraphPass, compile_phase, trace_structure
 from metis_compile.config import Config
 from metis_compile.passes.dependencies import parameter_placeholders, state_placeholders
 from metis_compile.passes.find import find_sites
+from metis_compile.passes.hold import hold, release
 from metis_compile.passes.lower import lower
 from metis_compile.passes.resolve import resolve
 from metis_compile.passes.rewrite import Rewriter
@@ -130,6 +131,22 @@ class JointPass(CustomGraphPass):
 
     def __deepcopy__(self, memo: Any) -> Any:
         return self  # Inductor copies its config to describe it; the graphs we hold can't be copied
+
+
+class HoldPass(CustomGraphPass):
+    """The last joint_custom_pre_pass, and the first joint_custom_post_pass: see `hold`."""
+
+    def __init__(self, *, key: str, releases: bool) -> None:
+        self.key, self.releases = key, releases
+
+    def __call__(self, graph: fx.Graph) -> None:
+        if self.releases:
+            release(graph)
+        else:
+            hold(graph)
+
+    def uuid(self) -> str:
+        return self.key
 
 
 class LoweringPass(CustomGraphPass):

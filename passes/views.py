@@ -95,14 +95,14 @@ def undoes(view: fx.Node, value: fx.Node) -> bool:
     return [first[i] for i in second] == list(range(rank))
 
 
-def strip_views(node: fx.Node, axis: int) -> tuple[fx.Node, int, tuple[fx.Node, ...]]:
+def strip_views(node: fx.Node, axis: int, most: int | None = None) -> tuple[fx.Node, int, tuple[fx.Node, ...]]:
     """Walks back from `node` through transposes, broadcasts, copies and unit dimensions, following `axis`.
 
-    Returns (base, axis of base, views from base to node). A batch of one sequence is a matrix of its tokens, as that of
-    several is. The matrix stays in the last two dimensions of `base`, so
-    that two-dimensional blocks cover the same elements before and after.
+    Returns (base, axis of base, views from base to node). The matrix stays in the last two dimensions of `base`, so
+    that two-dimensional blocks cover the same elements before and after. most: the dimensions that base may have.
     """
     views: list[fx.Node] = []
+    found = node, axis, 0
     while node.op == "call_function" and node.target in REARRANGEMENTS:
         source = node.args[0]
         assert isinstance(source, fx.Node)
@@ -111,7 +111,10 @@ def strip_views(node: fx.Node, axis: int) -> tuple[fx.Node, int, tuple[fx.Node, 
             break
         views.append(node)
         node, axis = source, before
-    return node, axis, tuple(reversed(views))
+        if most is None or len(shape_of(node)) <= most:
+            found = node, axis, len(views)
+    base, axis, count = found
+    return base, axis, tuple(reversed(views[:count]))
 
 
 def _axis_before(node: fx.Node, source: fx.Node, axis: int) -> int | None:
@@ -130,9 +133,7 @@ def _axis_before(node: fx.Node, source: fx.Node, axis: int) -> int | None:
     if node.target is aten.expand.default:
         matrix_kept = all(same(a, b) for a, b in zip(old[-2:], new[-2:], strict=True))
         return axis - (len(new) - len(old)) if matrix_kept else None
-    # unsqueeze, squeeze, view: only leading dimensions of size 1 may come or go, and a matrix stays one
-    if len(new) == 2 < len(old):
-        return None
+    # unsqueeze, squeeze, view: only leading dimensions of size 1 may come or go
     lead = abs(len(old) - len(new))
     longer, shorter = (old, new) if len(old) > len(new) else (new, old)
     units_lead = all(same(s, 1) for s in longer[:lead])

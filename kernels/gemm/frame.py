@@ -101,8 +101,6 @@ from metis_compile.kernels.gemm.tiles import (
 )
 """
 
-MAX_TAILS = 2
-
 
 class Config(NamedTuple):
     """One tile that a template may compute: its sizes, and how Triton runs it."""

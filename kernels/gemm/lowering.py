@@ -27,9 +27,10 @@ from metis_compile.compat import (
     lowered_size_hint,
     register_lowering,
 )
-from metis_compile.kernels.gemm.frame import MAX_TAILS, Config, constants
-from metis_compile.kernels.gemm.op import GEMM, call
+from metis_compile.kernels.gemm.frame import Config, constants
+from metis_compile.kernels.gemm.op import GEMM, MAX_TAILS
 from metis_compile.kernels.gemm.operand import Operand, parse
+from metis_compile.kernels.gemm.plain import product
 
 log = logging.getLogger("metis_compile.kernels")
 
@@ -40,7 +41,7 @@ TRIED = 4  # configurations that are timed where Inductor's max_autotune_gemm do
 @cache
 def register_gemm() -> None:
     """Registers the lowering, once per process."""
-    plain = ExternKernelChoice(call, name=NAME, has_out_variant=True)
+    plain = ExternKernelChoice(product, name=NAME, has_out_variant=True)
     add_feedback_saver(_report)
 
     @register_lowering(GEMM, type_promotion_kind=None)
@@ -52,11 +53,13 @@ def register_gemm() -> None:
         left, a_sizes = _operand(a, a_spec, a_axis, a_length, a_contract)
         right, b_sizes = _operand(b, b_spec, b_axis, b_length, b_contract)
         size = [*a_sizes[:-2], a_sizes[left.rows], b_sizes[right.rows]]
-        inputs = [*a, *b, *tails]
+        capability = _capability()
+        inputs = [_as_bytes(i) if _needs_bytes(i.get_dtype(), capability) else i for i in (*a, *b, *tails)]
         nodes: list[Any] = [ExternKernel.realize_input(i) for i in inputs]
         layout: Any = FixedLayout(nodes[0].get_device(), torch.float32, size)
         extern = plain.bind(nodes, layout, a=(a_spec, a_axis, a_contract), b=(b_spec, b_axis, b_contract))
-        return _choose(_templates(inputs, layout, left, right, a_sizes[left.contracted]), extern, nodes, layout)
+        templates = _templates(nodes, layout, left, right, a_sizes[left.contracted], capability)
+        return _choose(templates, extern, nodes, layout)
 
 
 def _operand(parts: Sequence[TensorBox], spec: str, axis: int, length: Any, contract: int) -> tuple[Operand, list[Any]]:
@@ -67,20 +70,23 @@ def _operand(parts: Sequence[TensorBox], spec: str, axis: int, length: Any, cont
     return Operand(spec=parse(spec), axis=axis % rank - rank, contracted=contract % rank - rank), sizes
 
 
-def _templates(inputs: Sequence[TensorBox], layout: Any, a: Operand, b: Operand, k: Any) -> list[Any]:
-    """The choices of the first template that multiplies such operands on this GPU."""
+def _capability() -> int:
+    """Of the GPU: 90 for compute capability 9.0."""
     from triton.runtime import driver
 
+    return int(driver.active.get_current_target().arch)
+
+
+def _templates(nodes: Sequence[Any], layout: Any, a: Operand, b: Operand, k: Any, capability: int) -> list[Any]:
+    """The choices of the first template that multiplies such operands on this GPU."""
     from metis_compile.kernels.gemm import block_scaled, emulated, fp8
 
-    capability = int(driver.active.get_current_target().arch)
     serving = [t for t in (block_scaled, fp8, emulated) if t.supports(a, b, capability)]
-    tails = (len(inputs) - a.part_count - b.part_count) // 2
+    tails = (len(nodes) - a.part_count - b.part_count) // 2
     sizevars = graph_being_lowered().sizevars
     if not serving or tails > MAX_TAILS or any(sizevars.statically_known_equals(s, 0) for s in (*layout.size, k)):
         return []
     template = serving[0]
-    given = [ExternKernel.realize_input(_as_bytes(i) if _needs_bytes(i.get_dtype(), capability) else i) for i in inputs]
     choices: list[Any] = []
     for config in configs_for(template.CONFIGS, *map(lowered_size_hint, layout.size[-2:])):
         numbers = constants(
@@ -89,10 +95,10 @@ def _templates(inputs: Sequence[TensorBox], layout: Any, a: Operand, b: Operand,
             batched=len(layout.size) == 3,
             tails=tails,
         )  # fmt: skip
-        for name, operand, part in (("A", a, given[1]), ("B", b, given[a.part_count + 1])):
+        for name, operand, part in (("A", a, nodes[1]), ("B", b, nodes[a.part_count + 1])):
             numbers[f"{name}_E4M3_SCALES"] = operand.scaled and part.get_dtype() == torch.float8_e4m3fn
         template.TEMPLATE.maybe_append_choice(
-            choices, input_nodes=given, layout=layout, **numbers, **template.extra_constants(a, b)
+            choices, input_nodes=nodes, layout=layout, **numbers, **template.extra_constants(a, b)
         )
     return choices
 
@@ -110,7 +116,10 @@ def _needs_bytes(dtype: torch.dtype, capability: int) -> bool:
 
 
 def _as_bytes(x: TensorBox) -> Any:
-    """A view of the bytes, by a call in Inductor's wrapper code: a kernel is told a buffer's own dtype."""
+    """A view of the bytes, by a call in Inductor's wrapper code: a kernel is told a buffer's own dtype.
+
+    For all choices: what the autotuner times them with has the dtypes of one list of nodes.
+    """
     x.realize()
     return fallback_handler(torch.ops.aten.view.dtype)(x, torch.uint8)
 

@@ -17,12 +17,13 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from metis_compile.compat import OpOverload
-from metis_compile.kernels.gemm.operand import check, operand_of, parse
+from metis_compile.kernels.gemm.operand import check, parse
 from metis_compile.numerics import decode
 
 __all__ = ["GEMM", "gemm", "sizes_of"]
 
 NAME = "metis::gemm"
+MAX_TAILS = 2  # that a template has room for
 TAIL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _library = torch.library.Library("metis", "FRAGMENT")
@@ -118,28 +119,6 @@ def _check_tails(tails: Sequence[Tensor], batch: list[Any], m: Any, n: Any, devi
 
 def _differ(a: Sequence[Any], b: Sequence[Any]) -> bool:
     return any(statically_known_true(x != y) for x, y in zip(a, b, strict=True))
-
-
-def call(*tensors: Tensor, a: tuple[str, int, int], b: tuple[str, int, int], out: Tensor) -> Tensor:
-    """The product into `out`, as Inductor calls it where no template serves.
-
-    tensors: the parts of a, of b, and the tails. a, b: spec, axis and contract. A byte behind an odd end of k holds
-    the code 0 twice over: no length along k is needed.
-    """
-    count = operand_of([out], *a).part_count
-    rest = count + operand_of([out], *b).part_count
-    sides = []
-    for parts, (spec, axis, contract), row in ((tensors[:count], a, -2), (tensors[count:rest], b, -1)):
-        packed = parse(spec).element.bits == 4
-        same = (axis - contract) % out.dim() == 0
-        length = parts[0].shape[axis] * (2 if packed else 1) if same else out.shape[row]
-        value = decode(parts, parse(spec), axis, length)
-        sides.append(value if contract % out.dim() == out.dim() + (-1 if row == -2 else -2) else value.mT)
-    k = min(sides[0].shape[-1], sides[1].shape[-2])
-    torch.matmul(sides[0][..., :k], sides[1][..., :k, :], out=out)
-    for u, s in zip(tensors[rest::2], tensors[rest + 1 :: 2], strict=True):
-        out += u.float() @ s.float()
-    return out
 
 
 _library.impl("gemm", gemm, "CompositeExplicitAutograd")

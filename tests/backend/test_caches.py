@@ -60,9 +60,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_found_by_name_and_warm_in_a_second_process(cache: Path) -> None:
     """The script imports nothing of metis: the entry point is enough."""
-    found = python('results["again"] = run("nvfp4")', cache)
+    code = """
+from torch._inductor.select_algorithm import extern_kernels
+results["again"] = run("nvfp4")
+results["product of packed operands"] = hasattr(extern_kernels, "metis_gemm")
+"""
+    found = python(code, cache)
     assert found["again"]["autograd_cache_hit"] == 1
     assert found["again"]["autograd_cache_miss"] == 0
+    assert found["product of packed operands"], "which code on a GPU may call"
 
 
 def test_changes_compile_anew(cache: Path) -> None:

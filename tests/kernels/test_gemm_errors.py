@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metis_compile.kernels.gemm.op import GEMM
+from metis_compile.kernels.gemm.plain import product as without_template
 from metis_compile.numerics import QuantSpec, encode
 
 SPEC = "nvfp4 1x16 nearest"
@@ -77,16 +78,23 @@ def broken(triton_on_cpu: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
     return monkeypatch, caplog
 
 
-def product(a: list[Tensor], b: list[Tensor]) -> Tensor:
-    return GEMM(a, SPEC, 1, 32, 1, b, SPEC, 1, 32, 1, [])
+def product(a: list[Tensor], b: list[Tensor], spec: str = SPEC) -> Tensor:
+    return GEMM(a, spec, 1, 32, 1, b, spec, 1, 32, 1, [])
 
 
 def warnings_of(log: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in log.records if r.name == "metis_compile.kernels"]
 
 
-@pytest.mark.parametrize("error", [RuntimeError("out of resources"), ValueError("a compiler's mistake")])
-def test_no_template_works(broken: Any, error: Exception) -> None:
+MXFP4 = "mxfp4 1x32 nearest floor"
+
+
+@pytest.mark.parametrize(
+    ("error", "spec"),
+    [(RuntimeError("out of resources"), SPEC), (ValueError("a compiler's mistake"), MXFP4)],
+    ids=["all fail", "the autotuner fails"],
+)
+def test_no_template_works(broken: Any, error: Exception, spec: str) -> None:
     monkeypatch, log = broken
     from torch._inductor.autotune_process import TritonBenchmarkRequest
 
@@ -95,14 +103,16 @@ def test_no_template_works(broken: Any, error: Exception) -> None:
 
     monkeypatch.setattr(TritonBenchmarkRequest, "make_run_fn", fail)
     for rows in (4, 5):
-        a, b = parts(rows, 32), parts(6, 32)
-        assert torch.equal(torch.compile(product)(a, b), product(a, b))
+        a, b = parts(rows, 32, spec=spec), parts(6, 32, spec=spec)
+        plain = without_template(*a, *b, a=(spec, 1, 1), b=(spec, 1, 1), out=torch.empty(rows, 6))
+        assert torch.equal(torch.compile(product)(a, b, spec), plain)
     (message,) = warnings_of(log)
     assert "plain torch multiplies" in message
 
 
-def test_templates_that_work_say_nothing(broken: Any) -> None:
+@pytest.mark.parametrize("spec", [SPEC, MXFP4, "fp8 row nearest"])
+def test_templates_that_work_say_nothing(broken: Any, spec: str) -> None:
     _, log = broken
-    a, b = parts(4, 32), parts(6, 32)
-    torch.testing.assert_close(torch.compile(product)(a, b), product(a, b), rtol=1e-5, atol=1e-5)
+    a, b = parts(4, 32, spec=spec), parts(6, 32, spec=spec)
+    torch.testing.assert_close(torch.compile(product)(a, b, spec), product(a, b, spec), rtol=1e-5, atol=1e-5)
     assert warnings_of(log) == []

@@ -345,3 +345,21 @@ def test_an_auto_rank_is_of_all_linears_that_read_together(reads: int, out: int,
     kept = {n.name: n.meta["val"].shape for n in after.graph.find_nodes(op="call_function", target=LOAD)}
     ranks = {role: [shape[0] for name, shape in kept.items() if role in name] for role in ("activation", "gradient")}
     assert ranks == {"activation": [2 if reads * out == 192 else 3], "gradient": gradients}
+
+
+@pytest.mark.parametrize("split", ["mean", "spectral"])
+def test_one_sequence_is_a_matrix_like_several(split: str) -> None:
+    """[1, tokens, features] is split, and saved, as [tokens, features] is."""
+    chosen = policy(activation=SPLITS[split], gradient=SPLITS[split])
+    x = torch.randn(40, 36)
+    found = []
+    for tokens in (x, x[None]):
+        torch.manual_seed(0)
+        model = nn.Linear(36, 21)
+        leaf = tokens.clone().requires_grad_()
+        captured = capture_graphs(model, leaf, policy=chosen)
+        assert [s.reason for s in sites_of(captured)] == [None] * 3
+        assert all(len(s.lhs.base.meta["val"].shape) == 2 for s in sites_of(captured) if s.lhs)
+        found.append((leaf.grad.reshape(40, 36), model.weight.grad, model.bias.grad, captured.saved_bytes))  # type: ignore[union-attr]
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b) if isinstance(a, Tensor) else a == b

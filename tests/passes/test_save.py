@@ -47,6 +47,25 @@ def test_a_linear_saves_its_input_packed(format: str) -> None:
     assert {t.dtype for t in captured.graphs[0].saved if t.shape and not t.is_parameter} <= PACKED
 
 
+# Of [1024, 256]: codes and scales, and float32 factors, of a mean 256, of r directions r * (1024 + 256).
+PRESET_BITS = {
+    "nvfp4": 4.5,
+    "averis": 4.5 + 32 / 1024,
+    "metis": 4.5 + 4 * 32 * (1 / 256 + 1 / 1024),
+    "best": 4.5 + 3 * 32 * (1 / 256 + 1 / 1024),
+    "metis-fp8": 8 + 32 / 128 + 4 * 32 * (1 / 256 + 1 / 1024),
+    "mxfp4": 4.25,
+}
+
+
+@pytest.mark.parametrize("shape", [(1024, 256), (1, 1024, 256)], ids=str)
+@pytest.mark.parametrize("preset", PRESET_BITS)
+def test_what_presets_save_of_a_linear_s_input(preset: str, shape: tuple[int, ...]) -> None:
+    captured = capture_graphs(nn.Linear(256, 256, bias=False), torch.randn(shape, requires_grad=True), policy=preset)
+    scale_per_tensor = 0 if preset in ("metis-fp8", "mxfp4") else 4
+    assert sum(kept(captured).values()) == 1024 * 256 * PRESET_BITS[preset] / 8 + scale_per_tensor
+
+
 def test_plain_graph_saves_it_whole() -> None:
     x = torch.randn(TOKENS, WIDTH, requires_grad=True)
     captured = capture_graphs(nn.Linear(WIDTH, 32, bias=False), x, policy="high")

@@ -43,7 +43,7 @@ def install() -> None:
     interpreter.interpreter_semantic = Semantic(interpreter.interpreter_builder)
     interpreter.GridExecutor.__call__ = _within_tensors(interpreter.GridExecutor.__call__)
     interpreter.ReduceScanOpInterface.check_tensor = _refusing_bits(interpreter.ReduceScanOpInterface.check_tensor)
-    interpreter.ReduceOps.generic_reduce = _reduce_by_slices(interpreter.ReduceOps.generic_reduce)
+    interpreter.ReduceOps.generic_reduce = _reduce_by_halves(interpreter.ReduceOps.generic_reduce)
     _bind_libdevice()
 
 
@@ -251,18 +251,17 @@ def _within_tensors(call: Any) -> Any:
     return checked
 
 
-def _reduce_by_slices(by_elements: Any) -> Any:
-    """A reduction by a function of one's own: called for a slice at a time, where Triton does for an element."""
+def _reduce_by_halves(by_elements: Any) -> Any:
+    """A reduction by a function of one's own, called for halves of what is left, where Triton calls it for elements."""
 
     def reduce(self: Any, given: Any) -> Any:
         if len(given) != 1 or self.axis is None:
             return by_elements(self, given)
         values, dtype = given[0].handle.data, given[0].dtype
-        result = self.to_tensor(values.take(0, self.axis), dtype)
-        for i in range(1, values.shape[self.axis]):
-            result = self.combine_fn.fn(result, self.to_tensor(values.take(i, self.axis), dtype))
-        data = result.handle.data
-        return [self.to_tensor(np.expand_dims(data, self.axis) if self.keep_dims else data, dtype)]
+        while values.shape[self.axis] > 1:  # a power of two, as all sizes of Triton's tensors
+            low, high = (self.to_tensor(half, dtype) for half in np.split(values, 2, self.axis))
+            values = self.combine_fn.fn(low, high).handle.data
+        return [self.to_tensor(values if self.keep_dims else values.squeeze(self.axis), dtype)]
 
     return reduce
 

@@ -72,7 +72,7 @@ def _driver(triton: Any, state: TritonOnCPU) -> Any:
             return True
 
         def map_python_to_cpp_type(self, ty: str) -> str:
-            raise NotImplementedError
+            raise NotImplementedError(f"kernels are interpreted here, no launcher is compiled: no C++ type for {ty!r}")
 
         def get_current_target(self) -> Any:
             return GPUTarget("cuda", state.capability, 32)

@@ -1,0 +1,95 @@
+"""Training steps whose products run in Triton templates, on packed operands from the forward to the backward."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from by_hand import SUMMATION_ORDER, assert_same
+from cross_compile import cross_compile_generated
+from training_step import LAYERS, PRESETS, compiled_step, gemm_calls, reference_step, start
+
+from metis_compile.compat import autotune
+
+TOKENS, INPUTS, HIDDEN, OUTPUTS = 19, 36, 24, 21
+# Products of a layer that read no codes, all thin: rows of means, powers of bases, what splits take and add.
+THIN = {"averis": 1, "metis": 10, "best": 10, "metis-fp8": 10}
+
+
+@pytest.fixture
+def templates(triton_on_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The template is chosen, in its smallest configuration; a number for each product: how many choices there were."""
+    from metis_compile.kernels.gemm import lowering
+
+    made: list[int] = []
+
+    def first(name: str, choices: list[Any], nodes: list[Any], layout: Any) -> Any:
+        made.append(len(choices))
+        return autotune(name, choices[:1], nodes, layout)
+
+    def smallest(configs: Sequence[Any], m: int, n: int) -> Sequence[Any]:
+        return [min(configs, key=lambda c: c.block_m * c.block_n * c.block_k)]
+
+    monkeypatch.setattr(lowering, "configs_for", smallest)
+    monkeypatch.setattr(lowering, "autotune", first)
+    return made
+
+
+def saved_bytes(preset: str) -> int:
+    """What forward keeps: both inputs, packed along the tokens; ReLU's mask; the seed of what rounds at random."""
+    kept = TOKENS * HIDDEN + (0 if preset == "metis-fp8" else 8)
+    for features in (INPUTS, HIDDEN):
+        packed = {
+            "nvfp4": (TOKENS + 1) // 2 * features + -(-TOKENS // 16) * features + 4,
+            "mxfp4": (TOKENS + 1) // 2 * features + -(-TOKENS // 32) * features,
+            "fp8": TOKENS * features + 4 * -(-TOKENS // 128) * features,
+        }
+        factors = {"averis": features, "metis": TOKENS + features, "best": 2 * (TOKENS + features)}
+        factors["metis-fp8"] = factors["metis"]
+        kept += packed.get(preset, packed["fp8" if "fp8" in preset else "nvfp4"]) + 4 * factors.get(preset, 0)
+    return kept
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_training_step(templates: list[int], preset: str) -> None:
+    model, x = start(TOKENS, INPUTS, HIDDEN, OUTPUTS)
+    actual, codes, graph = compiled_step(model, x, preset, max_autotune_gemm=False)
+    code = "\n".join(codes)
+    assert templates == [2] * 3 * LAYERS
+    assert gemm_calls(codes) == (3 * LAYERS, 0)
+    assert code.count("metis.quantize_tiles_into.default(") == 4 * LAYERS, "forward: X and W; backward: G and W"
+    thin = len(re.findall(r"extern_kernels\.(?:add)?mm\(", code))
+    assert thin == THIN.get(preset, 0) * LAYERS
+    assert graph.saved_bytes == saved_bytes(preset)
+    # The order of sums; weights that are off by 1e-7 give no more. An element that rounded the other way would be 1e-2.
+    assert_same(actual, reference_step(model, x, preset), SUMMATION_ORDER)
+
+
+@pytest.mark.parametrize(
+    ("preset", "capability", "instruction"),
+    [
+        ("metis", 90, "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16"),
+        ("nvfp4", 100, "kind::mxf4nvf4.block_scale"),
+    ],
+    ids=["metis-90", "nvfp4-100"],
+)
+def test_its_kernels_compile_for_gpus(
+    triton_on_cpu: Any, monkeypatch: pytest.MonkeyPatch, preset: str, capability: int, instruction: str
+) -> None:
+    """All of them, forward's and backward's, with tiles as on a GPU, down to machine code."""
+    from metis_compile.kernels.gemm import lowering
+
+    def first(name: str, choices: list[Any], nodes: list[Any], layout: Any) -> Any:
+        return autotune(name, choices[:1], nodes, layout)
+
+    triton_on_cpu.capability = capability
+    monkeypatch.setattr(lowering, "configs_for", lambda configs, m, n: configs[:1])
+    monkeypatch.setattr(lowering, "autotune", first)
+    model, x = start(TOKENS, INPUTS, HIDDEN, OUTPUTS)
+    _, codes, _ = compiled_step(model, x, preset, max_autotune_gemm=False)
+    built = [kernel for code in codes for kernel in cross_compile_generated(code, capability).items()]
+    products = [kernel.ptx for name, kernel in built if "_tem_" in name]
+    assert len(built) > len(products) >= 3
+    assert all(instruction in ptx for ptx in products)

@@ -1,0 +1,93 @@
+"""One training step of a small model: compiled for kernels, and the reference, which runs the rewritten graph eagerly.
+
+Both draw the same random numbers. What the reference does is checked elsewhere: the numerics it calls, the rewrite by
+hand-written formulas.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from graphs import eager_backend
+from torch import Tensor, nn
+
+import metis_compile
+from metis_compile import CapturedGraph, Policy
+
+PRESETS = ("nvfp4", "averis", "metis", "best", "metis-fp8", "mxfp4")
+LAYERS = 2
+
+
+def policy(preset: str) -> Policy | str:
+    """The preset; "best" with no guard against clipping.
+
+    Its guard rounds scales up: that of the block with a tensor's largest magnitude, 256 or 384 but for the last bit of
+    that magnitude, stays there or goes up, and no two orders of summation need to agree on it.
+    """
+    if preset != "best":
+        return preset
+    return Policy.from_toml(Policy.load("best").to_toml().replace('guard = "round_up"', 'guard = "none"'))
+
+
+class TwoLinears(nn.Module):
+    """[tokens, inputs] -> [tokens, outputs], with a bias in the first."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(inputs, hidden)
+        self.down = nn.Linear(hidden, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(torch.relu(self.up(x)))
+
+
+def start(tokens: int, inputs: int, hidden: int, outputs: int) -> tuple[TwoLinears, Tensor]:
+    """A model, and an input with a mean and a dominant direction."""
+    torch.manual_seed(0)
+    model = TwoLinears(inputs, hidden, outputs)
+    x = torch.randn(tokens, inputs) + torch.randn(inputs)
+    return model, x + 3 * torch.randn(tokens, 1) @ torch.randn(1, inputs)
+
+
+def step(model: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, Tensor]:
+    """Loss, output, and the gradients of the input and of every parameter."""
+    torch.manual_seed(1)
+    x = x.clone().requires_grad_()
+    y = run(x)
+    loss = y.square().mean()
+    loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert x.grad is not None
+    return {"loss": loss.detach(), "y": y.detach(), "x": x.grad, **gradients}
+
+
+def compiled_step(
+    start: nn.Module, x: Tensor, preset: str, **options: Any
+) -> tuple[dict[str, Tensor], list[str], CapturedGraph]:
+    """The step as Inductor compiles it: its results, the code of forward and backward, and the graphs."""
+    from torch._inductor.utils import run_and_get_code
+
+    torch.compiler.reset()
+    model = copy.deepcopy(start)
+    given = {"policy": policy(preset), "fallback_random": True, **options}
+    with metis_compile.capture() as captured:
+        results, codes = run_and_get_code(step, model, torch.compile(model, backend="metis", options=given), x)
+    (graph,) = captured.graphs
+    return results, codes, graph
+
+
+def reference_step(start: nn.Module, x: Tensor, preset: str) -> dict[str, Tensor]:
+    """The step with every operator of the rewritten graph run by itself."""
+    torch.compiler.reset()
+    model = copy.deepcopy(start)
+    return step(model, torch.compile(model, backend=eager_backend(policy(preset), fallback_random=True)), x)
+
+
+def gemm_calls(codes: Sequence[str]) -> tuple[int, int]:
+    """How many products the code gives to Triton templates, and how many to the choice without one."""
+    code = "\n".join(codes)
+    return len(re.findall(r"\btriton_tem_\w+\.run\(", code)), code.count("extern_kernels.metis_gemm(")
