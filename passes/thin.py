@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from metis_compile.compat import lowers_to_triton
 from metis_compile.kernels.materialize import register_materialize
 from metis_compile.ops import MATERIALIZE
 from metis_compile.passes.emit import Emitter
@@ -48,4 +49,5 @@ def _is_thin(node: fx.Node) -> bool:
     (rows, k), columns = node.args[0].meta["val"].shape, node.meta["val"].shape[1]  # type: ignore[union-attr]
     value = node.meta["val"]
     small = any(isinstance(size, int) and size < LEAST for size in (rows, columns))
-    return value.device.type == "cpu" and isinstance(k, int) and k <= MOST and not small
+    on_cpu = value.device.type == "cpu" and not lowers_to_triton(value.device)
+    return on_cpu and isinstance(k, int) and k <= MOST and not small

@@ -43,7 +43,7 @@ def install() -> None:
     interpreter.interpreter_semantic = Semantic(interpreter.interpreter_builder)
     interpreter.GridExecutor.__call__ = _within_tensors(interpreter.GridExecutor.__call__)
     interpreter.ReduceScanOpInterface.check_tensor = _refusing_bits(interpreter.ReduceScanOpInterface.check_tensor)
-    interpreter.ReduceOps.generic_reduce = _reduce_by_slices(interpreter.ReduceOps.generic_reduce)
+    interpreter.ReduceOps.generic_reduce = _reduce_by_halves(interpreter.ReduceOps.generic_reduce)
     _bind_libdevice()
 
 
@@ -120,8 +120,9 @@ class Builder(InterpreterBuilder):
     def create_dot(
         self, a: TensorHandle, b: TensorHandle, d: TensorHandle, precision: Any, imprecise: Any
     ) -> TensorHandle:
-        product = np.matmul(values_of(a), values_of(b), dtype=d.data.dtype)
-        return handle_of(product + d.data, d.dtype)
+        with np.errstate(all="ignore"):
+            product = np.matmul(values_of(a), values_of(b), dtype=d.data.dtype)
+            return handle_of(product + d.data, d.dtype)
 
     def create_dot_scaled(
         self,
@@ -251,18 +252,18 @@ def _within_tensors(call: Any) -> Any:
     return checked
 
 
-def _reduce_by_slices(by_elements: Any) -> Any:
-    """A reduction by a function of one's own: called for a slice at a time, where Triton does for an element."""
+def _reduce_by_halves(by_elements: Any) -> Any:
+    """A reduction by a function of one's own: called for halves of what is left, where Triton does for an element."""
 
     def reduce(self: Any, given: Any) -> Any:
         if len(given) != 1 or self.axis is None:
             return by_elements(self, given)
-        values, dtype = given[0].handle.data, given[0].dtype
-        result = self.to_tensor(values.take(0, self.axis), dtype)
-        for i in range(1, values.shape[self.axis]):
-            result = self.combine_fn.fn(result, self.to_tensor(values.take(i, self.axis), dtype))
-        data = result.handle.data
-        return [self.to_tensor(np.expand_dims(data, self.axis) if self.keep_dims else data, dtype)]
+        left, dtype = np.moveaxis(given[0].handle.data, self.axis, 0), given[0].dtype
+        while len(left) > 1:
+            half = len(left) // 2
+            pairs = (self.to_tensor(part, dtype) for part in (left[:half], left[half : 2 * half]))
+            left = np.concatenate([self.combine_fn.fn(*pairs).handle.data, left[2 * half :]])
+        return [self.to_tensor(np.expand_dims(left[0], self.axis) if self.keep_dims else left[0], dtype)]
 
     return reduce
 
