@@ -26,6 +26,7 @@
 | DynamoUnsupported | 2.0 | what Dynamo raises where a model is not one graph, for the reason |
 | aot_input, aot_output | 2.8 | what AOTAutograd says an input or output of a graph is, in `meta["desc"]` |
 | compile_phase, compile_phases | 2.2 | our share of compile time, among Dynamo's and Inductor's own phases |
+| scaled_mm | 2.5 | cuBLAS' product of FP8 operands, which ours are measured beside |
 | in_backward | 2.0 | a forward that runs inside a backward is a checkpointed one, run again |
 """
 
@@ -118,6 +119,7 @@ __all__ = [
     "make_boxed_func",
     "partition",
     "register_lowering",
+    "scaled_mm",
     "select_decomp_table",
     "size_hint",
     "synthetic_source",
@@ -181,6 +183,14 @@ def compile_phases() -> dict[str, float]:
 def in_backward() -> bool:
     """Whether autograd is running a backward in this thread."""
     return bool(torch._C._current_graph_task_id() != -1)
+
+
+def scaled_mm(a: torch.Tensor, b: torch.Tensor, a_scale: torch.Tensor, b_scale: torch.Tensor, dtype: Any) -> Any:
+    """cuBLAS' product of float8 a [m, k], row by row, and b [k, n], column by column, with its fast accumulation.
+
+    torch._scaled_mm. a_scale, b_scale: float32 of no dimensions.
+    """
+    return torch._scaled_mm(a, b, scale_a=a_scale, scale_b=b_scale, out_dtype=dtype, use_fast_accum=True)
 
 
 def is_parameter_input(node: fx.Node) -> bool:

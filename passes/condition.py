@@ -170,20 +170,31 @@ class Conditioner:
         """`node` transformed along `axis`, float32, filled up to blocks of 16; once for all that read it so."""
         if (node, axis, signs) not in self._transformed:
 
-            def run(x: torch.Tensor, *seed: torch.Tensor) -> list[torch.Tensor]:
-                return [hadamard(x, axis, self._signs(x, *seed))]
+            def run(x: torch.Tensor, signs: torch.Tensor) -> list[torch.Tensor]:
+                return [hadamard(x, axis, signs)]
 
-            inputs = [node, *self._sign_seed(node, signs)]
-            (result,) = self.tracer.insert(("hadamard", axis, signs), run, inputs, f"{node.name}_hadamard")
+            inputs = [node, self._signs_node(node, signs)]
+            with self.emitter.marking(metis_hadamard=axis):  # for a kernel that transforms by itself
+                (result,) = self.tracer.insert(("hadamard", axis), run, inputs, f"{node.name}_hadamard")
             self._transformed[node, axis, signs] = result
         return self._transformed[node, axis, signs]
+
+    def _signs_node(self, node: fx.Node, signs: str) -> fx.Node:
+        device = node.meta["val"].device
+
+        def run(*seed: torch.Tensor) -> list[torch.Tensor]:
+            return [self._signs(device, *seed)]
+
+        key = ("signs", signs, device)
+        (result,) = self.tracer.insert(key, run, self._sign_seed(node, signs), f"{node.name}_signs")
+        return result
 
     def _sign_seed(self, node: fx.Node, signs: str) -> list[fx.Node]:
         return [self.emitter.shared_seed(node.meta["val"].device)] if signs == "fresh" else []
 
     @staticmethod
-    def _signs(x: torch.Tensor, *seed: torch.Tensor) -> torch.Tensor:
-        return signs_from(seed[0], SIGN_STREAM) if seed else fixed_signs(x.device)
+    def _signs(device: torch.device, *seed: torch.Tensor) -> torch.Tensor:
+        return signs_from(seed[0], SIGN_STREAM) if seed else fixed_signs(device)
 
     def _plain(self, side: Side) -> fx.Node:
         """What the big product reads, without the Hadamard transform."""
@@ -192,7 +203,7 @@ class Conditioner:
         axis, length = side.operand.axis, self.emitter.size(side.operand.base, side.operand.axis)
 
         def run(x: torch.Tensor, length: int, *seed: torch.Tensor) -> list[torch.Tensor]:
-            return [inverse_hadamard(x, axis, self._signs(x, *seed), length)]
+            return [inverse_hadamard(x, axis, self._signs(x.device, *seed), length)]
 
         inputs = [side.quantized, length, *self._sign_seed(side.quantized, side.hadamard)]
         (result,) = self.tracer.insert(("inverse", axis, side.hadamard), run, inputs, f"{side.quantized.name}_plain")

@@ -41,7 +41,7 @@ from metis_compile.passes.find import PRODUCTS
 from metis_compile.passes.multiply import multiply_packed
 from metis_compile.passes.tiles import quantize_in_tiles
 from metis_compile.passes.trace import Tracer
-from metis_compile.passes.views import CASTS, strip_views
+from metis_compile.passes.views import from_bfloat16, strip_views
 
 aten = torch.ops.aten
 SHORT = 64  # contracted: of factors, less is no faster in bfloat16
@@ -110,13 +110,13 @@ class _Lowering:
             sides = [node.args[i] for i in PRODUCTS[node.target]]
             stripped = [strip_views(s, s.meta["val"].dim() + axis) for s, axis in zip(sides, (-1, -2), strict=True)]
             bases = [base for base, _, _ in stripped]
-            factors = any(_is_bfloat16(base) for base in bases)
+            factors = any(from_bfloat16(base) for base in bases)
             if all(self._is_exact(base) for base in bases) and not (factors and _is_short(sides[0])):
                 self._exact_product(node, [(base, views) for base, _, views in stripped])
 
     def _is_exact(self, base: fx.Node) -> bool:
         if base.target is not DEQUANTIZE:
-            return _is_bfloat16(base)
+            return from_bfloat16(base) and base.meta["val"].device.type == "cpu"
         parts: Any = base.args[0]
         on_cpu = all(p.meta["val"].device.type == "cpu" for p in parts)
         return on_cpu and is_exact(QuantSpec.parse(str(base.args[1])))
@@ -253,14 +253,6 @@ def _decodes(user: fx.Node, quantized: fx.Node) -> bool:
         return False
     parts: Any = user.args[0]
     return all(p.target is operator.getitem and p.args[0] is quantized for p in parts)
-
-
-def _is_bfloat16(base: fx.Node) -> bool:
-    """Whether `base` is float32 made from bfloat16, on the CPU."""
-    if base.target not in CASTS:
-        return False
-    source, value = base.args[0].meta["val"], base.meta["val"]  # type: ignore[union-attr]
-    return bool(source.dtype == torch.bfloat16 and value.dtype == torch.float32 and value.device.type == "cpu")
 
 
 def _is_short(left: Any) -> bool:

@@ -81,6 +81,14 @@ def history(node: Any, through_casts: bool = True) -> list[fx.Node]:
     return nodes
 
 
+def from_bfloat16(node: fx.Node) -> bool:
+    """Whether `node` is float32 cast from bfloat16."""
+    if node.target not in CASTS:
+        return False
+    source: Any = node.args[0]
+    return bool(source.meta["val"].dtype == torch.bfloat16 and node.meta["val"].dtype == torch.float32)
+
+
 def root(node: fx.Node, through_casts: bool = True) -> fx.Node:
     """The tensor that `node` is a rearrangement (and a cast) of."""
     return history(node, through_casts)[-1]

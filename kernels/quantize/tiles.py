@@ -4,7 +4,9 @@ A program takes a tile whose sides are multiples of the block, so that blocks of
 `metis_compile.numerics.encode` is the definition, and gives the same bytes:
 
     multiplier, scale = f(largest magnitude of the block, and of the tensor where the format has a tensor scale)
-    code = round((x - mean) * multiplier)                                 two E2M1 codes to a byte along the block
+    code = round(tile * multiplier)                                       two E2M1 codes to a byte along the block
+
+What is quantized may be made in registers first, of x and thin things: see `conditioned`.
 
 On the width of a tile: with warps next to each other, each thread loading 16 bytes at a time, a thread holds all rows
 of its columns. Blocks of 16 along columns then lie in one thread, blocks along rows in two or four neighbours, and only
@@ -24,13 +26,13 @@ from torch import Tensor
 
 from metis_compile.kernels.parts import e8m0_carry
 from metis_compile.kernels.quantize.blocks import encode_blocks
+from metis_compile.kernels.quantize.conditioned import Source, conditioned_tile
 from metis_compile.kernels.quantize.noise import noise_in, stream_key
 from metis_compile.kernels.quantize.scales import e4m3_multipliers, encode_scale
+from metis_compile.kernels.quantize.stores import store_column_codes, store_row_codes, store_scales
 from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.blocks import BlockLayout
 from metis_compile.numerics.formats import BLOCK_ELEMENTS
-
-INPUTS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Tile(NamedTuple):
@@ -41,28 +43,32 @@ class Tile(NamedTuple):
     warps: int
 
 
-def tile_for(spec: QuantSpec, columns: int, itemsize: int) -> Tile:
-    """The tile for rows of so many columns. More elements would not fit the registers of a thread."""
+def tile_for(spec: QuantSpec, columns: int, itemsize: int, rank: int = 0, hadamard: int | None = None) -> Tile:
+    """The tile for rows of so many columns. More elements would not fit the registers of a thread.
+
+    rank: of the thin product, 0 without one: tensor cores give it in a layout of their own, and taller tiles read the
+    right factor less often. hadamard: the axis of the transform, if any; along columns all of a block has to be in one
+    thread.
+    """
     block = int(spec.block.split("x")[1])
     if block == 128:
         return Tile(128, 128, 8)
-    simple = not spec.needs_noise and spec.select is None
-    elements = 128 if itemsize == 2 and simple else 64  # of a thread
+    if rank:
+        return Tile(64, 128, 4)
+    simple = hadamard is None and not spec.needs_noise and spec.select is None
+    elements = 128 if itemsize == 2 and (simple or hadamard == 0) else 64  # of a thread
     across = 32 * elements // block  # columns of a warp
     warps = next((w for w in (4, 2) if w * across <= columns), 1)
     return Tile(block, across * warps, warps)
-
-
-@triton.jit
-def pair(low, high):
-    """Two codes to a byte."""
-    return (low + high * 16).to(tl.uint8)
 
 
 @triton.jit(do_not_specialize=["row_stream", "column_stream"])
 def quantize_tiles_kernel(
     x,
     mean,
+    thin_left,
+    thin_right,
+    signs,
     amax,
     seed,
     row_codes,
@@ -74,6 +80,7 @@ def quantize_tiles_kernel(
     columns,
     packed_columns,
     scale_columns,
+    rank,
     row_stream,
     column_stream,
     BLOCK: tl.constexpr,
@@ -88,6 +95,8 @@ def quantize_tiles_kernel(
     ALONG_ROWS: tl.constexpr,
     ALONG_COLUMNS: tl.constexpr,
     SUBTRACT: tl.constexpr,
+    RANK: tl.constexpr,
+    HADAMARD: tl.constexpr,
     HARDWARE_FP8: tl.constexpr,
     WIDE: tl.constexpr,
     TILE_ROWS: tl.constexpr,
@@ -100,14 +109,11 @@ def quantize_tiles_kernel(
     top = ((program // tiles_across) % tiles_down) * TILE_ROWS
     left = (program % tiles_across) * TILE_COLUMNS
 
-    m, n = tl.arange(0, TILE_ROWS), tl.arange(0, TILE_COLUMNS)
-    inside_m, inside_n = top + m < rows, left + n < columns
-    inside = inside_m[:, None] & inside_n[None, :]
     start = (batch * rows + top) * columns + left  # of the tile, in elements
-    offsets = m[:, None].to(tl.int64) * columns + n[None, :]
-    tile = tl.load(x + start + offsets, mask=inside, other=0.0).to(tl.float32)
-    if SUBTRACT:
-        tile = tl.where(inside, tile - tl.load(mean + left + n, mask=inside_n, other=0.0)[None, :], 0.0)
+    tile = conditioned_tile(
+        x, mean, thin_left, thin_right, signs, start, top, left, rows, columns, rank,
+        SUBTRACT, RANK, HADAMARD, TILE_ROWS, TILE_COLUMNS,
+    )  # fmt: skip
 
     enc, dec, multipliers, key_low, key_high = 1.0, 1.0, 1.0, 0, 0
     if SCALE == "e4m3":
@@ -195,76 +201,26 @@ def quantize_tiles_kernel(
             store_scales(column_scales, stored, block_top, left, left_rows, columns, HEIGHT, TILE_COLUMNS)
 
 
-@triton.jit
-def store_row_codes(
-    out,
-    codes,
-    batch,
-    top,
-    left,
-    rows,
-    columns,
-    packed,
-    ELEMENT: tl.constexpr,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
-    """Codes of a tile at (top, left), E2M1 packed along rows."""
-    m = tl.arange(0, HEIGHT)
-    row = (batch * rows + top + m)[:, None]
-    inside = (top + m < rows)[:, None]
-    if ELEMENT == "e2m1":
-        n = left // 2 + tl.arange(0, WIDTH // 2)[None, :]
-        low, high = tl.split(tl.reshape(codes, (HEIGHT, WIDTH // 2, 2)))
-        tl.store(out + row * packed + n, pair(low, high), mask=inside & (n < packed))
-    else:
-        n = left + tl.arange(0, WIDTH)[None, :]
-        tl.store(out + row * columns + n, codes.to(tl.uint8), mask=inside & (n < columns))
-
-
-@triton.jit
-def store_column_codes(
-    out, codes, batch, top, left, rows, columns, ELEMENT: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr
-):
-    """Codes of a tile at (top, left), E2M1 packed along columns."""
-    n = left + tl.arange(0, WIDTH)[None, :]
-    if ELEMENT == "e2m1":
-        height = tl.cdiv(rows, 2)
-        m = top // 2 + tl.arange(0, HEIGHT // 2)[:, None]
-        low, high = tl.split(tl.permute(tl.reshape(codes, (HEIGHT // 2, 2, WIDTH)), (0, 2, 1)))
-        tl.store(out + (batch * height + m) * columns + n, pair(low, high), mask=(m < height) & (n < columns))
-    else:
-        m = top + tl.arange(0, HEIGHT)[:, None]
-        tl.store(out + (batch * rows + m) * columns + n, codes.to(tl.uint8), mask=(m < rows) & (n < columns))
-
-
-@triton.jit
-def store_scales(out, stored, row, column, rows, columns, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
-    """[HEIGHT, WIDTH] scales at (row, column); `rows` are left from there, and a row of memory has `columns`."""
-    m, n = tl.arange(0, HEIGHT)[:, None], column + tl.arange(0, WIDTH)[None, :]
-    tl.store(out + (row + m) * columns + n, stored.to(out.dtype.element_ty), mask=(m < rows) & (n < columns))
-
-
 def quantize_tiles(
-    x: Tensor,
+    source: Source,
     spec: QuantSpec,
     axes: Sequence[int],
     *,
     out: Sequence[Tensor],
-    mean: Tensor | None = None,
     amax: Tensor | None = None,
     seed: Tensor | None = None,
     streams: Sequence[int] = (0, 0),
 ) -> None:
-    """Writes what `encode` gives of x to `out`: codes and block scales for each axis, then the tensor scale if any.
+    """Writes what `encode` gives of `source` to `out`: codes and block scales for each axis, then the tensor scale.
 
-    x: contiguous, float32, bfloat16 or float16. axes: one, or the last two dimensions in either order. out: contiguous,
-    of the shapes and dtypes that `encode` returns. mean: float32, as long as x's last dimension; x - mean is
-    quantized. amax: 0-dim float32, the largest magnitude of what is quantized, for nvfp4 alone. seed: int64, and a
-    stream for each axis, where anything is rounded at random. Raises TypeError, ValueError or IndexError that names the
-    argument.
+    axes: one, or the last two dimensions in either order; with signs one, that of the transform. out: contiguous, of
+    the shapes and dtypes that `encode` returns. amax: 0-dim float32, the largest magnitude of what is quantized, for
+    nvfp4 alone. seed: int64, and a stream for each axis, where anything is rounded at random. Raises TypeError,
+    ValueError or IndexError that names the argument.
     """
-    _check(x, spec, mean, amax, seed)
+    source.check("quantize_tiles")
+    _check(spec, amax, seed)
+    x = source.x
     axes = [BlockLayout.of(spec, x.dim(), axis).axis for axis in axes]
     parts = out[: 2 * len(axes)]
     tensor_scale = out[-1] if spec.fmt.tensor_scale else None
@@ -282,8 +238,10 @@ def quantize_tiles(
         batch, rows, columns = 1, x.numel() // x.shape[last], x.shape[last]
     else:
         batch, rows, columns = prod(x.shape[:down]), x.shape[down], prod(x.shape[down + 1 :])
-    if mean is not None and down is not None and down != last - 1:
+    if source.mean is not None and down is not None and down != last - 1:
         raise ValueError(f"quantize_tiles: axes must be among the last two with a mean, got {list(axes)}")
+    if source.signs is not None:
+        source.check_transform("quantize_tiles", axes)
 
     given: dict[bool, tuple[Tensor | None, ...]] = {True: (None, None), False: (None, None)}  # along rows?
     stream = {True: 0, False: 0}
@@ -293,11 +251,12 @@ def quantize_tiles(
     if square:
         stream[True] = streams[0]  # the kernel's, of a block that lies along both
     block = int(spec.block.split("x")[1])
-    tile = tile_for(spec, columns, x.dtype.itemsize)
+    constants = source.constants(axes[0])
+    tile = tile_for(spec, columns, x.dtype.itemsize, source.rank, constants["HADAMARD"])
     grid = (batch * triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns),)
     quantize_tiles_kernel[grid](
-        x, mean, amax, seed, *given[True], *given[False], tensor_scale,
-        rows, columns, triton.cdiv(columns, 2), triton.cdiv(columns, block), stream[True], stream[False],
+        *source, amax, seed, *given[True], *given[False], tensor_scale,
+        rows, columns, triton.cdiv(columns, 2), triton.cdiv(columns, block), source.rank, stream[True], stream[False],
         BLOCK=block,
         SQUARE=square,
         ELEMENT=spec.element.name,
@@ -309,7 +268,7 @@ def quantize_tiles(
         CARRY=e8m0_carry(spec),
         ALONG_ROWS=given[True][0] is not None,
         ALONG_COLUMNS=given[False][0] is not None,
-        SUBTRACT=mean is not None,
+        **constants,
         HARDWARE_FP8=has_fp8(),
         WIDE=x.numel() > 2**32,
         TILE_ROWS=tile.rows,
@@ -324,20 +283,9 @@ def has_fp8() -> bool:
     return bool(triton.runtime.driver.active.get_current_target().arch >= 89)
 
 
-def _check(x: Tensor, spec: QuantSpec, mean: Tensor | None, amax: Tensor | None, seed: Tensor | None) -> None:
-    if x.dtype not in INPUTS:
-        raise TypeError(f"quantize_tiles: x must be float32, bfloat16 or float16, got {x.dtype}")
-    if not x.is_contiguous():
-        raise ValueError(f"quantize_tiles: x must be contiguous, got strides {x.stride()} for shape {tuple(x.shape)}")
-    if x.device.type != "cuda" and not triton.knobs.runtime.interpret:
-        raise ValueError(f"quantize_tiles: x must be on a CUDA device, got {x.device}")
+def _check(spec: QuantSpec, amax: Tensor | None, seed: Tensor | None) -> None:
     if spec.block not in BLOCK_ELEMENTS:
         raise ValueError(f"quantize_tiles: spec's block must be one of {', '.join(BLOCK_ELEMENTS)}, got {str(spec)!r}")
     for name, given, wanted in (("amax", amax, spec.fmt.tensor_scale), ("seed", seed, spec.needs_noise)):
         if (given is not None) != wanted:
             raise ValueError(f"quantize_tiles: {name} must {'' if wanted else 'not '}be given for {str(spec)!r}")
-    if mean is not None and (mean.dtype != torch.float32 or mean.numel() != x.shape[-1]):
-        raise ValueError(
-            f"quantize_tiles: mean must be {x.shape[-1]} float32, one for each column of x, "
-            f"got {mean.numel()} {mean.dtype}"
-        )

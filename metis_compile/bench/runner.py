@@ -47,8 +47,8 @@ class Task:
 
     label: str  # for people; unique
     kind: str  # of measurement: a key of worker.KINDS
-    settings: Settings
     contender: str
+    settings: Settings | None = None  # of a model; None where it is kernels that are measured
     given: Mapping[str, Any] = field(default_factory=dict)  # beside these
     steps: int = WARM_UP  # that it will report
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -72,7 +72,7 @@ def run_tasks(tasks: Sequence[Task], options: Options, console: Console) -> Meas
             request={
                 "kind": task.kind,
                 "contender": task.contender,
-                "settings": asdict(task.settings),
+                "settings": None if task.settings is None else asdict(task.settings),
                 "threads": options.count,
                 **task.given,
             },

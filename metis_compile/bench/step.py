@@ -47,6 +47,7 @@ def bench_step(policies: Sequence[str], sizes: Sequence[Settings], options: Opti
         for text in contenders
     }
     measured = run_tasks(list(tasks.values()), options, console)
+    of_width = {settings.width: settings for settings in sizes}
     rows, cells = [], []
     found: dict[tuple[str, int], Ratio] = {}
     for (text, width), task in tasks.items():
@@ -57,7 +58,7 @@ def bench_step(policies: Sequence[str], sizes: Sequence[Settings], options: Opti
         gradients, whole = ratios(result)
         mean = sum(mine["gradients"]) / sum(plain["gradients"])
         found[text, width] = gradients
-        row = {"policy": name_of(text), "settings": asdict(task.settings), "times": result}
+        row = {"policy": name_of(text), "settings": asdict(of_width[width]), "times": result}
         ratio = {"forward_backward": asdict(gradients), "forward_backward_of_sums": mean, "step": asdict(whole)}
         rows.append(row | {"ratio": ratio})
         cells.append(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from metis_compile.bench import against, memory, start, step
+from metis_compile.bench import against, gemm, memory, quantize, start, step
 from metis_compile.bench.errors import BenchError
 from metis_compile.measure.answer import tell
 from metis_compile.policy import PolicyError
@@ -19,12 +19,15 @@ from metis_compile.train.settings import Settings
 
 __all__ = ["KINDS", "main"]
 
-# Each is given the contender, the settings, what to call with the number of steps done, and the rest of the request.
+# Each is given the contender, the settings if any, what to call with the number of steps done, and the rest of the
+# request.
 KINDS: dict[str, Callable[..., dict[str, Any]]] = {
     "step": step.measure,
     "start": start.measure,
     "memory": memory.measure,
     "against": against.measure,
+    "gemm": gemm.measure,
+    "quantize": quantize.measure,
 }
 
 
@@ -34,7 +37,8 @@ def main(text: str) -> int:
     kind, contender = request.pop("kind"), request.pop("contender")
     torch.set_num_threads(request.pop("threads"))
     try:
-        settings = Settings(**request.pop("settings"))
+        given = request.pop("settings")
+        settings = None if given is None else Settings(**given)
         tell(done=KINDS[kind](contender, settings, lambda done: tell(step=done, note=""), **request))
     except (BenchError, TrainError, PolicyError) as error:
         tell(error=str(error))

@@ -1,4 +1,7 @@
-"""``metis bench``: speed, compile time and memory, beside plain Inductor, another commit, or the published code."""
+"""``metis bench``: speed, compile time and memory, beside plain Inductor, another commit, or the published code.
+
+And kernels by themselves: products of packed operands beside cuBLAS, quantization beside a copy.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +23,7 @@ SIZE = "Size of the model and its steps"
 
 Policies = Annotated[list[str], typer.Argument(metavar="POLICY...", help="Presets or policy files.")]
 Out = Annotated[Path, typer.Option(help="Folder for the numbers and the plot.")]
-Rounds = Annotated[int, typer.Option(help="Steps that are timed of each model, in turn.")]
+Rounds = Annotated[int, typer.Option(help="Steps, or calls, that are timed of each, in turn.")]
 Threads = Annotated[int | None, typer.Option(help="Of each process.", show_default="all cores")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")]
@@ -40,7 +43,7 @@ OUT, WIDTH, LAYERS, TOKENS, ROUNDS = Path("runs/bench"), 512, 4, 2048, 16
 
 bench = typer.Typer(
     name="bench",
-    help="Measure speed, compile time and memory of training a GPT under a policy, beside plain Inductor.",
+    help="Measure speed, compile time and memory of training a GPT under a policy, beside plain Inductor; and kernels.",
     no_args_is_help=True,
 )
 
@@ -179,6 +182,66 @@ def against(
         from metis_compile.bench.against import bench_against
 
         return bench_against(path, policy, size(width, layers, tokens, device, "float32"), options, console)
+
+    show(run, out=out, rounds=rounds, threads=threads, json=json)
+
+
+Shape = Annotated[list[str] | None, typer.Option(metavar="SHAPE", help="Several times for several.")]
+Format = Annotated[
+    list[str] | None, typer.Option(metavar="FORMAT", help="A name, or a text such as 'nvfp4 16x16 nearest'; as often.")
+]
+
+
+@bench.command()
+def gemm(
+    shape: Shape = None,
+    format: Format = None,
+    rounds: Rounds = 32,
+    device: Device = "auto",
+    out: Out = OUT,
+    json: AsJson = False,
+) -> None:
+    """Products of packed operands over cuBLAS' of bfloat16, and torch._scaled_mm's of FP8, on a CUDA GPU.
+
+    A shape is MxNxK; without one, a square and the linears of a Llama of 8B parameters.
+    """
+
+    def run(options: "Options", console: "Console") -> "Report":
+        from metis_compile.bench.gemm import FORMATS, SHAPES, bench_gemm
+
+        where, _ = resolved(device, None)
+        return bench_gemm(shape or SHAPES, format or FORMATS, where, options, console)
+
+    show(run, out=out, rounds=rounds, threads=None, json=json)
+
+
+@bench.command()
+def quantize(
+    shape: Shape = None,
+    format: Format = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="What is quantized: float32, bfloat16 or float16.", show_default="float32 on cpu, bfloat16 on cuda"
+        ),
+    ] = None,
+    rounds: Rounds = 32,
+    device: Device = "auto",
+    threads: Threads = None,
+    out: Out = OUT,
+    json: AsJson = False,
+) -> None:
+    """Quantizing a matrix over copying as many bytes: the Triton kernel on CUDA, the C++ kernels on a CPU.
+
+    A shape is ROWSxCOLUMNS.
+    """
+
+    def run(options: "Options", console: "Console") -> "Report":
+        from metis_compile.bench.quantize import FORMATS, SHAPES, bench_quantize
+
+        where, what = resolved(device, dtype)
+        shapes = shape or [SHAPES[where.partition(":")[0]]]
+        return bench_quantize(shapes, format or FORMATS, what, where, options, console)
 
     show(run, out=out, rounds=rounds, threads=threads, json=json)
 

@@ -20,6 +20,7 @@ ANSWERS: dict[str, Any] = {
     "start": {"wall_seconds": 1.0, "cpu_seconds": 2.0, "phases": {"metis_joint_pass": 0.01}},
     "memory": {"saved_bytes": 100, "peak_bytes": 200, "input_bits": 4.5},
     "against": {"eager": SIDE, "compiled": SIDE, "contender": SIDE},
+    "quantize": {"cases": [{"source": "x", "blocks": "rows", "bytes": 10, "times": [2.0, 2.0], "copies": [1.0, 1.0]}]},
 }
 
 
@@ -42,6 +43,23 @@ def test_a_table_and_the_files(metis: Any, command: str) -> None:
     for kind in ("json", "md", "png"):
         assert f"runs/bench/{command}.{kind}" in result.stdout
         assert Path(f"runs/bench/{command}.{kind}").is_file()
+
+
+def test_quantize(metis: Any) -> None:
+    result = metis(
+        "quantize", "--shape=16x32", "--shape=32x16", "--format=nvfp4", "--device=cpu", "--threads=1", "--json"
+    )
+    rows = json.loads(result.stdout)["rows"]
+    assert [(row["rows"], row["columns"], row["dtype"], row["format"]) for row in rows] == [
+        (16, 32, "float32", "nvfp4 1x16 nearest"),
+        (32, 16, "float32", "nvfp4 1x16 nearest"),
+    ]
+    everything = json.loads(metis("quantize", "--device=cpu", "--json").stdout)["rows"]
+    assert [row["format"] for row in everything] == [
+        "nvfp4 1x16 nearest",
+        "nvfp4 1x16 stochastic round_up",
+        "mxfp8 1x32 nearest floor",
+    ]
 
 
 def test_scaling(metis: Any) -> None:
@@ -71,6 +89,11 @@ def test_json_is_all_that_stdout_gets(metis: Any) -> None:
         (["compile", "nvfp4", *TINY, "--width=0"], "width must be at least 1, got 0"),
         (["memory", "nvfp4", *TINY, "--device=tpu"], "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
         (["scaling", "nvfp4", "--depths=2,x"], "depths must be numbers above 0 with commas between them, got '2,x'"),
+        (["gemm", "--device=cpu"], "products of packed operands need a CUDA GPU, got device 'cpu'"),
+        (["gemm", "--device=cuda:99"], "device 'cuda:99' is not there"),
+        (["quantize", "--device=cuda:99"], "device 'cuda:99' is not there"),
+        (["quantize", "--device=cpu", "--shape=16"], "a shape must be ROWSxCOLUMNS in numbers above 0, got '16'"),
+        (["quantize", "--device=cpu", "--format=nvfp5"], "nvfp5"),
         (["against", "nowhere", *TINY], "is not a checkout of the Metis authors' published code"),
     ],
 )

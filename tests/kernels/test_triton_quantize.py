@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 import value_families
-from cross_compile import CAPABILITIES, cross_compile
+from cross_compile import CAPABILITIES
+from quantize_kernel import quantize_kernel
 from same_bytes import assert_same_parts
 from torch import Tensor
 
-from metis_compile.kernels.parts import e8m0_carry
 from metis_compile.kernels.quantize.ops import QUANTIZE_TILES, QUANTIZE_TILES_INTO
 from metis_compile.numerics import QuantSpec, encode, noise_shape, uniform_noise
 
@@ -23,6 +23,7 @@ triton = pytest.importorskip("triton")
 tl = triton.language
 
 from metis_compile.kernels.quantize import tiles  # noqa: E402
+from metis_compile.kernels.quantize.conditioned import Source  # noqa: E402
 from metis_compile.kernels.quantize.noise import noise_at  # noqa: E402
 
 SPECS = [
@@ -47,6 +48,7 @@ SPECS = [
 ]
 SHAPES = [(37, 70), (16, 32), (1, 33), (130, 7), (3, 20, 50), (64, 128), (2, 3, 17, 40)]
 SEED = 0x7A5B_1234_9ABC_DEF0
+NOTHING_ELSE = (None, None, None)  # factors and signs: see test_triton_conditioned.py
 
 
 def quantized(
@@ -57,6 +59,7 @@ def quantized(
     return QUANTIZE_TILES(
         x,
         mean,
+        *NOTHING_ELSE,
         amax if spec.fmt.tensor_scale else None,
         torch.tensor([SEED]) if spec.needs_noise else None,
         str(spec),
@@ -139,7 +142,7 @@ def test_every_byte_is_written_and_nothing_else(triton_on_cpu: Any, text: str) -
     for fill in (0x00, 0xFF):
         buffers = [torch.full((part.nbytes + 128,), fill, dtype=torch.uint8) for part in expected]
         out = [b[64:-64].view(p.dtype).view(p.shape) for b, p in zip(buffers, expected, strict=True)]
-        QUANTIZE_TILES_INTO(x, None, amax, seed, out, text, axes, streams)
+        QUANTIZE_TILES_INTO(x, None, *NOTHING_ELSE, amax, seed, out, text, axes, streams)
         for actual, part, buffer in zip(out, expected, buffers, strict=True):
             assert torch.equal(actual.reshape(-1).view(torch.uint8), part.reshape(-1).view(torch.uint8))
             assert (buffer[:64] == fill).all()
@@ -178,64 +181,24 @@ def test_mistakes(triton_on_cpu: Any) -> None:
     x, amax = torch.randn(4, 32), torch.ones(())
     text = "nvfp4 1x16 nearest"
     with pytest.raises(TypeError, match=r"x must be float32, bfloat16 or float16, got torch\.float64"):
-        QUANTIZE_TILES(x.double(), None, amax, None, text, [1], [0])
+        QUANTIZE_TILES(x.double(), None, *NOTHING_ELSE, amax, None, text, [1], [0])
     with pytest.raises(ValueError, match=r"x must be contiguous, got strides \(1, 4\)"):
-        QUANTIZE_TILES(x.reshape(32, 4).T, None, amax, None, text, [1], [0])
+        QUANTIZE_TILES(x.reshape(32, 4).T, None, *NOTHING_ELSE, amax, None, text, [1], [0])
     with pytest.raises(ValueError, match=r"spec's block must be one of .*, got 'fp8 row nearest'"):
-        tiles.quantize_tiles(x, QuantSpec.parse("fp8 row nearest"), [1], out=[])
+        tiles.quantize_tiles(Source(x), QuantSpec.parse("fp8 row nearest"), [1], out=[])
     with pytest.raises(ValueError, match="amax must be given for 'nvfp4 1x16 nearest'"):
-        QUANTIZE_TILES(x, None, None, None, text, [1], [0])
+        QUANTIZE_TILES(x, None, *NOTHING_ELSE, None, None, text, [1], [0])
     with pytest.raises(ValueError, match="seed must not be given for 'nvfp4 1x16 nearest'"):
-        QUANTIZE_TILES(x, None, amax, torch.tensor([1]), text, [1], [0])
+        QUANTIZE_TILES(x, None, *NOTHING_ELSE, amax, torch.tensor([1]), text, [1], [0])
     with pytest.raises(ValueError, match=r"mean must be 32 float32, .* got 4 torch\.float32"):
-        QUANTIZE_TILES(x, torch.zeros(4), amax, None, text, [1], [0])
+        QUANTIZE_TILES(x, torch.zeros(4), *NOTHING_ELSE, amax, None, text, [1], [0])
     with pytest.raises(ValueError, match=r"axes must be one, or the last two of 3, got \[2, 0\]"):
-        QUANTIZE_TILES(x[None].contiguous(), None, amax, None, text, [2, 0], [0, 0])
+        QUANTIZE_TILES(x[None].contiguous(), None, *NOTHING_ELSE, amax, None, text, [2, 0], [0, 0])
 
 
 def test_only_the_interpreter_runs_on_the_cpu() -> None:
     with pytest.raises(ValueError, match="x must be on a CUDA device, got cpu"):
-        QUANTIZE_TILES(torch.randn(4, 32), None, None, None, "mxfp4 1x32 nearest floor", [1], [0])
-
-
-def compiled(text: str, capability: int, dtype: str, **changed: Any) -> Any:
-    """The kernel for both orientations of wide matrices whose rows are aligned, as the wrapper would launch it."""
-    spec = QuantSpec.parse(text)
-    block = int(spec.block.split("x")[1])
-    tile = tiles.tile_for(spec, 4096, 4 if dtype == "fp32" else 2)
-    stored = "*fp32" if spec.fmt.scale == "fp32" else "*u8"
-    pointers = {"x": f"*{dtype}", "mean": "*fp32", "amax": "*fp32", "seed": "*i64", "tensor_scale": "*fp32"}
-    pointers |= {"row_codes": "*u8", "row_scales": stored, "column_codes": "*u8", "column_scales": stored}
-    sizes = dict.fromkeys(("rows", "columns", "packed_columns", "scale_columns"), "i32")
-    sizes = {name: kind for name, kind in sizes.items() if name not in changed}
-    constants = {
-        "BLOCK": block,
-        "SQUARE": spec.orientation_free,
-        "ELEMENT": spec.element.name,
-        "SCALE": spec.fmt.scale,
-        "ROUNDING": spec.rounding,
-        "LARGEST_SCALE": spec.largest_scale,
-        "GUARD": spec.guard,
-        "SELECT": spec.select,
-        "CARRY": e8m0_carry(spec),
-        "ALONG_ROWS": True,
-        "ALONG_COLUMNS": not spec.orientation_free,
-        "SUBTRACT": False,
-        "HARDWARE_FP8": capability >= 89,
-        "WIDE": False,
-        "TILE_ROWS": tile.rows,
-        "TILE_COLUMNS": tile.columns,
-        **changed,
-    }
-    return cross_compile(
-        tiles.quantize_tiles_kernel,
-        {**pointers, **sizes, "row_stream": "i32", "column_stream": "i32"},
-        constants,
-        capability,
-        aligned=[*pointers, *sizes],
-        num_warps=tile.warps,
-        enable_fp_fusion=False,
-    )
+        QUANTIZE_TILES(torch.randn(4, 32), None, *NOTHING_ELSE, None, None, "mxfp4 1x32 nearest floor", [1], [0])
 
 
 @pytest.mark.parametrize(
@@ -250,7 +213,7 @@ def compiled(text: str, capability: int, dtype: str, **changed: Any) -> Any:
     ],
 )
 def test_compiles_without_a_gpu(text: str, dtype: str, capability: int) -> None:
-    built = compiled(text, capability, dtype)
+    built = quantize_kernel(text, capability, dtype)
     assert "ld.global.v4.b32" in built.ptx
     assert re.search(r"st\.global\.(v\d\.)?b32", built.ptx)
     assert "st.global.b8" not in built.ptx
@@ -265,4 +228,4 @@ def test_compiles_without_a_gpu(text: str, dtype: str, capability: int) -> None:
 @pytest.mark.parametrize("sizes", [("rows",), ("columns", "packed_columns", "scale_columns")], ids=["row", "column"])
 def test_compiles_for_sizes_of_one(sizes: tuple[str, ...]) -> None:
     """Which Triton makes constants of."""
-    assert "st.global" in compiled("nvfp4 1x16 stochastic round_up", 90, "fp32", **dict.fromkeys(sizes, 1)).ptx
+    assert "st.global" in quantize_kernel("nvfp4 1x16 stochastic round_up", 90, "fp32", **dict.fromkeys(sizes, 1)).ptx

@@ -120,8 +120,9 @@ class Builder(InterpreterBuilder):
     def create_dot(
         self, a: TensorHandle, b: TensorHandle, d: TensorHandle, precision: Any, imprecise: Any
     ) -> TensorHandle:
-        product = np.matmul(values_of(a), values_of(b), dtype=d.data.dtype)
-        return handle_of(product + d.data, d.dtype)
+        with np.errstate(all="ignore"):
+            product = np.matmul(values_of(a), values_of(b), dtype=d.data.dtype)
+            return handle_of(product + d.data, d.dtype)
 
     def create_dot_scaled(
         self,
@@ -252,16 +253,17 @@ def _within_tensors(call: Any) -> Any:
 
 
 def _reduce_by_halves(by_elements: Any) -> Any:
-    """A reduction by a function of one's own, called for halves of what is left, where Triton calls it for elements."""
+    """A reduction by a function of one's own: called for halves of what is left, where Triton does for an element."""
 
     def reduce(self: Any, given: Any) -> Any:
         if len(given) != 1 or self.axis is None:
             return by_elements(self, given)
-        values, dtype = given[0].handle.data, given[0].dtype
-        while values.shape[self.axis] > 1:  # a power of two, as all sizes of Triton's tensors
-            low, high = (self.to_tensor(half, dtype) for half in np.split(values, 2, self.axis))
-            values = self.combine_fn.fn(low, high).handle.data
-        return [self.to_tensor(values if self.keep_dims else values.squeeze(self.axis), dtype)]
+        left, dtype = np.moveaxis(given[0].handle.data, self.axis, 0), given[0].dtype
+        while len(left) > 1:
+            half = len(left) // 2
+            pairs = (self.to_tensor(part, dtype) for part in (left[:half], left[half : 2 * half]))
+            left = np.concatenate([self.combine_fn.fn(*pairs).handle.data, left[2 * half :]])
+        return [self.to_tensor(np.expand_dims(left[0], self.axis) if self.keep_dims else left[0], dtype)]
 
     return reduce
 
