@@ -32,12 +32,12 @@ LOOP = """
         b = load_bytes(B, b_rows, at, K, {{stride("B", B_ROW_AXIS)}}, {{stride("B", B_K_AXIS)}}, EVEN_K)
         part = tl.dot(a.to(A_TYPE, bitcast=True), tl.trans(b.to(B_TYPE, bitcast=True)))
         {% if A_PER_STEP %}
-        a_step = A_SCALES + a_rows // A_ACROSS * {{stride("A_SCALES", A_ROW_AXIS)}}
-        part *= tl.load(a_step + step * BLOCK_K // A_ALONG * {{stride("A_SCALES", A_K_AXIS)}})[:, None]
+        a_step = A_SCALES + a_rows // A_ACROSS * ({{stride("A_SCALES", A_ROW_AXIS)}})
+        part *= tl.load(a_step + step * BLOCK_K // A_ALONG * ({{stride("A_SCALES", A_K_AXIS)}}))[:, None]
         {% endif %}
         {% if B_PER_STEP %}
-        b_step = B_SCALES + b_rows // B_ACROSS * {{stride("B_SCALES", B_ROW_AXIS)}}
-        part *= tl.load(b_step + step * BLOCK_K // B_ALONG * {{stride("B_SCALES", B_K_AXIS)}})[None, :]
+        b_step = B_SCALES + b_rows // B_ACROSS * ({{stride("B_SCALES", B_ROW_AXIS)}})
+        part *= tl.load(b_step + step * BLOCK_K // B_ALONG * ({{stride("B_SCALES", B_K_AXIS)}}))[None, :]
         {% endif %}
         acc += part
 """

@@ -23,13 +23,13 @@ PROLOGUE = """
 )}}
     M = {{size(None, -2)}}
     N = {{size(None, -1)}}
-    K = K_UNIT * {{size("B" if K_FROM_B else "A", K_AXIS)}}
+    K = K_UNIT * ({{size("B" if K_FROM_B else "A", K_AXIS)}})
     {% if BATCHED %}
     batch = tl.program_id(1).to(tl.int64)
     {% for X in ["A", "B"] %}
-    {{X}} += batch * {{stride(X, 0)}}
+    {{X}} += batch * ({{stride(X, 0)}})
     {% if (A_HAS_SCALES if X == "A" else B_HAS_SCALES) %}
-    {{X}}_SCALES += batch * {{stride(X + "_SCALES", 0)}}
+    {{X}}_SCALES += batch * ({{stride(X + "_SCALES", 0)}})
     {% endif %}
     {% endfor %}
     {% endif %}
@@ -67,10 +67,10 @@ PROLOGUE = """
 
 EPILOGUE = """
     {% if A_ROW_SCALES %}
-    acc *= tl.load(A_SCALES + a_rows * {{stride("A_SCALES", A_ROW_AXIS)}})[:, None]
+    acc *= tl.load(A_SCALES + a_rows * ({{stride("A_SCALES", A_ROW_AXIS)}}))[:, None]
     {% endif %}
     {% if B_ROW_SCALES %}
-    acc *= tl.load(B_SCALES + b_rows * {{stride("B_SCALES", B_ROW_AXIS)}})[None, :]
+    acc *= tl.load(B_SCALES + b_rows * ({{stride("B_SCALES", B_ROW_AXIS)}}))[None, :]
     {% endif %}
     {% if A_HAS_DEC %}
     acc *= tl.load(A_DEC)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import torch
 from by_hand import SUMMATION_ORDER, assert_same
 from cross_compile import cross_compile_generated
-from training_step import LAYERS, PRESETS, compiled_step, gemm_calls, reference_step, start
+from training_step import LAYERS, PRESETS, compiled_step, gemm_calls, policy, reference_step, start, step
 
 from metis_compile.compat import autotune
 
@@ -65,6 +66,21 @@ def test_a_training_step(templates: list[int], preset: str) -> None:
     assert graph.saved_bytes == saved_bytes(preset)
     # The order of sums; weights that are off by 1e-7 give no more. An element that rounded the other way would be 1e-2.
     assert_same(actual, reference_step(model, x, preset), SUMMATION_ORDER)
+
+
+@pytest.mark.parametrize("preset", ["nvfp4", "averis", "mxfp4"])
+def test_any_number_of_tokens(templates: list[int], preset: str) -> None:
+    """Compiled once, for two blocks of tokens or more: sizes of codes are worked out in the kernels."""
+    model, _ = start(TOKENS, INPUTS, HIDDEN, OUTPUTS)
+    inputs = [start(tokens, INPUTS, HIDDEN, OUTPUTS)[1] for tokens in (39, 50, 33)]
+    expected = [reference_step(model, x, preset) for x in inputs]
+    torch.compiler.reset()
+    options = {"policy": policy(preset), "fallback_random": True, "max_autotune_gemm": False}
+    run = torch.compile(model, backend="metis", dynamic=True, options=options)
+    for x, wanted in zip(inputs, expected, strict=True):
+        model.zero_grad()
+        assert_same(step(model, run, x), wanted, SUMMATION_ORDER)
+    assert templates == [2] * 3 * LAYERS
 
 
 @pytest.mark.parametrize(
