@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 
+import torch
 from torch import fx
 from torch.utils.checkpoint import CheckpointPolicy
 
@@ -16,12 +17,14 @@ from metis_compile.ops import DEQUANTIZE, TO_BFLOAT16
 from metis_compile.passes.sites import Site
 from metis_compile.passes.views import CASTS
 
+aten = torch.ops.aten
+
 
 def keep_packed(sites: list[Site]) -> list[fx.Node]:
     """Marks what backward decodes again although forward has decoded it already; returns the marked nodes.
 
-    Factors in bfloat16 are cast again. A weight that both directions read in one quantization is quantized again from
-    the parameter: that costs no memory.
+    Factors in bfloat16 are cast again, and put side by side. A weight that both directions read in one quantization is
+    quantized again from the parameter: that costs no memory.
     """
     readers: dict[fx.Node, set[bool]] = {}
     weights: set[fx.Node] = set()
@@ -41,7 +44,8 @@ def keep_packed(sites: list[Site]) -> list[fx.Node]:
             marked += [quantized, *parts]
     for graph in {site.node.graph for site in sites}:
         for factor in graph.find_nodes(op="call_function", target=TO_BFLOAT16):
-            marked += [user for user in factor.users if user.target in CASTS]
+            casts = [user for user in factor.users if user.target in CASTS]
+            marked += [*casts, *(u for cast in casts for u in cast.users if u.target is aten.cat.default)]
     for node in marked:
         node.meta.setdefault("recompute", CheckpointPolicy.PREFER_RECOMPUTE)
     return marked

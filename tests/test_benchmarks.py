@@ -8,6 +8,9 @@ from statistics import median
 
 import pytest
 
+from metis_compile import Policy
+from metis_compile.compare.arm import BASELINE
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 COMPARISONS = sorted(path.parent for path in RESULTS.glob("*/compare.json"))
@@ -25,7 +28,15 @@ def test_tables_are_those_in_the_documentation(table: Path) -> None:
 
 def test_there_are_tables() -> None:
     assert COMPARISONS
-    assert STEPS
+
+
+@pytest.mark.parametrize("folder", COMPARISONS, ids=lambda path: path.name)
+def test_trials_are_of_the_presets_as_they_are(folder: Path) -> None:
+    for file in (folder / "trials").glob("*.json"):
+        trial = json.loads(file.read_text())
+        policy = trial["arm"].split("+")[0]
+        if policy != BASELINE:
+            assert trial["policy"] == Policy.load(policy).digest, file.name
 
 
 @pytest.mark.parametrize("file", STEPS, ids=lambda path: path.parent.name)

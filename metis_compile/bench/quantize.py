@@ -55,7 +55,7 @@ def measure(
     room = torch.ones(2, max(count for _, count in cases.values()) // 2, dtype=torch.uint8, device=device)
     runs: list[Callable[[], object]] = []
     for run, count in cases.values():
-        runs += [run, partial(room[0, : count // 2].copy_, room[1, : count // 2])]
+        runs += [run, copy_of(room, count)]
     times = in_rounds(runs, rounds, device, stepped)
     return {
         "cases": [
@@ -63,6 +63,11 @@ def measure(
             for i, ((source, blocks), (_, count)) in enumerate(cases.items())
         ]
     }
+
+
+def copy_of(room: Tensor, count: int) -> Callable[[], object]:
+    """Reads half of so many bytes from the second row of ``room`` and writes them to the first."""
+    return partial(room[0, : count // 2].copy_, room[1, : count // 2])
 
 
 def cases_on_cuda(x: Tensor, spec: QuantSpec) -> Cases:

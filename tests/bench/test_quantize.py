@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from metis_compile.bench.errors import BenchError
 from metis_compile.bench.report import write
 from metis_compile.bench.shapes import spec_of
 from metis_compile.bench.turns import WARM_UP
+from metis_compile.bench.worker import main
 from metis_compile.numerics import encode
 
 CASE = {"source": "x", "blocks": "rows", "bytes": 3_000_000, "times": [2e-3, 4e-3], "copies": [1e-3, 3e-3]}
@@ -69,6 +71,22 @@ def test_the_worker_times_the_kernels_of_a_cpu(small: None) -> None:
     assert all(len(case["times"]) == len(case["copies"]) == 3 for case in cases)
     square = quantize.measure("nvfp4 16x16 nearest", None, lambda done: None, **how)["cases"]
     assert [case["blocks"] for case in square] == ["rows", "columns"]
+
+
+def test_a_process_needs_no_settings_of_a_model(small: None, capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    request = {"kind": "quantize", "contender": "mxfp8", "settings": None, "threads": threads}
+    how = {"sizes": [16, 32], "dtype": "float32", "device": "cpu", "rounds": 1}
+    assert main(json.dumps(request | how)) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line.get("step") for line in lines] == [*range(1, WARM_UP + 2), None]
+    assert len(lines[-1]["done"]["cases"]) == 3
+
+
+def test_a_copy_reads_and_writes_so_many_bytes_together() -> None:
+    room = torch.stack([torch.zeros(40), torch.ones(40)]).to(torch.uint8)
+    quantize.copy_of(room, 50)()
+    assert room[0].tolist() == [1] * 25 + [0] * 15
 
 
 def test_what_is_timed_on_a_cpu_is_the_quantization() -> None:

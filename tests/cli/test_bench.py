@@ -55,6 +55,7 @@ def test_quantize(metis: Any) -> None:
         (32, 16, "float32", "nvfp4 1x16 nearest"),
     ]
     everything = json.loads(metis("quantize", "--device=cpu", "--json").stdout)["rows"]
+    assert {(row["rows"], row["columns"]) for row in everything} == {(4096, 1024)}
     assert [row["format"] for row in everything] == [
         "nvfp4 1x16 nearest",
         "nvfp4 1x16 stochastic round_up",

@@ -113,8 +113,7 @@ def policy(activation: str = "", gradient: str = "") -> Policy:
     return Policy.from_toml(SPLIT.format(activation=activation, gradient=gradient))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("side", ["activation", "gradient"])
+@pytest.mark.parametrize(("side", "dtype"), [("activation", torch.bfloat16), ("gradient", torch.float32)], ids=str)
 def test_a_thin_product_is_subtracted_by_the_kernel(
     triton_on_cpu: Any, calls: list[Any], side: str, dtype: torch.dtype
 ) -> None:
