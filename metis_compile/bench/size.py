@@ -31,7 +31,8 @@ def tokens_of(settings: Settings) -> int:
     return settings.batch * settings.context
 
 
-def size_text(settings: Settings) -> str:
-    """For titles."""
+def size_text(settings: Settings, *others: Settings) -> str:
+    """For titles. others: of other widths, and else the same."""
+    widths = " and ".join(str(s.width) for s in (settings, *others))
     depth = f"{settings.layers} layer{'s' if settings.layers > 1 else ''}"
-    return f"width {settings.width}, {depth}, {tokens_of(settings)} tokens, {settings.dtype}"
+    return f"width {widths}, {depth}, {tokens_of(settings)} tokens, {settings.dtype}"

@@ -80,7 +80,7 @@ def bench_step(policies: Sequence[str], sizes: Sequence[Settings], options: Opti
 
     return Report(
         name="step",
-        title=f"step time, {size_text(sizes[0])}: forward and backward, {options.rounds} rounds",
+        title=f"step time, {size_text(*sizes)}: forward and backward, {options.rounds} rounds",
         headings=("policy", "width", "plain", "policy's", "ratio", "quartiles", "of sums", "whole step"),
         cells=cells,
         numbers={"rows": rows},

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ def test_heads_and_sequences_follow(settings: Any) -> None:
     assert settings(tokens=100).context == 100
     assert tokens_of(made) == 2048
     assert size_text(made) == "width 512, 4 layers, 2048 tokens, float32"
+    assert size_text(made, replace(made, width=64)) == "width 512 and 64, 4 layers, 2048 tokens, float32"
 
 
 @pytest.mark.parametrize("tokens", [0, -1, 300])
