@@ -19,7 +19,8 @@ def compare(
         list[str],
         typer.Argument(
             metavar="POLICY...",
-            help="Presets or policy files. POLICY+nudged changes every weight by a millionth first, "
+            help="Presets or policy files. POLICY+shuffled starts from the same weights in another order (what chance "
+            "does), POLICY+nudged changes every weight by a millionth (whether runs repeat), "
             "POLICY+reparametrized trains linears in four parts.",
         ),
     ],

@@ -28,7 +28,7 @@ def reparametrized(model: nn.Module, seed: int) -> nn.Module:
 
 
 def nudged(model: nn.Module, seed: int) -> nn.Module:
-    """Every weight off by a millionth: how far apart two runs come that differ in nothing that matters."""
+    """Every weight off by a millionth: how well a run can be repeated."""
     generator = torch.Generator().manual_seed(derived_seed("nudge", seed))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -37,7 +37,21 @@ def nudged(model: nn.Module, seed: int) -> nn.Module:
     return model
 
 
-CHANGES: dict[str, Callable[[nn.Module, int], nn.Module]] = {"reparametrized": reparametrized, "nudged": nudged}
+def shuffled(model: nn.Module, seed: int) -> nn.Module:
+    """The elements of every parameter in another order, so the same distribution: how far chance carries a run."""
+    generator = torch.Generator().manual_seed(derived_seed("shuffle", seed))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+            parameter.copy_(parameter.flatten()[order].view_as(parameter))
+    return model
+
+
+CHANGES: dict[str, Callable[[nn.Module, int], nn.Module]] = {
+    "reparametrized": reparametrized,
+    "nudged": nudged,
+    "shuffled": shuffled,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

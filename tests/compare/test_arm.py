@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from metis_compile.compare.arm import Arm, nudged, reparametrized
+from metis_compile.compare.arm import Arm, nudged, reparametrized, shuffled
 from metis_compile.reparametrization import SplitLinear
 from metis_compile.train.errors import TrainError
 from metis_compile.train.model import GPT, Shape
@@ -50,6 +50,19 @@ def test_nudging_changes_every_weight_by_about_a_millionth() -> None:
     again = GPT(SHAPE)
     again.load_state_dict(plain.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(nudged(again, 0).parameters(), model.parameters(), strict=True))
+
+
+def test_shuffling_keeps_the_values_of_every_parameter_and_not_their_places() -> None:
+    torch.manual_seed(0)
+    model, plain, again = GPT(SHAPE), GPT(SHAPE), GPT(SHAPE)
+    plain.load_state_dict(model.state_dict())
+    again.load_state_dict(model.state_dict())
+    shuffled(model, 0)
+    for new, old in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(new.flatten().sort().values, old.flatten().sort().values)
+        if old.dim() >= 2:
+            assert (new == old).float().mean() < 0.1
+    assert all(torch.equal(a, b) for a, b in zip(shuffled(again, 0).parameters(), model.parameters(), strict=True))
 
 
 def test_reparametrizing_leaves_the_head() -> None:
