@@ -19,9 +19,9 @@ def compare(
         list[str],
         typer.Argument(
             metavar="POLICY...",
-            help="Presets or policy files. POLICY+shuffled starts from the same weights in another order (what chance "
-            "does), POLICY+nudged changes every weight by a millionth (whether runs repeat), "
-            "POLICY+reparametrized trains linears in four parts.",
+            help="Presets or policy files. POLICY+shuffled starts from the same weights in another order and "
+            "POLICY+redrawn rounds by other random numbers (what chance does), POLICY+nudged changes every weight by a "
+            "millionth (whether runs repeat), POLICY+reparametrized trains linears in four parts.",
         ),
     ],
     seeds: Annotated[str, typer.Option(help="A number of seeds, or the seeds: 3, or 0,2,5.")] = "3",
@@ -33,6 +33,14 @@ def compare(
         ),
     ] = False,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.", show_default="600; 150 with --gemm")] = None,
+    branch: Annotated[
+        int,
+        typer.Option(
+            help="Train so many steps in full precision, once for each seed, and all policies from there: what chance "
+            "makes of the first steps is then the same for all.",
+            show_default="none",
+        ),
+    ] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the trials, the table, the plot and the numbers.")] = Path(
         "runs/compare"
     ),
@@ -99,7 +107,7 @@ def compare(
                 Console().print(found)
                 Console().print(f"report: {path}", highlight=False, soft_wrap=True)
             return
-        options = Options(out=out, jobs=jobs, threads=threads, average=average, rounds=rounds)
+        options = Options(out=out, branch=branch, jobs=jobs, threads=threads, average=average, rounds=rounds)
         outcome = Comparison(policies, seeds_of(seeds), settings, options).run(Console(stderr=True))
     if json:
         from json import dumps

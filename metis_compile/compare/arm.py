@@ -17,6 +17,7 @@ __all__ = ["BASELINE", "Arm"]
 BASELINE = "high"  # trained by plain Inductor: what the others' gaps are to
 RANK = 0.015  # of reparametrized weights
 NUDGE = 1e-6  # relative change of every weight
+REDRAWN = "redrawn"  # the change to other random numbers
 
 
 def reparametrized(model: nn.Module, seed: int) -> nn.Module:
@@ -56,18 +57,19 @@ CHANGES: dict[str, Callable[[nn.Module, int], nn.Module]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """Written ``policy`` or ``policy+change``: ``nvfp4``, ``run.toml``, ``high+nudged``."""
+    """Written ``policy`` or ``policy+change``: ``nvfp4``, ``run.toml``, ``high+nudged``, ``nvfp4+redrawn``."""
 
     text: str
 
     def __post_init__(self) -> None:
         if not self.policy:
             raise TrainError(f"a policy must stand before the + in {self.text!r}")
+        known = [*CHANGES, REDRAWN]
         for change in self.changes:
-            if change not in CHANGES:
-                near = difflib.get_close_matches(change, CHANGES, 1)
+            if change not in known:
+                near = difflib.get_close_matches(change, known, 1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise TrainError(f"unknown change {change!r} in {self.text!r}: {' or '.join(CHANGES)}{hint}")
+                raise TrainError(f"unknown change {change!r} in {self.text!r}: {' or '.join(known)}{hint}")
 
     @property
     def policy(self) -> str:
@@ -76,8 +78,13 @@ class Arm:
 
     @property
     def changes(self) -> list[str]:
-        """What is done to the model before it is compiled."""
+        """What is done to the model before it is compiled, and to the numbers that its rounding draws."""
         return self.text.split("+")[1:]
+
+    @property
+    def changes_the_start(self) -> bool:
+        """Whether it cannot go on from where another arm is."""
+        return any(change in CHANGES for change in self.changes)
 
     @property
     def name(self) -> str:
@@ -97,5 +104,6 @@ class Arm:
             backend=found.backend,
             options=found.options,
             digest=found.digest,
-            changes=tuple(CHANGES[change] for change in self.changes),
+            changes=tuple(CHANGES[change] for change in self.changes if change in CHANGES),
+            draw=REDRAWN if REDRAWN in self.changes else found.draw,
         )

@@ -27,16 +27,17 @@ __all__ = ["Comparison", "Options", "Outcome"]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What does not change a trial's curve, but for the threads, by rounding."""
+    """How it is run. But for ``branch``, and the threads by rounding, nothing here changes a trial's curve."""
 
     out: Path
+    branch: int = 0  # steps that full precision trains once for all arms of a seed, which go on from there
     jobs: int = 1  # trials at a time
     threads: int | None = None  # of each; None: all cores divided by jobs
     average: int = 100  # last steps in the training loss
     rounds: int = 10  # steps that the step-time ratio is measured over; 0: none
 
     def __post_init__(self) -> None:
-        for name, least in (("jobs", 1), ("average", 1), ("rounds", 0)):
+        for name, least in (("jobs", 1), ("average", 1), ("rounds", 0), ("branch", 0)):
             if getattr(self, name) < least:
                 raise TrainError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.threads is not None and self.threads < 1:
@@ -72,12 +73,23 @@ class Comparison:
             if names.count(arm.name) > 1:
                 raise TrainError(f"two policies have the name {arm.name!r}: rename one of the files")
         self.arms, self.seeds, self.settings, self.options = made, sorted(set(seeds)), settings, options
+        self._check_branch()
         self.variants = {arm.text: arm.variant() for arm in made}
         if settings.text is not None:
             self.text = corpus.load_file(Path(settings.text).expanduser())
         else:
             self.text = corpus.load_library()
         self.text.require(settings.context)
+
+    def _check_branch(self) -> None:
+        branch, steps = self.options.branch, self.settings.steps
+        if branch >= steps:
+            raise TrainError(f"branch must be below the {steps} steps, got {branch}")
+        for arm in self.arms if branch else ():
+            if arm.changes_the_start:
+                raise TrainError(
+                    f"{arm.text!r} starts otherwise and can't go on from where the others do: leave it out"
+                )
 
     def run(self, console: Console) -> Outcome:
         """Run what is missing, seed by seed, then measure what each arm costs, then sum up."""
@@ -89,13 +101,20 @@ class Comparison:
         failures: list[Failure] = []
         stopped = None
         if missing:
-            jobs = [self._trial(arm, seed) for arm, seed in missing]
-            with JobProgress(console, len(jobs)) as progress:
-                _, failures, stopped = run_jobs(jobs, at_once=options.jobs, progress=progress)
+            failures, stopped = self._run(self._branches(missing), console)
+            if stopped is None and not failures:
+                failures, stopped = self._run([self._trial(arm, seed) for arm, seed in missing], console)
         if stopped is None and options.rounds:
             more, stopped = self._measure_costs(console)
             failures += more
         return self.summary(failures, stopped)
+
+    def _run(self, jobs: Sequence[Job], console: Console) -> tuple[list[Failure], int | None]:
+        if not jobs:
+            return [], None
+        with JobProgress(console, len(jobs)) as progress:
+            _, failures, stopped = run_jobs(jobs, at_once=self.options.jobs, progress=progress)
+        return failures, stopped
 
     def summary(self, failures: Sequence[Failure] = (), stopped: int | None = None) -> Outcome:
         """Sum up what is there, and write it beside the trials."""
@@ -117,7 +136,10 @@ class Comparison:
         if rows:
             draw(records, baselines, files["plot"])
             try:
-                report = outcome.to_dict() | {"settings": identity(self.settings), "machine": machine()}
+                report = outcome.to_dict() | {
+                    "settings": identity(self.settings, self.options.branch),
+                    "machine": machine(),
+                }
                 files["report"].write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
                 files["table"].write_text(markdown(rows, self._title(last)))
             except OSError as error:
@@ -125,16 +147,33 @@ class Comparison:
         return outcome
 
     def _title(self, last: int) -> str:
-        s = self.settings
+        s, branch = self.settings, self.options.branch
+        common = f", the first {branch} of them in full precision" if branch else ""
         return (
             f"{s.model}, width {s.width}, {s.layers} layers, {s.steps} steps of {s.batch * s.context} tokens, "
-            f"{s.dtype}; train gap: mean of the last {last} steps; gaps: mean over seeds ± deviation"
+            f"{s.dtype}{common}; train gap: mean of the last {last} steps; gaps: mean over seeds ± deviation"
         )
 
     def _trial(self, arm: Arm, seed: int) -> Job:
         settings = asdict(replace(self.settings, policy=arm.policy, seed=seed))
-        request = {"kind": "trial", "arm": arm.text, "settings": settings, "out": str(self.options.out)}
+        request = self._request("trial", arm, settings)
         return self._job(f"{arm.name} seed {seed}", request, self.settings.steps, self.options.jobs)
+
+    def _branches(self, trials: Sequence[tuple[Arm, int]]) -> list[Job]:
+        """What must be trained before these trials: a checkpoint per seed. Those that are there are quickly done."""
+        branch = self.options.branch
+        if not branch:
+            return []
+        jobs = []
+        for seed in dict.fromkeys(seed for _, seed in trials):
+            settings = asdict(replace(self.settings, policy=BASELINE, seed=seed))
+            request = self._request("branch", Arm(text=BASELINE), settings)
+            jobs.append(self._job(f"first {branch} steps, seed {seed}", request, branch, self.options.jobs))
+        return jobs
+
+    def _request(self, kind: str, arm: Arm, settings: dict[str, Any]) -> dict[str, Any]:
+        out, branch = str(self.options.out), self.options.branch
+        return {"kind": kind, "arm": arm.text, "settings": settings, "out": out, "branch": branch}
 
     def _job(self, label: str, request: dict[str, Any], steps: int, at_once: int) -> Job:
         threads = self.options.threads or max(1, torch.get_num_threads() // at_once)
@@ -159,9 +198,10 @@ class Comparison:
         return found
 
     def _check(self, path: Path, record: Record, arm: Arm) -> None:
-        mine = identity(self.settings)
+        mine = identity(self.settings, self.options.branch)
         theirs = record.settings
-        differing = [f"{k} {theirs.get(k)!r} and not {v!r}" for k, v in mine.items() if theirs.get(k) != v]
+        keys = dict.fromkeys([*mine, *theirs])
+        differing = [f"{k} {theirs.get(k)!r} and not {mine.get(k)!r}" for k in keys if theirs.get(k) != mine.get(k)]
         if differing:
             raise TrainError(f"{path} is of a comparison with {', '.join(differing)}: give another --out")
         if record.text != self.text.digest:

@@ -13,7 +13,8 @@ import torch
 
 from metis_compile.compare.arm import Arm
 from metis_compile.compare.cost import measure
-from metis_compile.compare.trial import run_trial
+from metis_compile.compare.record import Record
+from metis_compile.compare.trial import run_branch, run_trial
 from metis_compile.measure.answer import tell
 from metis_compile.policy import PolicyError
 from metis_compile.train.errors import TrainError
@@ -32,7 +33,12 @@ def main(text: str) -> int:
         if job["kind"] == "cost":
             tell(done=asdict(measure(arm, settings, job["rounds"])))
             return 0
-        outcome = run_trial(arm, settings, Path(job["out"]), stepped)
+        out, branch = Path(job["out"]), job["branch"]
+        outcome: Record | Interrupted | None
+        if job["kind"] == "branch":
+            outcome = run_branch(settings, out, stepped, branch)
+        else:
+            outcome = run_trial(arm, settings, out, stepped, branch)
     except (TrainError, PolicyError) as error:
         tell(error=str(error))
         return 2

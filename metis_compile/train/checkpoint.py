@@ -12,7 +12,7 @@ from metis_compile.train.errors import TrainError
 from metis_compile.train.learner import Learner
 from metis_compile.train.settings import Settings
 
-__all__ = ["FILE", "load", "read_settings", "restore", "save"]
+__all__ = ["FILE", "load", "load_of", "read_settings", "restore", "save"]
 
 FILE = "checkpoint.pt"
 FORMAT = 2
@@ -79,6 +79,18 @@ def restore(folder: Path, *, settings: Settings, text: str, learners: dict[str, 
 
     Raises TrainError if the checkpoint is of another run: other settings, another text or a changed policy.
     """
+    state = load_of(folder, settings=settings, text=text)
+    path = folder / FILE
+    for name, learner in learners.items():
+        if state["policies"].get(name) != learner.variant.digest:
+            raise TrainError(f"{path} is of a run whose policy {settings.policy!r} read otherwise: it was changed")
+    for name, learner in learners.items():
+        learner.load_state_dict(state["learners"][name])
+    return state["step"]
+
+
+def load_of(folder: Path, *, settings: Settings, text: str) -> dict[str, Any]:
+    """What :func:`save` wrote. Raises TrainError if it is of a run with other settings or another text."""
     state = load(folder)
     path = folder / FILE
     differences = Settings.from_dict(state["settings"]).differences(settings)
@@ -86,9 +98,4 @@ def restore(folder: Path, *, settings: Settings, text: str, learners: dict[str, 
         raise TrainError(f"{path} is of a run with {', '.join(differences)}: it cannot go on with these settings")
     if state["text"] != text:
         raise TrainError(f"{path} is of a run on another text (another Python or a changed file)")
-    for name, learner in learners.items():
-        if state["policies"].get(name) != learner.variant.digest:
-            raise TrainError(f"{path} is of a run whose policy {settings.policy!r} read otherwise: it was changed")
-    for name, learner in learners.items():
-        learner.load_state_dict(state["learners"][name])
-    return state["step"]
+    return state

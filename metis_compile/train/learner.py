@@ -63,7 +63,7 @@ class Learner:
 
     def step(self, step: int, tokens: Tensor, targets: Tensor) -> float:
         """One optimizer step on int64 [batch, context] tokens; returns and records the loss."""
-        torch.manual_seed(derived_seed("noise", self.settings.seed, step))
+        torch.manual_seed(derived_seed(self.variant.draw, self.settings.seed, step))
         start = time.perf_counter()
         loss = self.gradients(tokens, targets)
         self.update(step)
@@ -137,6 +137,12 @@ class Learner:
             "across_steps": across_steps.state_dict(self.model),
             "history": asdict(self.history),
         }
+
+    def go_on_from(self, state: dict[str, Any]) -> None:
+        """Takes weights, optimizer and losses from the :meth:`state_dict` of a learner of another variant."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history = History(losses=list(state["history"]["losses"]))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""

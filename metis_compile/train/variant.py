@@ -19,6 +19,7 @@ class Variant:
     options: dict[str, Any] | None = None  # torch.compile's
     digest: str = ""  # changes when what the options name changes; a resumed run checks it
     changes: tuple[Callable[[nn.Module, int], nn.Module], ...] = ()  # to the new model, given the run's seed
+    draw: str = "noise"  # names the random numbers of its rounding
 
 
 FULL_PRECISION = Variant(label="full precision", backend="inductor")

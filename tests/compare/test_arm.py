@@ -52,6 +52,16 @@ def test_nudging_changes_every_weight_by_about_a_millionth() -> None:
     assert all(torch.equal(a, b) for a, b in zip(nudged(again, 0).parameters(), model.parameters(), strict=True))
 
 
+def test_redrawing_changes_the_random_numbers_alone() -> None:
+    arm = Arm(text="nvfp4+redrawn")
+    plain = Arm(text="nvfp4").variant()
+    assert not arm.changes_the_start
+    assert arm.variant().changes == ()
+    assert arm.variant().digest == plain.digest
+    assert arm.variant().draw != plain.draw
+    assert Arm(text="nvfp4+shuffled").changes_the_start
+
+
 def test_shuffling_keeps_the_values_of_every_parameter_and_not_their_places() -> None:
     torch.manual_seed(0)
     model, plain, again = GPT(SHAPE), GPT(SHAPE), GPT(SHAPE)

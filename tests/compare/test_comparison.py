@@ -15,8 +15,10 @@ import pytest
 from rich.console import Console
 
 from metis_compile.compare import comparison
+from metis_compile.compare.arm import Arm
 from metis_compile.compare.comparison import Comparison, Options, Outcome
 from metis_compile.compare.record import read
+from metis_compile.compare.trial import run_trial
 from metis_compile.measure import schedule
 from metis_compile.measure.progress import JobProgress
 from metis_compile.measure.schedule import Job, run_jobs
@@ -30,8 +32,15 @@ WORKER = "metis_compile.compare.worker"
 def go(tmp_path: Path, settings: Any) -> Go:
     """Run a comparison of tiny models."""
 
-    def call(*arms: str, seeds: tuple[int, ...] = (0,), out: str = "out", average: int = 3, **changes: Any) -> Outcome:
-        options = Options(out=tmp_path / out, jobs=2, threads=1, average=average, rounds=0)
+    def call(
+        *arms: str,
+        seeds: tuple[int, ...] = (0,),
+        out: str = "out",
+        average: int = 3,
+        branch: int = 0,
+        **changes: Any,
+    ) -> Outcome:
+        options = Options(out=tmp_path / out, branch=branch, jobs=2, threads=1, average=average, rounds=0)
         return Comparison(arms, seeds, settings(**changes), options).run(Console(file=io.StringIO()))
 
     return call
@@ -115,10 +124,53 @@ def test_an_interrupted_trial_goes_on_with_the_same_curve(
     assert resumed.rows[0].validation_loss == whole.rows[0].validation_loss
 
 
+def test_arms_branch_off_full_precision(go: Go, in_process: None, tmp_path: Path) -> None:
+    whole = go("high+nudged", out="whole")
+    branched = go("high+redrawn", seeds=(0, 1), branch=4)
+    assert "6 steps of 32 tokens, float32, the first 4 of them in full precision" in branched.title
+    alone, high, redrawn = (
+        read(tmp_path / folder / "trials" / f"{name}-seed0.json")
+        for folder, name in (("whole", "high"), ("out", "high"), ("out", "high+redrawn"))
+    )
+    assert high.losses == alone.losses, "the same run, in two pieces"
+    assert redrawn.losses == high.losses, "full precision draws nothing"
+    assert high.validation_loss == alone.validation_loss
+    assert high.saved_bytes == alone.saved_bytes
+    assert high.settings == {**alone.settings, "branch": 4}
+    assert branched.rows[0].seeds == [0, 1]
+    assert whole.rows[0].train_loss == pytest.approx(high.mean_loss(3))
+
+    belongs = "high-seed0.json is of a comparison with branch"
+    with pytest.raises(TrainError, match=f"{belongs} 4 and not None: give another --out"):
+        go()
+    with pytest.raises(TrainError, match=f"{belongs} None and not 3: give another --out"):
+        go(out="whole", branch=3)
+    record = tmp_path / "out" / "trials" / "high-seed1.json"
+    losses = read(record).losses
+    record.unlink()
+    go(seeds=(1,), branch=4)
+    assert read(record).losses == losses, "from the checkpoint that was there"
+
+
+def test_a_branch_of_another_run_is_not_gone_on_from(go: Go, in_process: None, tmp_path: Path, settings: Any) -> None:
+    go(branch=4)
+    for changed, message in (({"learning_rate": 1e-2}, "learning_rate"), ({}, "has done 4 steps and not 3")):
+        with pytest.raises(TrainError, match=message):
+            run_trial(Arm(text="high"), settings(policy="high", **changed), tmp_path / "out", lambda *_: None, branch=3)
+
+
+def test_what_cannot_branch_off(go: Go) -> None:
+    with pytest.raises(TrainError, match="branch must be below the 6 steps, got 6"):
+        go(branch=6)
+    with pytest.raises(TrainError, match=r"'high\+nudged' starts otherwise"):
+        go("high+nudged", branch=2)
+
+
 def test_a_trial_that_fails_does_not_stop_the_others(tmp_path: Path, settings: Any, uncompiled: None) -> None:
     from dataclasses import asdict
 
-    good = {"kind": "trial", "arm": "high", "settings": asdict(settings()), "out": str(tmp_path), "threads": 1}
+    good: dict[str, Any] = {"kind": "trial", "arm": "high", "settings": asdict(settings())}
+    good |= {"out": str(tmp_path), "threads": 1, "branch": 0}
     bad = good | {"settings": asdict(settings()) | {"heads": 3}}
     jobs = [Job(label=name, worker=WORKER, request=r, steps=6, threads=1) for name, r in (("bad", bad), ("good", good))]
     with JobProgress(Console(file=io.StringIO()), 2) as progress:
@@ -146,7 +198,7 @@ def test_a_damaged_record_is_named(go: Go, tmp_path: Path) -> None:
         go()
 
 
-@pytest.mark.parametrize("values", [{"jobs": 0}, {"threads": 0}, {"average": 0}, {"rounds": -1}])
+@pytest.mark.parametrize("values", [{"jobs": 0}, {"threads": 0}, {"average": 0}, {"rounds": -1}, {"branch": -1}])
 def test_options_out_of_range(values: dict[str, int], tmp_path: Path) -> None:
     with pytest.raises(TrainError, match=f"{next(iter(values))} must be at least"):
         Options(out=tmp_path, **values)
