@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import fx
 
@@ -11,9 +13,9 @@ from metis_compile.passes.emit import Emitter
 from metis_compile.passes.trace import Tracer
 
 
-def write_out_bfloat16(graph: fx.Graph) -> int:
-    """Traces every `metis::to_bfloat16` in its place; returns how many there were."""
-    nodes = graph.find_nodes(op="call_function", target=TO_BFLOAT16)
+def write_out_bfloat16(graph: fx.Graph, leave: Callable[[fx.Node], bool] = lambda node: False) -> int:
+    """Traces every `metis::to_bfloat16` in its place, but for those to `leave`; returns how many."""
+    nodes = [n for n in graph.find_nodes(op="call_function", target=TO_BFLOAT16) if not leave(n)]
     if not nodes:
         return 0
     tracer = Tracer(Emitter(graph))

@@ -27,14 +27,23 @@ from metis_compile.compat import bf16_gemm, lowers_to_triton
 from metis_compile.kernels.cpu.calls import is_exact
 from metis_compile.kernels.cpu.compile import INPUTS
 from metis_compile.kernels.cpu.inductor import register_cpu_lowerings
-from metis_compile.kernels.cpu.ops import CPU_DECODE, CPU_PARTS, CPU_PRODUCT, CPU_TENSOR_SCALE, CPU_THIN_SUM, CPU_VALUES
+from metis_compile.kernels.cpu.ops import (
+    CPU_CAST,
+    CPU_CAT,
+    CPU_DECODE,
+    CPU_PARTS,
+    CPU_PRODUCT,
+    CPU_TENSOR_SCALE,
+    CPU_THIN_SUM,
+    CPU_VALUES,
+)
 from metis_compile.kernels.gemm.lowering import register_gemm
 from metis_compile.kernels.materialize import register_materialize
 from metis_compile.kernels.parts import tensor_target
 from metis_compile.kernels.quantize.inductor import register_tile_lowering
 from metis_compile.numerics import QuantSpec, decode, encode, fake_quantize, materializing
 from metis_compile.numerics.noise import stream_seed
-from metis_compile.ops import DEQUANTIZE, MATERIALIZE, QUANTIZE, noise_of
+from metis_compile.ops import DEQUANTIZE, MATERIALIZE, QUANTIZE, TO_BFLOAT16, noise_of
 from metis_compile.passes.bfloat16 import write_out_bfloat16
 from metis_compile.passes.emit import Emitter
 from metis_compile.passes.find import PRODUCTS
@@ -53,11 +62,11 @@ def lower(graph: fx.Graph, *, cpu_kernels: bool = True) -> int:
 
     cpu_kernels: whether what lies on the CPU goes to the C++ kernels.
     """
-    write_out_bfloat16(graph)
+    cpu_kernels = cpu_kernels and not lowers_to_triton(torch.device("cpu"))
     nodes = [n for n in graph.nodes if n.target is QUANTIZE or n.target is DEQUANTIZE]
+    write_out_bfloat16(graph, leave=lambda cast: cpu_kernels and bool(nodes) and _on_cpu(cast))
     if not nodes:
         return 0
-    cpu_kernels = cpu_kernels and not lowers_to_triton(torch.device("cpu"))
     lowering = _Lowering(graph, cpu_kernels)
     register_materialize()
     if multiply_packed(lowering.emitter):
@@ -70,6 +79,7 @@ def lower(graph: fx.Graph, *, cpu_kernels: bool = True) -> int:
         lowering.residuals()
         if bf16_gemm() is not None:
             lowering.exact_products()
+        lowering.factors()
     for node in nodes:
         if node.target is QUANTIZE:
             if len(node.users) > 0:
@@ -87,6 +97,7 @@ class _Lowering:
         self.cpu_kernels = cpu_kernels
         self.tracer = Tracer(self.emitter, lambda: materializing(MATERIALIZE))
         self._exact: dict[fx.Node, fx.Node] = {}
+        self._joined: dict[fx.Node, fx.Node] = {}
         self._tensor_scales: dict[Any, list[fx.Node]] = {}
 
     def residuals(self) -> None:
@@ -97,7 +108,7 @@ class _Lowering:
             x, thin = node.args
             if _is_thin_product(thin, node) and x.meta["val"].dtype == torch.float32:
                 with self.emitter.at(node, like=node):
-                    args = (x, *thin.args, -1.0)
+                    args = (x, *map(self._narrow, thin.args), -1.0)
                     node.replace_all_uses_with(self.emitter.call(CPU_THIN_SUM, args, name=f"{node.name}_thin"))
                 self.graph.erase_node(node)
                 self.graph.erase_node(thin)
@@ -113,6 +124,50 @@ class _Lowering:
             factors = any(from_bfloat16(base) for base in bases)
             if all(self._is_exact(base) for base in bases) and not (factors and _is_short(sides[0])):
                 self._exact_product(node, [(base, views) for base, _, views in stripped])
+
+    def factors(self) -> None:
+        """Casts and joins factors by calls: each is too small to be worth a kernel that must be compiled."""
+        self.graph.eliminate_dead_code()  # what kernels read as it was
+        for node in list(self.graph.nodes):
+            cast = node.target is TO_BFLOAT16 or (node.meta.get("metis_tail") and from_bfloat16(node))
+            join = node.target is aten.cat.default and node.meta.get("metis_tail")
+            if not (cast or join) or not _on_cpu(node):
+                continue
+            with self.emitter.at(node, like=node):
+                if cast:
+                    args = (node.args[0], node.meta["val"].dtype)
+                    made = self.emitter.call(CPU_CAST, args, name=f"{node.name}_call")
+                else:
+                    made = self._join(node, node.args[0])
+            node.replace_all_uses_with(made)
+            self.graph.erase_node(node)
+
+    def _join(self, like: fx.Node, parts: Any) -> fx.Node:
+        dim = like.args[1] if len(like.args) > 1 else 0
+        return self.emitter.call(CPU_CAT, (parts, dim), name=f"{like.name}_call")
+
+    def _narrow(self, factor: Any) -> fx.Node:
+        """A factor, where the emitter stands: as it was before it was cast from bfloat16, if it was."""
+        base, _, views = strip_views(factor, 0)
+        value = self._narrow_base(base)
+        if value is base:
+            return factor  # type: ignore[no-any-return]
+        for view in views:
+            value = self.emitter.call(view.target, (value, *view.args[1:]), view.kwargs)  # type: ignore[arg-type]
+        return value
+
+    def _narrow_base(self, base: fx.Node) -> fx.Node:
+        if from_bfloat16(base):
+            return base.args[0]  # type: ignore[return-value]
+        if base.target is aten.full.default and base.args[1] == 1:
+            return self.emitter.call(base.target, base.args, {**base.kwargs, "dtype": torch.bfloat16})
+        if base.target is aten.cat.default and base not in self._joined:
+            parts: Any = base.args[0]
+            with self.emitter.at(base, like=base):
+                narrow = [self._narrow_base(part) for part in parts]
+                if not any(new is old for new, old in zip(narrow, parts, strict=True)):
+                    self._joined[base] = self._join(base, narrow)
+        return self._joined.get(base, base)
 
     def _is_exact(self, base: fx.Node) -> bool:
         if base.target is not DEQUANTIZE:
@@ -134,9 +189,13 @@ class _Lowering:
         sums, tails = _with_tails(node)
         whole = sums[-1]
         with self.emitter.at(whole, like=node):
-            product = self.emitter.call(CPU_PRODUCT, (*operands, decs, tails), name=f"{node.name}_exact")
-            if node.target in (aten.addmm.default, aten.baddbmm.default):
-                product = self.emitter.call(aten.add.Tensor, (product, node.args[0]))
+            tails = [self._narrow(factor) for factor in tails]
+            added: Any = node.args[0] if node.target in (aten.addmm.default, aten.baddbmm.default) else None
+            along = added is not None and bool(tails) and _is_row(added)
+            given = (*operands, decs, tails, added if along else None)
+            product = self.emitter.call(CPU_PRODUCT, given, name=f"{node.name}_exact")
+            if added is not None and not along:
+                product = self.emitter.call(aten.add.Tensor, (product, added))
         whole.replace_all_uses_with(product)
         for replaced in reversed(sums):
             self.graph.erase_node(replaced)
@@ -253,6 +312,15 @@ def _decodes(user: fx.Node, quantized: fx.Node) -> bool:
         return False
     parts: Any = user.args[0]
     return all(p.target is operator.getitem and p.args[0] is quantized for p in parts)
+
+
+def _on_cpu(node: fx.Node) -> bool:
+    return bool(node.meta["val"].device.type == "cpu")
+
+
+def _is_row(bias: fx.Node) -> bool:
+    value = bias.meta["val"]
+    return value.dim() == 1 and value.dtype == torch.float32
 
 
 def _is_short(left: Any) -> bool:

@@ -20,7 +20,7 @@ from metis_compile.kernels.cpu.compile import INPUTS, load
 from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.blocks import BlockLayout
 
-__all__ = ["decode", "is_exact", "parts", "product", "tensor_scale", "thin_sum", "values"]
+__all__ = ["cast", "cat", "decode", "is_exact", "parts", "product", "tensor_scale", "thin_sum", "values"]
 
 _NONE, _FULL, _EXACT = 0, 1, 2
 _FLOAT32_SMALLEST, _FLOAT32_LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
@@ -83,11 +83,13 @@ def decode(*stored: Tensor, spec: str, axis: int, out: Tensor) -> Tensor:
     return out
 
 
-def product(a: Tensor, b: Tensor, *given: Tensor, tails: int = 0, out: Tensor) -> Tensor:
-    """a [..., m, k] @ b [..., k, n] of exact values, times tensor scales, plus thin products: float32 sums.
+def product(a: Tensor, b: Tensor, *given: Tensor, tails: int = 0, biased: bool = False, out: Tensor) -> Tensor:
+    """a [..., m, k] @ b [..., k, n] of exact values, times tensor scales, plus thin products and a bias: float32 sums.
 
-    given: the tensor scales, then for each of `tails` thin products its factors, float32 [m, r] and [r, n].
+    given: the tensor scales, then for each of `tails` thin products its factors, float32 or bfloat16 [m, r] and
+    [r, n], then, if `biased`, which needs a tail, the bias, float32 [n].
     """
+    given, bias = (given[:-1], given[-1]) if biased else (given, None)
     decs, factors = given[: len(given) - 2 * tails], given[len(given) - 2 * tails :]
     scales = [ctypes.c_float.from_address(dec.data_ptr()).value for dec in decs]
     alpha = prod(scales)
@@ -103,20 +105,39 @@ def product(a: Tensor, b: Tensor, *given: Tensor, tails: int = 0, out: Tensor) -
     if last is not None:
         out.mul_(last)
     for u, s in zip(factors[::2], factors[1::2], strict=True):
-        thin_sum(out, u, s, scale=1.0, out=out)
+        thin_sum(out, u, s, scale=1.0, bias=bias, out=out)
+        bias = None
     return out
 
 
-def thin_sum(x: Tensor, left: Tensor, right: Tensor, *, scale: float, out: Tensor) -> Tensor:
-    """x + scale left right, float32: [m, n], [m, k] and [k, n], for small k. `out` is contiguous, and may be x."""
+def thin_sum(
+    x: Tensor, left: Tensor, right: Tensor, *, scale: float, bias: Tensor | None = None, out: Tensor
+) -> Tensor:
+    """x + scale left right + bias: [m, n], [m, k], [k, n] and [n], for small k. `out` is contiguous, and may be x.
+
+    All float32; left and right may be bfloat16 each.
+    """
     x = x.contiguous()
     if right.stride(1) != 1 and right.shape[1] > 1:
         right = right.contiguous()
+    bias = bias if bias is None else bias.contiguous()
+    narrow = (left.dtype == torch.bfloat16) + 2 * (right.dtype == torch.bfloat16)
     load("thin_sum", None, torch.float32)(
-        x.data_ptr(), out.data_ptr(), *out.shape, left.data_ptr(), right.data_ptr(), right.shape[0], *left.stride(),
-        right.stride(0), scale, torch.get_num_threads(),
+        x.data_ptr(), out.data_ptr(), *out.shape, left.data_ptr(), right.data_ptr(),
+        None if bias is None else bias.data_ptr(), right.shape[0], *left.stride(), right.stride(0), scale,
+        narrow, torch.get_num_threads(),
     )  # fmt: skip
     return out
+
+
+def cast(x: Tensor, *, out: Tensor) -> Tensor:
+    """x in the dtype of `out`, to the nearest, ties to even."""
+    return out.copy_(x)
+
+
+def cat(*parts: Tensor, dim: int, out: Tensor) -> Tensor:
+    """The parts side by side, in the dtype of `out`, which is theirs."""
+    return torch.cat(parts, dim, out=out)
 
 
 def _gemm(a: Tensor, b: Tensor, alpha: float, out: Tensor) -> None:

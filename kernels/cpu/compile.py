@@ -26,7 +26,7 @@ _I64, _INT, _PTR = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
 _SIGNATURES = {
     "tensor_scale": [_PTR, _I64, ctypes.c_float, _PTR, _PTR, _INT],
     "quantize": [_PTR, _I64, _I64, _I64, _INT, _INT, _PTR, _PTR, _PTR, _PTR, _PTR, _PTR, _I64, _INT],
-    "thin_sum": [_PTR, _PTR, _I64, _I64, _PTR, _PTR, _I64, _I64, _I64, _I64, ctypes.c_float, _INT],
+    "thin_sum": [_PTR, _PTR, _I64, _I64, _PTR, _PTR, _PTR, _I64, _I64, _I64, _I64, ctypes.c_float, _INT, _INT],
     "decode": [_PTR, _PTR, _PTR, _I64, _I64, _I64, _INT, _INT, _PTR, _INT],
 }
 

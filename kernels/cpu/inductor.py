@@ -21,7 +21,7 @@ from metis_compile.compat import (
     graph_being_lowered,
     register_lowering,
 )
-from metis_compile.kernels.cpu.ops import CPU_DECODE, CPU_PRODUCT, CPU_THIN_SUM, CPU_VALUES
+from metis_compile.kernels.cpu.ops import CPU_CAST, CPU_CAT, CPU_DECODE, CPU_PRODUCT, CPU_THIN_SUM, CPU_VALUES
 from metis_compile.numerics.blocks import normalize_axis
 
 _IMPORT = "from metis_compile.kernels.cpu import calls as metis_cpu"
@@ -60,11 +60,29 @@ def register_cpu_lowerings() -> None:
         return _call("thin_sum", [x, left, right], x.get_size(), torch.float32, scale=scale)
 
     @register_lowering(CPU_PRODUCT, type_promotion_kind=None)
-    def product(a: TensorBox, b: TensorBox, decs: list[TensorBox], tails: list[TensorBox]) -> TensorBox:
+    def product(
+        a: TensorBox, b: TensorBox, decs: list[TensorBox], tails: list[TensorBox], bias: TensorBox | None = None
+    ) -> TensorBox:
         if graph_being_lowered().cpp_wrapper:
-            return fallback_handler(CPU_PRODUCT)(a, b, decs, tails)
+            return fallback_handler(CPU_PRODUCT)(a, b, decs, tails, bias)
         size = [*a.get_size()[:-1], b.get_size()[-1]]
-        return _call("product", [a, b, *decs, *tails], size, torch.float32, tails=len(tails) // 2)
+        given = [*decs, *tails, *([] if bias is None else [bias])]
+        more = {} if bias is None else {"biased": True}
+        return _call("product", [a, b, *given], size, torch.float32, tails=len(tails) // 2, **more)
+
+    @register_lowering(CPU_CAST, type_promotion_kind=None)
+    def cast(x: TensorBox, dtype: torch.dtype) -> TensorBox:
+        if graph_being_lowered().cpp_wrapper:
+            return fallback_handler(CPU_CAST)(x, dtype)
+        return _call("cast", [x], x.get_size(), dtype)
+
+    @register_lowering(CPU_CAT, type_promotion_kind=None)
+    def cat(parts: list[TensorBox], dim: int) -> TensorBox:
+        if graph_being_lowered().cpp_wrapper:
+            return fallback_handler(CPU_CAT)(parts, dim)
+        size = list(parts[0].get_size())
+        size[dim] = sum(part.get_size()[dim] for part in parts)
+        return _call("cat", parts, size, parts[0].get_dtype(), dim=dim)
 
 
 def _dtype(exact: bool) -> torch.dtype:

@@ -5,9 +5,12 @@
     cpu_parts(x, given, spec, axis, stream) -> [codes, block_scales?]
     cpu_decode(parts, spec, axis, length, exact) -> values
     cpu_thin_sum(x, left, right, scale) -> x + scale left right   float32, few columns in left
-    cpu_product(a, b, decs, tails) -> float32                   of exact values
+    cpu_product(a, b, decs, tails, bias) -> float32             of exact values
+    cpu_cast(x, dtype) -> x in that dtype                       of factors: too small for a kernel of their own,
+    cpu_cat(parts, dim) -> parts side by side                   as these
 
-tails: float32 factors u, s of thin products u @ s that are added, one pair after the other.
+tails: factors u, s of thin products u @ s that are added, one pair after the other; float32 or bfloat16, as those of
+cpu_thin_sum. bias: float32 [columns], only where there are tails, whose sum takes it along.
 given: [enc, dec] where the format has a tensor scale, then the seed where anything is rounded at random. Outputs are
 contiguous and alias nothing. Byte for byte what `metis_compile.numerics` defines; a product, to summation order.
 Defined on `torch.library.Library`, whose calls cost less than custom_op's.
@@ -26,7 +29,16 @@ from metis_compile.kernels.parts import tensor_target
 from metis_compile.numerics.blocks import normalize_axis
 from metis_compile.numerics.quantize import part_shapes
 
-__all__ = ["CPU_DECODE", "CPU_PARTS", "CPU_PRODUCT", "CPU_TENSOR_SCALE", "CPU_THIN_SUM", "CPU_VALUES"]
+__all__ = [
+    "CPU_CAST",
+    "CPU_CAT",
+    "CPU_DECODE",
+    "CPU_PARTS",
+    "CPU_PRODUCT",
+    "CPU_TENSOR_SCALE",
+    "CPU_THIN_SUM",
+    "CPU_VALUES",
+]
 
 _library = torch.library.Library("metis", "FRAGMENT")
 
@@ -41,7 +53,12 @@ _define("cpu_values(Tensor x, Tensor[] given, str spec, int axis, int stream, bo
 _define("cpu_parts(Tensor x, Tensor[] given, str spec, int axis, int stream) -> Tensor[]", _CONTIGUOUS)
 _define("cpu_decode(Tensor[] parts, str spec, int axis, SymInt length, bool exact) -> Tensor", _CONTIGUOUS)
 _define("cpu_thin_sum(Tensor x, Tensor left, Tensor right, float scale) -> Tensor", torch.Tag.needs_fixed_stride_order)
-_define("cpu_product(Tensor a, Tensor b, Tensor[] decs, Tensor[] tails) -> Tensor", torch.Tag.needs_fixed_stride_order)
+_define(
+    "cpu_product(Tensor a, Tensor b, Tensor[] decs, Tensor[] tails, Tensor? bias=None) -> Tensor",
+    torch.Tag.needs_fixed_stride_order,
+)
+_define("cpu_cast(Tensor x, ScalarType dtype) -> Tensor", _CONTIGUOUS)
+_define("cpu_cat(Tensor[] parts, int dim) -> Tensor", _CONTIGUOUS)
 
 
 def _scalars(x: Tensor, target: float) -> tuple[Tensor, Tensor]:
@@ -65,8 +82,18 @@ def _decoded(parts: list[Tensor], spec: str, axis: int, length: int, exact: bool
     return parts[0].new_empty(shape, dtype=torch.bfloat16 if exact else torch.float32)
 
 
-def _product(a: Tensor, b: Tensor, decs: list[Tensor], tails: list[Tensor]) -> Tensor:
+def _product(a: Tensor, b: Tensor, decs: list[Tensor], tails: list[Tensor], bias: Tensor | None = None) -> Tensor:
     return a.new_empty((*a.shape[:-1], b.shape[-1]), dtype=torch.float32)
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.new_empty(x.shape, dtype=dtype)
+
+
+def _cat(parts: list[Tensor], dim: int) -> Tensor:
+    size = list(parts[0].shape)
+    size[dim] = sum(part.shape[dim] for part in parts)
+    return parts[0].new_empty(size)
 
 
 def _summed(x: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
@@ -101,12 +128,24 @@ def cpu_decode(parts: list[Tensor], spec: str, axis: int, length: int, exact: bo
     return calls.decode(*parts, spec=spec, axis=axis, out=_decoded(parts, spec, axis, length, exact))
 
 
-def cpu_product(a: Tensor, b: Tensor, decs: list[Tensor], tails: list[Tensor]) -> Tensor:
-    return calls.product(a, b, *decs, *tails, tails=len(tails) // 2, out=_product(a, b, decs, tails))
+def cpu_product(a: Tensor, b: Tensor, decs: list[Tensor], tails: list[Tensor], bias: Tensor | None = None) -> Tensor:
+    if bias is not None and not tails:
+        raise ValueError("cpu_product adds a bias along with thin products, and got none of these")
+    given = [*decs, *tails, *([] if bias is None else [bias])]
+    count, out = len(tails) // 2, _product(a, b, decs, tails)
+    return calls.product(a, b, *given, tails=count, biased=bias is not None, out=out)
 
 
 def cpu_thin_sum(x: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
     return calls.thin_sum(x, left, right, scale=scale, out=_summed(x, left, right, scale))
+
+
+def cpu_cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return calls.cast(x, out=_cast(x, dtype))
+
+
+def cpu_cat(parts: list[Tensor], dim: int) -> Tensor:
+    return calls.cat(*parts, dim=dim, out=_cat(parts, dim))
 
 
 def _check_given(given: list[Tensor], spec: str) -> None:
@@ -130,3 +169,5 @@ CPU_VALUES = _register("cpu_values", cpu_values, _values)
 CPU_PARTS = _register("cpu_parts", cpu_parts, _parts)
 CPU_DECODE = _register("cpu_decode", cpu_decode, _decoded)
 CPU_PRODUCT = _register("cpu_product", cpu_product, _product)
+CPU_CAST = _register("cpu_cast", cpu_cast, _cast)
+CPU_CAT = _register("cpu_cat", cpu_cat, _cat)

@@ -51,6 +51,16 @@ def test_thin_products_are_added(scale: float) -> None:
     assert torch.equal(result.double(), (a.double() @ b.double() * scale**2 + u @ s + v @ t).float().double())
 
 
+def test_a_bias_is_added_once_along_with_the_thin_products() -> None:
+    a, b, bias = exact(48, 64), exact(64, 40), exact(40).float()
+    thin = [exact(48, 3), exact(3, 40).float(), exact(48, 9).float(), exact(40, 9).T]
+    result = ops.CPU_PRODUCT(a, b, [torch.tensor(0.5)], thin, bias)
+    u, s, v, t = (factor.double() for factor in thin)
+    assert torch.equal(result.double(), a.double() @ b.double() * 0.5 + u @ s + v @ t + bias)
+    with pytest.raises(ValueError, match="adds a bias along with thin products"):
+        ops.CPU_PRODUCT(a, b, [], [], bias)
+
+
 def test_scales_whose_product_is_no_normal_number() -> None:
     a, b = torch.full((4, 16), 1000.0).bfloat16(), torch.full((16, 4), 1000.0).bfloat16()
     decs = [torch.tensor(1e-30), torch.tensor(1e-12)]

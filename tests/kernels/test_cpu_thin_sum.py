@@ -53,3 +53,14 @@ def test_what_is_not_finite_stays_in_its_row() -> None:
     x, u, s = whole(6, 40), whole(6, 2), whole(2, 40)
     x[3] = torch.nan
     assert torch.equal(ops.CPU_THIN_SUM(x, u, s, 1.0).isfinite().all(1), torch.arange(6) != 3)
+
+
+@pytest.mark.parametrize("left", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("right", [torch.float32, torch.bfloat16])
+def test_factors_in_bfloat16_and_a_bias(left: torch.dtype, right: torch.dtype) -> None:
+    x, u, s, bias = whole(37, 150), whole(37, 5), whole(5, 150), whole(150)
+    out = torch.full((37, 150), torch.nan)
+    calls.thin_sum(x, u.to(left), s.T.contiguous().to(right).T, scale=2.0, bias=bias, out=out)
+    assert torch.equal(out, x + 2 * (u @ s) + bias)
+    calls.thin_sum(x, u.to(left), s.to(right), scale=2.0, bias=bias.repeat_interleave(2)[::2], out=out)
+    assert torch.equal(out, x + 2 * (u @ s) + bias)

@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from metis_compile.compat import bf16_gemm
 from metis_compile.kernels.cpu.ops import CPU_DECODE, CPU_PRODUCT, CPU_THIN_SUM
+from metis_compile.ops import TO_BFLOAT16
 from metis_compile.passes.lower import lower
 
 aten = torch.ops.aten
@@ -50,9 +51,31 @@ def test_products_add_their_tails_in_place() -> None:
     forward, backward = (lowered(gm) for gm in graphs("metis"))
     (fprop,) = calls(forward, CPU_PRODUCT)
     assert len(fprop.args[3]) == 2
+    assert fprop.args[4] is not None, "the bias"
+    assert not calls(forward, aten.add.Tensor)
     tails = sorted(len(n.args[3]) // 2 for n in calls(backward, CPU_PRODUCT))
     assert tails == [0, 1, 1, 2], "two factors; one with what was saved, and their own; dgrad; wgrad"
     assert len(calls(backward, CPU_DECODE)) == 1, "decoded once for the large product and the thin one"
+
+
+@pytest.mark.parametrize("preset", ["metis", "best", "averis"])
+def test_factors_stay_in_bfloat16_where_kernels_read_them(preset: str) -> None:
+    for gm in map(lowered, graphs(preset)):
+        assert not calls(gm, TO_BFLOAT16)
+        read = [factor for product in calls(gm, CPU_PRODUCT) for factor in product.args[3]]
+        read += [factor for thin in calls(gm, CPU_THIN_SUM) for factor in thin.args[1:3]]
+        assert all(n.meta["val"].dtype == torch.bfloat16 or is_sum(made(n)) for n in read)
+        assert read or preset == "averis"
+
+
+def made(node: fx.Node) -> fx.Node:
+    """What `node` is the transpose of."""
+    return made(node.args[0]) if node.target is aten.permute.default else node
+
+
+def is_sum(node: fx.Node) -> bool:
+    """Whether `node` is computed in this graph, in float32."""
+    return node.target in (aten.mm.default, aten.sum.dim_IntList, CPU_PRODUCT)
 
 
 @pytest.mark.parametrize("preset", ["metis", "best", "metis-paper", "averis"])
