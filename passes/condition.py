@@ -20,6 +20,7 @@ from torch import fx
 
 from metis_compile.compat import enable_python_dispatcher
 from metis_compile.conditioning import Conditioning, Mean, kept_step, next_basis
+from metis_compile.conditioning.compensation import compensated_left, compensates
 from metis_compile.conditioning.factors import partner_spec
 from metis_compile.conditioning.hadamard import fixed_signs, hadamard, inverse_hadamard, signs_from
 from metis_compile.conditioning.operators import using
@@ -92,6 +93,7 @@ class Conditioner:
         self._parts: dict[Any, Parts] = {}
         self._moved: dict[Any, fx.Node] = {}
         self._transformed: dict[Any, fx.Node] = {}
+        self._compensated: dict[Any, fx.Node] = {}
 
     def split(self, operand: Operand, split: Conditioning, stream: int, label: str, backward: bool) -> Parts:
         """Residual and factors of `operand.base`, where the emitter stands unless they are there already.
@@ -237,9 +239,28 @@ class Conditioner:
     def _factors(self, side: Side) -> tuple[fx.Node, fx.Node]:
         """U and S of a split operand, in the orientation in which the product reads it."""
         assert side.parts is not None
+        left, right = self._left(side), side.parts.right
         if side.contracts_rows != side.is_left:
-            return side.parts.left, side.parts.right
-        return self._transpose(side.parts.right), self._transpose(side.parts.left)
+            return left, right
+        return self._transpose(right), self._transpose(left)
+
+    def _left(self, side: Side) -> fx.Node:
+        """As the split gave it, or compensated, where the residual is at hand and not only what was saved of it."""
+        assert side.parts is not None
+        if not compensates(side.split) or side.only_saved or side.spec is None:
+            return side.parts.left
+        key = side.quantized, side.parts.left
+        if key not in self._compensated:
+
+            def run(*given: torch.Tensor) -> list[torch.Tensor]:
+                assert side.split is not None
+                return [compensated_left(side.split, *given)]
+
+            parts = side.parts
+            inputs = [parts.left, parts.right, parts.residual, self._plain(side)]
+            name = f"{side.quantized.name}_compensated"
+            (self._compensated[key],) = self.tracer.insert(("compensated", side.split), run, inputs, name)
+        return self._compensated[key]
 
     def _inner(self, side: Side, s: fx.Node, partner: Partner) -> fx.Node:
         """S times the partner, [r, n]."""

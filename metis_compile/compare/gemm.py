@@ -182,6 +182,7 @@ class _Side:
             partner=str(getattr(how, "partner", "high")),
             signs=signs,
             noise=noise,
+            compensate=None if self.only_saved else how,
         )
         if self.only_saved:  # what backward has of it: packed residual and factors
             whole = made.plain if split is None else made.plain + made.outer @ made.inner  # type: ignore[operator]

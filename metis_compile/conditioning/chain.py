@@ -32,6 +32,8 @@ class Chain:
             raise ValueError(f"all steps must have the same partner, got {', '.join(map(repr, sorted(partners)))}")
         if sum(getattr(step, "keeps_basis", False) for step in self.steps) > 1:
             raise ValueError("one step of a chain may keep a basis across steps, got several")
+        if any(getattr(step, "compensate", False) for step in self.steps[:-1]):
+            raise ValueError("compensate must be false for all steps of a chain but the last")
 
     @property
     def partner(self) -> str:

@@ -8,6 +8,7 @@ along axis 0, A^T = R^T + F^T L^T, F^T stands for L and L^T for F:
 P(B) is the partner of A's factors, all of B: as it is ("high"), in E4M3 with a scale per row, or ("residual") as the
 other terms hold it, Q(R_B) + L_B F_B. P'(R_A), that of B's factors, is R_A: as it is, in E4M3, or Q(R_A).
 A residual under a Hadamard transform H is transformed in the first term only, and Q() without it in the others.
+Where a split compensates, L stands for L' of `compensation`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metis_compile.conditioning.conditioned import Conditioned
+from metis_compile.conditioning.compensation import compensated_left, compensates
+from metis_compile.conditioning.conditioned import Conditioned, Conditioning
 from metis_compile.conditioning.factors import partner_spec
 from metis_compile.conditioning.hadamard import hadamard
 from metis_compile.numerics import QuantSpec, fake_quantize, noise_shape
@@ -46,11 +48,13 @@ def prepare(
     partner: str = "high",
     signs: Tensor | None = None,
     noise: Tensor | None = None,
+    compensate: Conditioning | None = None,
 ) -> Prepared:
     """A matrix that is contracted along `axis`, split and quantized.
 
     x: [rows, columns]. spec: None quantizes nothing. signs: [16], for a Hadamard transform. noise: of the
     (transformed) residual's noise_shape, for rounding at random; it rounds `plain` too, as far as that reaches.
+    compensate: what made `split`, if it compensates.
     """
     x = x.to(torch.float32)
     residual = x if split is None else split.residual
@@ -62,6 +66,9 @@ def prepare(
         if spec is not None:
             rows, columns = noise_shape(residual.shape, spec, axis)
             plain = fake_quantize(residual, spec, axis, None if noise is None else noise[:rows, :columns])
+    if split is not None and compensates(compensate):
+        assert compensate is not None
+        split = split._replace(left=compensated_left(compensate, split.left, split.right, residual, plain))
     outer, inner = (None, None) if split is None else (split.left, split.right)
     if axis == 0:
         x, residual, rounded, plain = (t.mT for t in (x, residual, rounded, plain))

@@ -52,6 +52,7 @@ class Spectral:
     factors: str = "bfloat16"  # of left and right: "high", "bfloat16" or a format; left's norms stay float32
     fold: bool = True  # the residual is x minus the rounded factors' product: their rounding errors are then not lost
     partner: str = "high"  # what they are multiplied by: the other operand "high", as "e4m3 row" or as "residual" is
+    compensate: bool = False  # left takes in what quantizing the residual takes along right: see `compensation`
     refresh: int = 0  # a new basis from a sketch every so many steps; 0: only in the first
     track: bool = True  # between these, one power step a step; false: the basis stays as it is
     track_share: float = 1.0  # of the rows, evenly spaced, that a power step reads; at least `sample_least` times k
@@ -69,6 +70,9 @@ class Spectral:
         object.__setattr__(self, "factors", canonical_factors(self.factors))
         check_flag("fold", self.fold)
         check_partner(self.partner)
+        check_flag("compensate", self.compensate)
+        if self.compensate and self.adaptive_rate:
+            raise ValueError("compensate must be false where adaptive_rate changes the factors, got true for both")
         check_count("refresh", self.refresh, 0)
         check_flag("track", self.track)
         check_share("track_share", self.track_share)

@@ -12,7 +12,8 @@ from metis_compile.conditioning.conditioned import Conditioning
 from metis_compile.conditioning.kinds import KINDS, conditioning_class, kind_of, settings_of, steps_of
 from metis_compile.policy.errors import PolicyError, show, unknown_key, unknown_name
 
-ADDED: dict[str, object] = {"rank_least": 1, "track_share": 1.0}  # settings of later versions, and their defaults
+# settings of later versions, and their defaults
+ADDED: dict[str, object] = {"rank_least": 1, "track_share": 1.0, "compensate": False}
 
 
 def read_split(given: object) -> Conditioning:

@@ -24,6 +24,8 @@ SPLITS = {
     "mean as published": '{ kind = "mean", factors = "nvfp4", fold = false, partner = "residual" }',
     "mean, e4m3 partner": '{ kind = "mean", partner = "e4m3 row" }',
     "spectral": '{ kind = "spectral", rank = 3, refresh = 1 }',
+    "spectral, compensated": '{ kind = "spectral", rank = 3, refresh = 1, compensate = true }',
+    "mean and spectral, compensated": '["mean", { kind = "spectral", rank = 3, refresh = 1, compensate = true }]',
     "spectral as published": (
         '{ kind = "spectral", rank = 2, factors = "nvfp4", fold = false, partner = "residual", refresh = 1 }'
     ),
@@ -50,10 +52,12 @@ def policy(weight: str | None = None, activation: str | None = None, gradient: s
     )
 
 
-def joint(tokens: int, inputs: int, outputs: int, chosen: Policy) -> tuple[fx.GraphModule, fx.GraphModule]:
+def joint(
+    tokens: int, inputs: int, outputs: int, chosen: Policy, quantized: tuple[str, ...] = ("fprop", "dgrad", "wgrad")
+) -> tuple[fx.GraphModule, fx.GraphModule]:
     model = nn.Linear(inputs, outputs, bias=False)
     captured = capture_graphs(model, torch.randn(tokens, inputs, requires_grad=True), policy=chosen)
-    assert all(s.reason is None for s in sites_of(captured))
+    assert all(s.reason is None for s in sites_of(captured) if s.gemm in quantized)
     graph = captured.graphs[0]
     assert graph.joint_before is not None
     assert graph.joint_after is not None
@@ -145,6 +149,33 @@ def test_mean_of_the_activation_with_a_high_partner() -> None:
     found = {tuple(v.shape): v for v in after(*values) if v is not None}
     for expected in (y, q(g, 1) @ q(w, 0), dw):
         torch.testing.assert_close(found[tuple(expected.shape)], expected, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("role", ["activation", "gradient"])
+@pytest.mark.parametrize("name", ["spectral", "spectral, compensated", "mean and spectral, compensated"])
+def test_a_compensated_operand_is_exact_along_what_is_kept(name: str, role: str) -> None:
+    """Multiplied by a unit matrix that is not quantized, it comes out as the product reads it."""
+    treatments = {"activation": "high", "gradient": "high", role: f'{{ format = "nvfp4", split = {SPLITS[name]} }}'}
+    chosen = Policy.from_toml(
+        "[recipe.r]\nweight = 'high'\n"
+        + "".join(f"{key} = {value}\n".replace("= high", "= 'high'") for key, value in treatments.items())
+        + "[[rule]]\nrecipe = 'r'"
+    )
+    sizes = {"activation": (32, 64), "gradient": (64, 32)}[role]
+    _, after = joint(48, *sizes, chosen, quantized=("fprop" if role == "activation" else "dgrad", "wgrad"))
+    values = inputs_of(after)
+    x, w, g = roles(after, values, *sizes)
+    w.copy_(torch.eye(*w.shape))
+    run = Values(after)
+    found = {tuple(v.shape): v for v in run.run(*values) if v is not None}
+    whole, read = (x, found[48, 64][:, :32]) if role == "activation" else (g, found[48, 64][:, :32])
+    (residual,) = {run.of[n.args[0]] for n in after.graph.find_nodes(op="call_function", target=QUANTIZE)}
+    thin = whole - residual
+    basis = torch.linalg.svd(thin - thin.mean(0))[2][:3]
+    along = float(((whole - read) @ basis.T).norm() / (whole - read).norm())
+    assert along < 0.01 if "compensated" in name else along > 0.1, "but for the basis being rounded to bfloat16"
+    if role == "activation":  # wgrad reads what was saved: the factors as they were before
+        torch.testing.assert_close(found[tuple(w.shape)], g.T @ (q(residual, 0) + thin), rtol=1e-4, atol=1e-3)
 
 
 def test_splitting_once_for_all_who_read() -> None:
