@@ -47,12 +47,12 @@ def test_a_linear_saves_its_input_packed(format: str) -> None:
     assert {t.dtype for t in captured.graphs[0].saved if t.shape and not t.is_parameter} <= PACKED
 
 
-# Of [1024, 256]: codes and scales, and bfloat16 factors, of a mean 256, of r directions r * (1024 + 256).
+# Of [1024, 256]: codes and scales, and bfloat16 factors: of a mean 256, of r directions r * (1024 + 256).
 PRESET_BITS = {
     "nvfp4": 4.5,
     "averis": 4.5 + 16 / 1024,
     "metis": 4.5 + 4 * 16 * (1 / 256 + 1 / 1024),
-    "best": 4.5 + 16 / 1024 + 8 * 16 * (1 / 256 + 1 / 1024),
+    "best": 4.5 + 16 * 16 * (1 / 256 + 1 / 1024),
     "metis-fp8": 8 + 32 / 128 + 4 * 16 * (1 / 256 + 1 / 1024),
     "mxfp4": 4.25,
 }
