@@ -245,7 +245,7 @@ class Conditioner:
         return self._transpose(right), self._transpose(left)
 
     def _left(self, side: Side) -> fx.Node:
-        """As the split gave it, or compensated, where the residual is at hand and not only what was saved of it."""
+        """As the split gave it, or compensated, where the tensor is at hand and not only what was saved of it."""
         assert side.parts is not None
         if not compensates(side.split) or side.only_saved or side.spec is None:
             return side.parts.left
@@ -256,8 +256,8 @@ class Conditioner:
                 assert side.split is not None
                 return [compensated_left(side.split, *given)]
 
-            parts = side.parts
-            inputs = [parts.left, parts.right, parts.residual, self._plain(side)]
+            x = self.emitter.cast(side.operand.base, torch.float32)
+            inputs = [side.parts.left, side.parts.right, x, self._plain(side)]
             name = f"{side.quantized.name}_compensated"
             (self._compensated[key],) = self.tracer.insert(("compensated", side.split), run, inputs, name)
         return self._compensated[key]

@@ -8,6 +8,7 @@ from statistics import median
 
 import pytest
 
+from metis_compile import Policy
 from metis_compile.compare.arm import BASELINE
 from metis_compile.train.variant import policy_variant
 
@@ -63,3 +64,14 @@ def test_a_comparison_follows_from_its_trials(folder: Path) -> None:
             mine_last, high_last = (sum(trial["losses"][-100:]) for trial in (mine, high))
             gaps.append(100 * (mine_last / high_last - 1))
         assert row["train_gap"]["mean"] == pytest.approx(sum(gaps) / len(gaps), abs=1e-9)
+
+
+def test_the_gap_by_operand_follows_from_its_losses() -> None:
+    folder = RESULTS / "operands"
+    report, table = json.loads((folder / "operands.json").read_text()), (folder / "operands.md").read_text()
+    high = report["high"]
+    for arm in report["arms"]:
+        Policy.from_toml(arm["policy"])
+        train = 100 * (sum(arm["losses_from_300"][-100:]) / sum(high["losses"][-100:]) - 1)
+        validation = 100 * (arm["validation_loss"] / high["validation_loss"] - 1)
+        assert f"| {arm['name']} | {arm['what']} | {train:+.2f} % | {validation:+.2f} % |" in table

@@ -1,9 +1,9 @@
 """Factors that take in what quantizing the residual takes along the directions that are kept.
 
-A split x = R + L F is exact, and so is its fold; but the product reads Q(R) + L F, whose error R - Q(R) lies along F as
-it lies along all else. With F orthonormal
+A split x = R + L F is exact, and so is its fold; but the product reads Q(R) + L F, whose error lies along F as it lies
+along all else. With F orthonormal
 
-    L' = L + (R - Q(R)) F^T        Q(R) + L' F = x - (R - Q(R)) (1 - F^T F)
+    L' = L + (x - Q(R) - L F) F^T        x - Q(R) - L' F = (x - Q(R) - L F) (1 - F^T F)
 
 has none left along F, for two thin products. It costs no more to multiply with. What the directions carry most of is
 what later layers are sensitive to: a softmax multiplies errors of keys along the mean of the queries.
@@ -25,15 +25,13 @@ def compensates(split: Conditioning | None) -> bool:
     return bool(getattr(last, "compensate", False))
 
 
-def compensated_left(split: Conditioning, left: Tensor, right: Tensor, residual: Tensor, quantized: Tensor) -> Tensor:
-    """L', [rows, k] float32, of left [rows, k], right [k, columns] and the residual before and after quantizing it.
+def compensated_left(split: Conditioning, left: Tensor, right: Tensor, x: Tensor, quantized: Tensor) -> Tensor:
+    """L', [rows, k] float32, of left [rows, k], right [k, columns], what was split and its quantized residual.
 
-    Of a chain, the columns of the last step alone.
+    Of a chain, the columns of the last step alone. The residual itself is not read: a kernel may never store it.
     """
-    if isinstance(split, Chain):
-        count = split.steps[-1].rank
-        right = right[right.shape[0] - count :]
-    towards = right.mT
-    correction = torch.mm(residual, towards) - torch.mm(quantized, towards)
-    others = left.shape[1] - correction.shape[1]
-    return left + (F.pad(correction, (others, 0)) if others else correction)
+    count = split.steps[-1].rank if isinstance(split, Chain) else right.shape[0]
+    others = right.shape[0] - count
+    towards = right[others:].mT if others else right.mT
+    error = torch.mm(x, towards) - torch.mm(left, torch.mm(right, towards)) - torch.mm(quantized, towards)
+    return left + (F.pad(error, (others, 0)) if others else error)

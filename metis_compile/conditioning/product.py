@@ -68,7 +68,7 @@ def prepare(
             plain = fake_quantize(residual, spec, axis, None if noise is None else noise[:rows, :columns])
     if split is not None and compensates(compensate):
         assert compensate is not None
-        split = split._replace(left=compensated_left(compensate, split.left, split.right, residual, plain))
+        split = split._replace(left=compensated_left(compensate, split.left, split.right, x, plain))
     outer, inner = (None, None) if split is None else (split.left, split.right)
     if axis == 0:
         x, residual, rounded, plain = (t.mT for t in (x, residual, rounded, plain))

@@ -52,7 +52,7 @@ def calls(gm: fx.GraphModule, target: object) -> list[fx.Node]:
 def test_splits_take_theirs_in_one_pass(preset: str) -> None:
     for gm in graphs(preset):
         thin = lowered(gm)
-        (residual,) = calls(thin, CPU_THIN_SUM)
+        (residual,) = [n for n in calls(thin, CPU_THIN_SUM) if n.meta["val"].shape[1] > 20]
         assert residual.args[3] == -1.0
         assert not [n for n in calls(thin, aten.mm.default) if n.meta["val"].shape == residual.meta["val"].shape]
 
@@ -80,8 +80,8 @@ def test_factors_stay_in_bfloat16_where_kernels_read_them(preset: str) -> None:
 
 
 def made(node: fx.Node) -> fx.Node:
-    """What `node` is the transpose of."""
-    return made(node.args[0]) if node.target is aten.permute.default else node
+    """What `node` is a view of."""
+    return made(node.args[0]) if node.target in (aten.permute.default, aten.unsqueeze.default) else node
 
 
 def is_sum(node: fx.Node) -> bool:
