@@ -15,7 +15,7 @@ from training_step import LAYERS, PRESETS, compiled_step, gemm_calls, reference_
 from metis_compile.compat import autotune
 
 TOKENS, INPUTS, HIDDEN, OUTPUTS = 19, 36, 24, 21
-# Products of a layer that read no codes, all thin: rows of means, powers of bases, what splits take, add and compensate.
+# Products of a layer that read no codes, all thin: means, powers of bases, what splits take, add and compensate.
 THIN = {"averis": 1, "metis": 12, "best": 7, "metis-fp8": 9}
 
 
@@ -38,16 +38,22 @@ def templates(triton_on_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return made
 
 
+def tokens_for(preset: str) -> int:
+    """More for 16 directions: of 19 tokens they leave a residual as small as the order of sums changes it."""
+    return 83 if preset == "best" else TOKENS
+
+
 def saved_bytes(preset: str) -> int:
     """What forward keeps: both inputs, packed along the tokens; ReLU's mask; the seed of what rounds at random."""
-    kept = TOKENS * HIDDEN + (0 if preset == "metis-fp8" else 8)
+    tokens = tokens_for(preset)
+    kept = tokens * HIDDEN + (0 if preset == "metis-fp8" else 8)
     for features in (INPUTS, HIDDEN):
         packed = {
-            "nvfp4": (TOKENS + 1) // 2 * features + -(-TOKENS // 16) * features + 4,
-            "mxfp4": (TOKENS + 1) // 2 * features + -(-TOKENS // 32) * features,
-            "fp8": TOKENS * features + 4 * -(-TOKENS // 128) * features,
+            "nvfp4": (tokens + 1) // 2 * features + -(-tokens // 16) * features + 4,
+            "mxfp4": (tokens + 1) // 2 * features + -(-tokens // 32) * features,
+            "fp8": tokens * features + 4 * -(-tokens // 128) * features,
         }
-        factors = {"averis": features, "metis": TOKENS + features, "best": 16 * (TOKENS + features)}
+        factors = {"averis": features, "metis": tokens + features, "best": 16 * (tokens + features)}
         factors["metis-fp8"] = factors["metis"]
         kept += packed.get(preset, packed["fp8" if "fp8" in preset else "nvfp4"]) + 2 * factors.get(preset, 0)
     return kept
@@ -55,7 +61,7 @@ def saved_bytes(preset: str) -> int:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_training_step(templates: list[int], preset: str) -> None:
-    model, x = start(TOKENS, INPUTS, HIDDEN, OUTPUTS)
+    model, x = start(tokens_for(preset), INPUTS, HIDDEN, OUTPUTS)
     actual, codes, graph = compiled_step(model, x, preset, max_autotune_gemm=False)
     code = "\n".join(codes)
     assert templates == [2] * 3 * LAYERS
