@@ -1,5 +1,4 @@
 // out = x + scale left right + bias, with few columns in left: one pass over x, which may be out itself. Sums in float32.
-#include <type_traits>
 #include <vector>
 
 #include "threads.h"
@@ -9,14 +8,14 @@ constexpr int ROWS = 4, VECTORS = 4;        // of a tile, which stays in registe
 constexpr int64_t STRIP = 32;               // rows that go over the same columns of right while these are in cache
 constexpr int64_t PANEL = VECTORS * LANES;  // these columns
 
-template <class Left, class Right> struct Sum {
+struct Sum {
   const float* x;
   float* out;
-  const Left* left;
-  const Right* right;
+  const void *left, *right;
   const float* bias;                               // of each column, or null
   int64_t rows, columns, k, down, across, stride;  // left's strides, and that of right's rows
   float scale;
+  bool left_narrow, right_narrow;  // bfloat16, else float
 };
 
 // A strip's rows of scale times left, and a panel's columns of right: where they lie, lines that are used together may
@@ -32,8 +31,8 @@ INLINE float value(Bfloat16 v) {
 }
 
 // `rows` rows at r, the r-th of the strip at `place`, and a panel's `count` columns at c.
-template <int rows, class S>
-INLINE void add_tile(const S& s, const Packed& packed, int64_t r, int64_t place, int64_t c, int64_t count) {
+template <int rows>
+INLINE void add_tile(const Sum& s, const Packed& packed, int64_t r, int64_t place, int64_t c, int64_t count) {
   const int64_t at = r * s.columns + c;
   F sum[rows][VECTORS];
   for (int v = 0; v < VECTORS && v * LANES < count; v++)
@@ -50,29 +49,26 @@ INLINE void add_tile(const S& s, const Packed& packed, int64_t r, int64_t place,
   }
 }
 
-template <class S> static void add_strip(const S& s, Packed& packed, int64_t first, int64_t last) {
+template <class Left> static void pack_left(const Sum& s, float* packed, int64_t first, int64_t last) {
   for (int64_t r = first; r < last; r++)
     for (int64_t j = 0; j < s.k; j++)
-      packed.left[(r - first) * s.k + j] = s.scale * value(s.left[r * s.down + j * s.across]);
+      packed[(r - first) * s.k + j] = s.scale * value(((const Left*)s.left)[r * s.down + j * s.across]);
+}
+
+template <class Right> static void pack_right(const Sum& s, float* packed, int64_t c, int64_t count) {
+  for (int64_t j = 0; j < s.k; j++)
+    for (int64_t i = 0; i < count; i += LANES)
+      write(packed + j * PANEL + i, load_some((const Right*)s.right + j * s.stride + c + i, count - i));
+}
+
+static void add_strip(const Sum& s, Packed& packed, int64_t first, int64_t last) {
+  (s.left_narrow ? pack_left<Bfloat16> : pack_left<float>)(s, packed.left.data(), first, last);
   for (int64_t c = 0; c < s.columns; c += PANEL) {
     const int64_t count = c + PANEL < s.columns ? PANEL : s.columns - c;
-    for (int64_t j = 0; j < s.k; j++)
-      for (int64_t i = 0; i < count; i += LANES)
-        write(packed.right.data() + j * PANEL + i, load_some(s.right + j * s.stride + c + i, count - i));
+    (s.right_narrow ? pack_right<Bfloat16> : pack_right<float>)(s, packed.right.data(), c, count);
     int64_t r = first;
     for (; r + ROWS <= last; r += ROWS) add_tile<ROWS>(s, packed, r, r - first, c, count);
     for (; r < last; r++) add_tile<1>(s, packed, r, r - first, c, count);
-  }
-}
-
-template <class S> static void add(const S& s, int threads) {
-  threads = threads_for(s.rows * s.columns, threads);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    Packed packed{std::vector<float>(STRIP * s.k), std::vector<float>(PANEL * s.k)};
-#pragma omp for schedule(static)
-    for (int64_t first = 0; first < s.rows; first += STRIP)
-      add_strip(s, packed, first, first + STRIP < s.rows ? first + STRIP : s.rows);
   }
 }
 
@@ -80,13 +76,13 @@ template <class S> static void add(const S& s, int threads) {
 extern "C" void metis_thin_sum(const float* x, float* out, int64_t rows, int64_t columns, const void* left,
                                const void* right, const float* bias, int64_t k, int64_t down, int64_t across,
                                int64_t stride, float scale, int narrow, int threads) {
-  const auto with = [&](const auto* l, const auto* r) {
-    using Left = std::remove_cvref_t<decltype(*l)>;
-    using Right = std::remove_cvref_t<decltype(*r)>;
-    add(Sum<Left, Right>{x, out, l, r, bias, rows, columns, k, down, across, stride, scale}, threads);
-  };
-  if (narrow == 0) with((const float*)left, (const float*)right);
-  else if (narrow == 1) with((const Bfloat16*)left, (const float*)right);
-  else if (narrow == 2) with((const float*)left, (const Bfloat16*)right);
-  else with((const Bfloat16*)left, (const Bfloat16*)right);
+  const Sum s = {x, out, left, right, bias, rows, columns, k, down, across, stride, scale, (narrow & 1) != 0, narrow > 1};
+  threads = threads_for(rows * columns, threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    Packed packed{std::vector<float>(STRIP * k), std::vector<float>(PANEL * k)};
+#pragma omp for schedule(static)
+    for (int64_t first = 0; first < rows; first += STRIP)
+      add_strip(s, packed, first, first + STRIP < rows ? first + STRIP : rows);
+  }
 }
