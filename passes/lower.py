@@ -130,8 +130,8 @@ class _Lowering:
         self.graph.eliminate_dead_code()  # what kernels read as it was
         for node in list(self.graph.nodes):
             cast = node.target is TO_BFLOAT16 or (node.meta.get("metis_tail") and from_bfloat16(node))
-            join = node.target is aten.cat.default and node.meta.get("metis_tail")
-            if not (cast or join) or not _on_cpu(node):
+            join = node.meta.get("metis_tail") and _joins_alike(node)
+            if not (cast or join) or not _on_cpu(node) or not _is_factor(node):
                 continue
             with self.emitter.at(node, like=node):
                 if cast:
@@ -161,7 +161,7 @@ class _Lowering:
             return base.args[0]  # type: ignore[return-value]
         if base.target is aten.full.default and base.args[1] == 1:
             return self.emitter.call(base.target, base.args, {**base.kwargs, "dtype": torch.bfloat16})
-        if base.target is aten.cat.default and base not in self._joined:
+        if _joins_alike(base) and base not in self._joined:
             parts: Any = base.args[0]
             with self.emitter.at(base, like=base):
                 narrow = [self._narrow_base(part) for part in parts]
@@ -316,6 +316,20 @@ def _decodes(user: fx.Node, quantized: fx.Node) -> bool:
 
 def _on_cpu(node: fx.Node) -> bool:
     return bool(node.meta["val"].device.type == "cpu")
+
+
+def _is_factor(node: fx.Node) -> bool:
+    """Whether it is few columns or rows; of TO_BFLOAT16 nothing else is made."""
+    shape = node.meta["val"].shape
+    return node.target is TO_BFLOAT16 or any(isinstance(size, int) and size <= MOST for size in shape)
+
+
+def _joins_alike(node: fx.Node) -> bool:
+    """Whether it puts tensors of one dtype side by side."""
+    if node.target is not aten.cat.default:
+        return False
+    parts: Any = node.args[0]
+    return len({part.meta["val"].dtype for part in parts}) == 1
 
 
 def _is_row(bias: fx.Node) -> bool:

@@ -50,7 +50,8 @@ def run_trial(arm: Arm, settings: Settings, out: Path, stepped: Stepped, branch:
     """
     settings = replace(settings, policy=arm.policy)
     text = _corpus(settings)
-    folder = _made(out / "unfinished" / f"{arm.name}-seed{settings.seed}")
+    branched = f"-branch{branch}" if branch else ""
+    folder = _made(out / "unfinished" / f"{arm.name}-seed{settings.seed}{branched}")
     with _quiet(settings):
         learner = Learner(arm.variant(), settings)
         start = 0

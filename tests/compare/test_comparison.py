@@ -159,6 +159,14 @@ def test_a_branch_of_another_run_is_not_gone_on_from(go: Go, in_process: None, t
             run_trial(Arm(text="high"), settings(policy="high", **changed), tmp_path / "out", lambda *_: None, branch=3)
 
 
+def test_a_branch_does_not_go_on_from_what_began_without_it(go: Go, in_process: None, tmp_path: Path) -> None:
+    begun = tmp_path / "out" / "unfinished" / "high-seed0" / "checkpoint.pt"
+    begun.parent.mkdir(parents=True)
+    begun.write_bytes(b"of a run without a branch")
+    assert go(branch=4).missing == []
+    assert begun.exists()
+
+
 def test_what_cannot_branch_off(go: Go) -> None:
     with pytest.raises(TrainError, match="branch must be below the 6 steps, got 6"):
         go(branch=6)

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from metis_compile import Policy
 from metis_compile.compat import bf16_gemm
-from metis_compile.kernels.cpu.ops import CPU_DECODE, CPU_PRODUCT, CPU_THIN_SUM
+from metis_compile.kernels.cpu.ops import CPU_CAST, CPU_DECODE, CPU_PRODUCT, CPU_THIN_SUM
 from metis_compile.ops import TO_BFLOAT16
 from metis_compile.passes.lower import lower
 
@@ -103,3 +103,13 @@ def test_the_same_results(preset: str) -> None:
                 # one element in a block may round the other way, where its residual came out a bit different
                 error = float((a.double() - b.double()).norm() / a.double().norm().clamp(min=1e-30))
                 assert error < 2e-2, preset
+
+
+def test_a_whole_activation_in_bfloat16_is_no_factor() -> None:
+    """Its cast is Inductor's to fuse."""
+    x = torch.randn(128, 96, dtype=torch.bfloat16, requires_grad=True)
+    captured = capture_graphs(nn.Linear(96, 80, dtype=torch.bfloat16), x, policy="metis").graphs[0]
+    assert captured.forward is not None
+    casts = calls(lowered(captured.forward), CPU_CAST)
+    assert casts
+    assert all(min(n.meta["val"].shape) < 20 for n in casts)
