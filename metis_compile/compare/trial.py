@@ -20,7 +20,7 @@ from metis_compile.train.learner import Learner
 from metis_compile.train.loop import VALIDATION_BATCHES, Interrupted
 from metis_compile.train.settings import Settings
 
-__all__ = ["branch_folder", "identity", "record_path", "run_branch", "run_trial"]
+__all__ = ["identity", "record_path", "run_branch", "run_trial"]
 
 CHECKPOINT_EVERY = 100  # steps
 Stepped = Callable[[int, float], None]  # given the number of steps done and the last loss
@@ -37,7 +37,7 @@ def record_path(out: Path, arm: Arm, seed: int) -> Path:
     return out / "trials" / f"{arm.name}-seed{seed}.json"
 
 
-def branch_folder(out: Path, seed: int) -> Path:
+def _branch_folder(out: Path, seed: int) -> Path:
     """Where the checkpoint lies that all arms of a seed go on from."""
     return out / "branches" / f"seed{seed}"
 
@@ -45,18 +45,21 @@ def branch_folder(out: Path, seed: int) -> Path:
 def run_trial(arm: Arm, settings: Settings, out: Path, stepped: Stepped, branch: int = 0) -> Record | Interrupted:
     """Train ``arm`` with the seed in ``settings`` and write its record under ``out``.
 
-    branch: how many steps full precision has trained for it, as :func:`run_branch` left them. The caller's random state
-    is left as it was. Raises TrainError if it cannot start or go on, PolicyError for a bad policy.
+    stepped: called after each step. branch: how many steps full precision has trained for it, as :func:`run_branch`
+    left them. The caller's random state is left as it was. Raises TrainError if it cannot start or go on, PolicyError
+    for a bad policy.
     """
     settings = replace(settings, policy=arm.policy)
     text = _corpus(settings)
     branched = f"-branch{branch}" if branch else ""
     folder = _made(out / "unfinished" / f"{arm.name}-seed{settings.seed}{branched}")
-    with _quiet(settings):
+    with _repeatable(settings):
         learner = Learner(arm.variant(), settings)
         start = 0
         if branch and not (folder / checkpoint.FILE).exists():
-            start = _go_on(learner, branch_folder(out, settings.seed), replace(settings, policy=BASELINE), text, branch)
+            start = _go_on(
+                learner, _branch_folder(out, settings.seed), replace(settings, policy=BASELINE), text, branch
+            )
         interrupted = _train(learner, settings, text, folder, start, settings.steps, stepped)
         if interrupted is not None:
             return interrupted
@@ -74,8 +77,8 @@ def run_branch(settings: Settings, out: Path, stepped: Stepped, branch: int) -> 
     arm = Arm(text=BASELINE)
     settings = replace(settings, policy=arm.policy)
     text = _corpus(settings)
-    folder = _made(branch_folder(out, settings.seed))
-    with _quiet(settings):
+    folder = _made(_branch_folder(out, settings.seed))
+    with _repeatable(settings):
         return _train(Learner(arm.variant(), settings), settings, text, folder, 0, branch, stepped)
 
 
@@ -131,7 +134,7 @@ def _made(folder: Path) -> Path:
 
 
 @contextmanager
-def _quiet(settings: Settings) -> Iterator[None]:
+def _repeatable(settings: Settings) -> Iterator[None]:
     """Within: results can be repeated, and the caller's random state is not touched."""
     devices = [torch.device(settings.device)] if settings.device != "cpu" else []
     with torch.random.fork_rng(devices=devices), deterministic(settings.device):
