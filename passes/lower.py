@@ -116,7 +116,7 @@ class _Lowering:
     def exact_products(self) -> None:
         """Replaces the products that two exact operands feed."""
         for node in list(self.graph.nodes):
-            if node.target not in PRODUCTS or any(v != 1 for v in node.kwargs.values()):
+            if node.target not in PRODUCTS or node.target is aten.addbmm.default or not _is_scaled_sum(node):
                 continue
             sides = [node.args[i] for i in PRODUCTS[node.target]]
             stripped = [strip_views(s, s.meta["val"].dim() + axis) for s, axis in zip(sides, (-1, -2), strict=True)]
@@ -192,9 +192,10 @@ class _Lowering:
             tails = [self._narrow(factor) for factor in tails]
             added: Any = node.args[0] if node.target in (aten.addmm.default, aten.baddbmm.default) else None
             along = added is not None and bool(tails) and _is_row(added)
-            given = (*operands, decs, tails, added if along else None)
-            product = self.emitter.call(CPU_PRODUCT, given, name=f"{node.name}_exact")
-            if added is not None and not along:
+            whole_added = added is not None and _is_float32_like(added, node)
+            given = (*operands, decs, tails, added if along else None, added if whole_added else None)
+            product = self.emitter.call(CPU_PRODUCT, (*given, node.kwargs.get("alpha", 1.0)), name=f"{node.name}_exact")
+            if added is not None and not along and not whole_added:
                 product = self.emitter.call(aten.add.Tensor, (product, added))
         whole.replace_all_uses_with(product)
         for replaced in reversed(sums):
@@ -335,6 +336,16 @@ def _joins_alike(node: fx.Node) -> bool:
 def _is_row(bias: fx.Node) -> bool:
     value = bias.meta["val"]
     return value.dim() == 1 and value.dtype == torch.float32
+
+
+def _is_scaled_sum(product: fx.Node) -> bool:
+    """Whether it is a number times the product, and what it is added to as it is."""
+    return bool(product.kwargs.get("beta", 1) == 1 and isinstance(product.kwargs.get("alpha", 1), (int, float)))
+
+
+def _is_float32_like(added: fx.Node, result: fx.Node) -> bool:
+    value = added.meta["val"]
+    return bool(value.dtype == torch.float32 and value.shape == result.meta["val"].shape)
 
 
 def _is_short(left: Any) -> bool:

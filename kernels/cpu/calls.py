@@ -83,27 +83,44 @@ def decode(*stored: Tensor, spec: str, axis: int, out: Tensor) -> Tensor:
     return out
 
 
-def product(a: Tensor, b: Tensor, *given: Tensor, tails: int = 0, biased: bool = False, out: Tensor) -> Tensor:
-    """a [..., m, k] @ b [..., k, n] of exact values, times tensor scales, plus thin products and a bias: float32 sums.
+def product(
+    a: Tensor,
+    b: Tensor,
+    *given: Tensor,
+    tails: int = 0,
+    biased: bool = False,
+    accumulates: bool = False,
+    scale: float = 1.0,
+    out: Tensor,
+) -> Tensor:
+    """scale a [..., m, k] @ b [..., k, n] of exact values, times tensor scales, plus what is added: float32 sums.
 
     given: the tensor scales, then for each of `tails` thin products its factors, float32 or bfloat16 [m, r] and
-    [r, n], then, if `biased`, which needs a tail, the bias, float32 [n].
+    [r, n], then, if `biased`, which needs a tail, the bias, float32 [n], then, if it `accumulates`, what the result is
+    added to, float32 of its shape.
     """
+    given, added = (given[:-1], given[-1]) if accumulates else (given, None)
     given, bias = (given[:-1], given[-1]) if biased else (given, None)
     decs, factors = given[: len(given) - 2 * tails], given[len(given) - 2 * tails :]
-    scales = [ctypes.c_float.from_address(dec.data_ptr()).value for dec in decs]
+    scales = [scale, *(ctypes.c_float.from_address(dec.data_ptr()).value for dec in decs)]
     alpha = prod(scales)
-    apart = len(scales) == 2 and not _FLOAT32_SMALLEST <= alpha <= _FLOAT32_LARGEST  # of NaN, too
-    first, last = (scales[0], scales[1]) if apart else (alpha, None)
+    apart = len(decs) == 2 and not _FLOAT32_SMALLEST <= abs(alpha) <= _FLOAT32_LARGEST  # of NaN, too
+    first, last = (prod(scales[:2]), scales[2]) if apart else (alpha, None)
+    beta = 0.0
+    if added is not None and last is None:
+        out.copy_(added)
+        beta, added = 1.0, None
     if out.dim() == 2:
-        _gemm(a, b, first, out)
+        _gemm(a, b, first, beta, out)
     else:
         m, n, k = out.shape[-2], out.shape[-1], a.shape[-1]
         matrices = zip(a.reshape(-1, m, k), b.reshape(-1, k, n), out.view(-1, m, n), strict=True)
         for left, right, result in matrices:
-            _gemm(left, right, first, result)
+            _gemm(left, right, first, beta, result)
     if last is not None:
         out.mul_(last)
+    if added is not None:
+        out.add_(added)
     for u, s in zip(factors[::2], factors[1::2], strict=True):
         thin_sum(out, u, s, scale=1.0, bias=bias, out=out)
         bias = None
@@ -140,7 +157,7 @@ def cat(*parts: Tensor, dim: int, out: Tensor) -> Tensor:
     return torch.cat(parts, dim, out=out)
 
 
-def _gemm(a: Tensor, b: Tensor, alpha: float, out: Tensor) -> None:
+def _gemm(a: Tensor, b: Tensor, alpha: float, beta: float, out: Tensor) -> None:
     (m, n), k = out.shape, a.shape[1]
     a, transpose_a, lda = _operand(a)
     b, transpose_b, ldb = _operand(b)
@@ -148,7 +165,7 @@ def _gemm(a: Tensor, b: Tensor, alpha: float, out: Tensor) -> None:
     assert gemm is not None, "products of exact values need a bfloat16 GEMM"
     gemm(
         _ROW_MAJOR, transpose_a, transpose_b, m, n, k, alpha, a.data_ptr(), lda, b.data_ptr(), ldb,
-        0.0, out.data_ptr(), n,
+        beta, out.data_ptr(), n,
     )  # fmt: skip
 
 

@@ -61,13 +61,21 @@ def register_cpu_lowerings() -> None:
 
     @register_lowering(CPU_PRODUCT, type_promotion_kind=None)
     def product(
-        a: TensorBox, b: TensorBox, decs: list[TensorBox], tails: list[TensorBox], bias: TensorBox | None = None
+        a: TensorBox,
+        b: TensorBox,
+        decs: list[TensorBox],
+        tails: list[TensorBox],
+        bias: TensorBox | None = None,
+        added: TensorBox | None = None,
+        scale: float = 1.0,
     ) -> TensorBox:
         if graph_being_lowered().cpp_wrapper:
-            return fallback_handler(CPU_PRODUCT)(a, b, decs, tails, bias)
+            return fallback_handler(CPU_PRODUCT)(a, b, decs, tails, bias, added, scale)
         size = [*a.get_size()[:-1], b.get_size()[-1]]
-        given = [*decs, *tails, *([] if bias is None else [bias])]
-        more = {} if bias is None else {"biased": True}
+        given = [*decs, *tails, *(t for t in (bias, added) if t is not None)]
+        more: dict[str, Any] = {} if bias is None else {"biased": True}
+        more |= {} if added is None else {"accumulates": True}
+        more |= {} if scale == 1 else {"scale": scale}
         return _call("product", [a, b, *given], size, torch.float32, tails=len(tails) // 2, **more)
 
     @register_lowering(CPU_CAST, type_promotion_kind=None)

@@ -5,12 +5,13 @@
     cpu_parts(x, given, spec, axis, stream) -> [codes, block_scales?]
     cpu_decode(parts, spec, axis, length, exact) -> values
     cpu_thin_sum(x, left, right, scale) -> x + scale left right   float32, few columns in left
-    cpu_product(a, b, decs, tails, bias) -> float32             of exact values
+    cpu_product(a, b, decs, tails, bias, added, scale) -> float32    of exact values
     cpu_cast(x, dtype) -> x in that dtype                       of factors: too small for a kernel of their own,
     cpu_cat(parts, dim) -> parts side by side                   as these
 
 tails: factors u, s of thin products u @ s that are added, one pair after the other; float32 or bfloat16, as those of
-cpu_thin_sum. bias: float32 [columns], only where there are tails, whose sum takes it along.
+cpu_thin_sum. bias: float32 [columns], only where there are tails, whose sum takes it along. added: float32, of the
+result's shape. scale: of the product of a and b.
 given: [enc, dec] where the format has a tensor scale, then the seed where anything is rounded at random. Outputs are
 contiguous and alias nothing. Byte for byte what `metis_compile.numerics` defines; a product, to summation order.
 Defined on `torch.library.Library`, whose calls cost less than custom_op's.
@@ -54,7 +55,8 @@ _define("cpu_parts(Tensor x, Tensor[] given, str spec, int axis, int stream) -> 
 _define("cpu_decode(Tensor[] parts, str spec, int axis, SymInt length, bool exact) -> Tensor", _CONTIGUOUS)
 _define("cpu_thin_sum(Tensor x, Tensor left, Tensor right, float scale) -> Tensor", torch.Tag.needs_fixed_stride_order)
 _define(
-    "cpu_product(Tensor a, Tensor b, Tensor[] decs, Tensor[] tails, Tensor? bias=None) -> Tensor",
+    "cpu_product(Tensor a, Tensor b, Tensor[] decs, Tensor[] tails, Tensor? bias=None, Tensor? added=None, "
+    "float scale=1.0) -> Tensor",
     torch.Tag.needs_fixed_stride_order,
 )
 _define("cpu_cast(Tensor x, ScalarType dtype) -> Tensor", _CONTIGUOUS)
@@ -82,7 +84,7 @@ def _decoded(parts: list[Tensor], spec: str, axis: int, length: int, exact: bool
     return parts[0].new_empty(shape, dtype=torch.bfloat16 if exact else torch.float32)
 
 
-def _product(a: Tensor, b: Tensor, decs: list[Tensor], tails: list[Tensor], bias: Tensor | None = None) -> Tensor:
+def _product(a: Tensor, b: Tensor, *given: object, **more: object) -> Tensor:
     return a.new_empty((*a.shape[:-1], b.shape[-1]), dtype=torch.float32)
 
 
@@ -128,12 +130,20 @@ def cpu_decode(parts: list[Tensor], spec: str, axis: int, length: int, exact: bo
     return calls.decode(*parts, spec=spec, axis=axis, out=_decoded(parts, spec, axis, length, exact))
 
 
-def cpu_product(a: Tensor, b: Tensor, decs: list[Tensor], tails: list[Tensor], bias: Tensor | None = None) -> Tensor:
+def cpu_product(
+    a: Tensor,
+    b: Tensor,
+    decs: list[Tensor],
+    tails: list[Tensor],
+    bias: Tensor | None = None,
+    added: Tensor | None = None,
+    scale: float = 1.0,
+) -> Tensor:
     if bias is not None and not tails:
         raise ValueError("cpu_product adds a bias along with thin products, and got none of these")
-    given = [*decs, *tails, *([] if bias is None else [bias])]
-    count, out = len(tails) // 2, _product(a, b, decs, tails)
-    return calls.product(a, b, *given, tails=count, biased=bias is not None, out=out)
+    given = [*decs, *tails, *(t for t in (bias, added) if t is not None)]
+    count, kinds = len(tails) // 2, {"biased": bias is not None, "accumulates": added is not None}
+    return calls.product(a, b, *given, tails=count, **kinds, scale=scale, out=_product(a, b))
 
 
 def cpu_thin_sum(x: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:

@@ -12,7 +12,6 @@ what later layers are sensitive to: a softmax multiplies errors of keys along th
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from metis_compile.conditioning.chain import Chain
@@ -30,8 +29,9 @@ def compensated_left(split: Conditioning, left: Tensor, right: Tensor, x: Tensor
 
     Of a chain, the columns of the last step alone. The residual itself is not read: a kernel may never store it.
     """
-    count = split.steps[-1].rank if isinstance(split, Chain) else right.shape[0]
-    others = right.shape[0] - count
-    towards = right[others:].mT if others else right.mT
-    error = torch.mm(x, towards) - torch.mm(left, torch.mm(right, towards)) - torch.mm(quantized, towards)
-    return left + (F.pad(error, (others, 0)) if others else error)
+    others = right.shape[0] - split.steps[-1].rank if isinstance(split, Chain) else 0
+    last, towards = (left[:, others:], right[others:].mT) if others else (left, right.mT)
+    # Products alone, with what they are added to: no kernel for a sum of so few elements.
+    last = torch.addmm(last, left, torch.mm(right, towards), alpha=-1)
+    last = torch.addmm(torch.addmm(last, x, towards), quantized, towards, alpha=-1)
+    return torch.cat([left[:, :others], last], 1) if others else last

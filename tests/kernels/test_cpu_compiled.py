@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from metis_compile import Policy
 from metis_compile.compat import inductor_config
 from metis_compile.passes import lower
 
@@ -36,4 +37,50 @@ def test_the_same_bits(traced: list[torch.Tensor], monkeypatch: pytest.MonkeyPat
 
 def test_the_same_to_summation_order(traced: list[torch.Tensor]) -> None:
     for actual, expected in zip(step(cpu_kernels=True), traced, strict=True):
+        assert torch.allclose(actual, expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()))
+
+
+POLICY = """
+[recipe.fp8]
+weight     = "mxfp8"
+activation = "mxfp8"
+gradient   = "mxfp8"
+[[rule]]
+module = "linear"
+recipe = "fp8"
+[[rule]]
+recipe = "high"
+"""
+
+
+class Products(nn.Module):
+    """A linear, beside the model's own products of bfloat16 values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 32)
+
+    def forward(self, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> list[torch.Tensor]:
+        a, b, added = a.float(), b.float(), self.linear(x)
+        return [
+            torch.addbmm(added, a, b),
+            torch.addmm(added, a[0], b[0], alpha=-0.5),
+            torch.addmm(added[0], a[0], b[0], alpha=2),
+            torch.addmm(added, a[0], b[0], beta=2),
+            torch.baddbmm(added, a, b, alpha=3),
+        ]
+
+
+def test_products_that_are_added_to_something() -> None:
+    torch.manual_seed(0)
+    model, x = Products(), torch.randn(48, 64)
+    a, b = torch.randn(3, 48, 128).bfloat16(), torch.randn(3, 128, 32).bfloat16()
+    policy = Policy.from_toml(POLICY)
+    results = []
+    for cpu_kernels in (True, False):
+        torch.compiler.reset()
+        compiled = torch.compile(model, backend="metis", options={"policy": policy, "cpu_kernels": cpu_kernels})
+        results.append(compiled(x, a, b))
+    for actual, expected in zip(*results, strict=True):
+        assert actual.shape == expected.shape
         assert torch.allclose(actual, expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()))

@@ -75,3 +75,23 @@ def test_what_is_not_finite_stays_so(bad: float) -> None:
     a[1, 2] = bad
     assert not ops.CPU_PRODUCT(a, b, [torch.tensor(1.0), torch.tensor(1.0)], [])[1].isfinite().any()
     assert not ops.CPU_PRODUCT(a.nan_to_num(0, 0, 0), b, [torch.tensor(bad), torch.tensor(1.0)], []).isfinite().any()
+
+
+@pytest.mark.parametrize("dec", [1.0, 1e-30])
+@pytest.mark.parametrize("shape", [(48,), (3, 48)])
+def test_it_is_added_to_another_matrix(dec: float, shape: tuple[int, ...]) -> None:
+    """Also where the tensor scales together are no float32."""
+    a, b, added = exact(*shape, 64), exact(*shape[:-1], 64, 40), torch.randn(*shape, 40)
+    before = added.clone()
+    result = ops.CPU_PRODUCT(a, b, [torch.tensor(dec)] * 2, [], None, added, -0.5)
+    error = result.double() - (added.double() - 0.5 * dec**2 * (a.double() @ b.double()))
+    assert float(error.abs().max()) <= 2.0**-22 * float(result.abs().max())  # a rounding of each term of the sum
+    assert torch.equal(added, before)
+
+
+def test_all_that_is_added() -> None:
+    a, b, bias, added = exact(48, 64), exact(64, 40), exact(40).float(), exact(48, 40).float()
+    u, s = exact(48, 3), exact(3, 40)
+    result = ops.CPU_PRODUCT(a, b, [], [u, s], bias, added, 2.0)
+    u, s, bias, added = (t.double() for t in (u, s, bias, added))
+    assert torch.equal(result.double(), 2 * (a.double() @ b.double()) + u @ s + bias + added)

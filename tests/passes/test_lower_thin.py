@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from metis_compile import Policy
 from metis_compile.compat import bf16_gemm
-from metis_compile.kernels.cpu.ops import CPU_CAST, CPU_DECODE, CPU_PRODUCT, CPU_THIN_SUM
+from metis_compile.kernels.cpu.ops import CPU_CAST, CPU_CAT, CPU_DECODE, CPU_PRODUCT, CPU_THIN_SUM
 from metis_compile.ops import TO_BFLOAT16
 from metis_compile.passes.lower import lower
 
@@ -61,7 +61,9 @@ def test_splits_take_theirs_in_one_pass(preset: str) -> None:
 def test_products_add_their_tails_in_place() -> None:
     forward, backward = (lowered(gm) for gm in graphs("metis"))
     fprop, thin = sorted(calls(forward, CPU_PRODUCT), key=lambda n: -len(n.args[3]))
-    assert not thin.args[3], "what is taken from Q(R) to compensate"
+    assert not thin.args[3]
+    assert thin.args[5].target is aten.addmm.default
+    assert thin.args[6] == -1, "what is taken from Q(R) to compensate"
     assert len(fprop.args[3]) == 2
     assert list(fprop.args[4].users) == [fprop], "the bias"
     tails = sorted(len(n.args[3]) // 2 for n in calls(backward, CPU_PRODUCT))
@@ -85,8 +87,10 @@ def made(node: fx.Node) -> fx.Node:
 
 
 def is_sum(node: fx.Node) -> bool:
-    """Whether `node` is computed in this graph, in float32."""
-    return node.target in (aten.mm.default, aten.sum.dim_IntList, aten.add.Tensor, CPU_PRODUCT)
+    """Whether `node` is computed in this graph, in float32, or holds what is."""
+    if node.target is CPU_CAT:
+        return any(is_sum(made(part)) for part in node.args[0])
+    return node.target in (aten.mm.default, aten.addmm.default, aten.sum.dim_IntList, CPU_PRODUCT)
 
 
 @pytest.mark.parametrize("preset", ["metis", "chain", "best", "metis-paper", "averis"])
