@@ -106,10 +106,8 @@ def product(
     alpha = prod(scales)
     apart = len(decs) == 2 and not _FLOAT32_SMALLEST <= abs(alpha) <= _FLOAT32_LARGEST  # of NaN, too
     first, last = (prod(scales[:2]), scales[2]) if apart else (alpha, None)
-    beta = 0.0
-    if added is not None and last is None:
-        out.copy_(added)
-        beta, added = 1.0, None
+    rest = _Rest(factors, bias, added)
+    beta = 0.0 if last is not None else rest.start(out)
     if out.dim() == 2:
         _gemm(a, b, first, beta, out)
     else:
@@ -119,28 +117,50 @@ def product(
             _gemm(left, right, first, beta, result)
     if last is not None:
         out.mul_(last)
-    if added is not None:
-        out.add_(added)
-    for u, s in zip(factors[::2], factors[1::2], strict=True):
-        thin_sum(out, u, s, scale=1.0, bias=bias, out=out)
-        bias = None
+        rest.add_to(out)
     return out
 
 
+class _Rest:
+    """What a product is added to: before it where it can be, so that nothing of the product's size is read again."""
+
+    def __init__(self, factors: Sequence[Tensor], bias: Tensor | None, added: Tensor | None) -> None:
+        lefts, rights = list(factors[::2]), list(factors[1::2])  # all thin products are one
+        self.left = torch.cat(lefts, 1) if len(lefts) > 1 else next(iter(lefts), None)
+        self.right = torch.cat(rights, 0) if len(rights) > 1 else next(iter(rights), None)
+        self.bias, self.added = bias, added
+
+    def start(self, out: Tensor) -> float:
+        """Writes it to `out`; returns what the product multiplies `out` by as it adds to it."""
+        if self.left is not None and self.right is not None:
+            thin_sum(self.added, self.left, self.right, scale=1.0, bias=self.bias, out=out)
+        elif self.added is not None:
+            out.copy_(self.added)
+        else:
+            return 0.0
+        return 1.0
+
+    def add_to(self, out: Tensor) -> None:
+        if self.left is not None and self.right is not None:
+            thin_sum(out, self.left, self.right, scale=1.0, bias=self.bias, out=out)
+        if self.added is not None:
+            out.add_(self.added)
+
+
 def thin_sum(
-    x: Tensor, left: Tensor, right: Tensor, *, scale: float, bias: Tensor | None = None, out: Tensor
+    x: Tensor | None, left: Tensor, right: Tensor, *, scale: float, bias: Tensor | None = None, out: Tensor
 ) -> Tensor:
     """x + scale left right + bias: [m, n], [m, k], [k, n] and [n], for small k. `out` is contiguous, and may be x.
 
-    All float32; left and right may be bfloat16 each.
+    x: None for zeros. All float32; left and right may be bfloat16 each.
     """
-    x = x.contiguous()
+    x = x if x is None else x.contiguous()
     if right.stride(1) != 1 and right.shape[1] > 1:
         right = right.contiguous()
     bias = bias if bias is None else bias.contiguous()
     narrow = (left.dtype == torch.bfloat16) + 2 * (right.dtype == torch.bfloat16)
     load("thin_sum", None, torch.float32)(
-        x.data_ptr(), out.data_ptr(), *out.shape, left.data_ptr(), right.data_ptr(),
+        None if x is None else x.data_ptr(), out.data_ptr(), *out.shape, left.data_ptr(), right.data_ptr(),
         None if bias is None else bias.data_ptr(), right.shape[0], *left.stride(), right.stride(0), scale,
         narrow, torch.get_num_threads(),
     )  # fmt: skip

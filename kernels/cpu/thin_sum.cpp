@@ -1,4 +1,5 @@
-// out = x + scale left right + bias, with few columns in left: one pass over x, which may be out itself. Sums in float32.
+// out = x + scale left right + bias, with few columns in left: one pass over x, which may be out itself, or null for
+// zeros. Sums in float32.
 #include <vector>
 
 #include "threads.h"
@@ -36,7 +37,8 @@ INLINE void add_tile(const Sum& s, const Packed& packed, int64_t r, int64_t plac
   const int64_t at = r * s.columns + c;
   F sum[rows][VECTORS];
   for (int v = 0; v < VECTORS && v * LANES < count; v++)
-    for (int i = 0; i < rows; i++) sum[i][v] = load_some(s.x + at + i * s.columns + v * LANES, count - v * LANES);
+    for (int i = 0; i < rows; i++)
+      sum[i][v] = s.x == nullptr ? splat(0.0f) : load_some(s.x + at + i * s.columns + v * LANES, count - v * LANES);
   const float *left = packed.left.data() + place * s.k, *right = packed.right.data();
   for (int64_t j = 0; j < s.k; j++)
     for (int v = 0; v < VECTORS; v++) {
