@@ -11,7 +11,7 @@ from rich.console import Console
 
 from metis_compile.compare.arm import BASELINE, Arm
 from metis_compile.compare.cost import Cost
-from metis_compile.compare.plot import draw
+from metis_compile.compare.plot import draw, draw_cost
 from metis_compile.compare.record import Record, read
 from metis_compile.compare.summary import Row, markdown, summarize, to_json
 from metis_compile.compare.trial import identity, record_path
@@ -125,6 +125,8 @@ class Comparison:
         last = min(self.options.average, self.settings.steps)
         rows = summarize(records, baselines, costs, last)
         files = {"report": out / "compare.json", "table": out / "table.md", "plot": out / "gap.png"}
+        if any(row.cost is not None for row in rows):
+            files["cost"] = out / "cost.png"
         outcome = Outcome(
             rows=rows,
             title=self._title(last),
@@ -135,6 +137,8 @@ class Comparison:
         )
         if rows:
             draw(records, baselines, files["plot"])
+            if "cost" in files:
+                draw_cost(rows, files["cost"])
             try:
                 report = outcome.to_dict() | {
                     "settings": identity(self.settings, self.options.branch),

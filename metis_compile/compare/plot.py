@@ -1,28 +1,22 @@
-"""The gap to full precision over the steps, as a PNG."""
+"""The gap to full precision over the steps, and against what a step costs, as PNGs."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from metis_compile.compare.arm import Arm
 from metis_compile.compare.record import Record
+from metis_compile.compare.summary import Row
 from metis_compile.train.errors import TrainError
 from metis_compile.train.plot import running_mean
 
-__all__ = ["draw"]
+__all__ = ["draw", "draw_cost"]
 
 
 def draw(records: Sequence[Record], baselines: Sequence[Record], path: Path) -> None:
     """Write each arm's gap, the mean over its seeds with the range between them, to ``path`` (PNG)."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise TrainError("plots need matplotlib: pip install 'metis-compile[train]'") from None
-
     references = {record.seed: record for record in baselines}
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    figure, axes = _empty()
     window = 1
     for i, text in enumerate(dict.fromkeys(r.arm for r in records)):
         curves = []
@@ -44,6 +38,39 @@ def draw(records: Sequence[Record], baselines: Sequence[Record], path: Path) -> 
     if axes.get_legend_handles_labels()[0]:
         axes.legend(ncols=2, fontsize="small")
     figure.savefig(path, dpi=120, format="png")
+
+
+def draw_cost(rows: Sequence[Row], path: Path) -> None:
+    """Write the arms whose step was measured to ``path`` (PNG)."""
+    cost_figure(rows).savefig(path, dpi=120, format="png")
+
+
+def cost_figure(rows: Sequence[Row]) -> Any:
+    """Training gap, with a deviation each way, over step time, with its quartiles; a point for each arm."""
+    figure, axes = _empty()
+    for i, row in enumerate(r for r in rows if r.cost is not None and not Arm(text=r.arm).is_baseline):
+        assert row.cost is not None
+        low, high = row.cost.step_ratio_quartiles
+        at, gap = row.cost.step_ratio, row.train_gap
+        across = [[max(at - low, 0.0)], [max(high - at, 0.0)]]
+        axes.errorbar(at, gap.mean, gap.deviation or 0.0, across, fmt="o", color=f"C{i % 10}", capsize=2)
+        axes.annotate(row.arm, (at, gap.mean), (6, 4), textcoords="offset points", fontsize="small")
+    axes.axhline(0, color="black", linewidth=0.5)
+    axes.set_ylabel("training loss over full precision's, same seed, %")
+    axes.set_xlabel("step over full precision's")
+    return figure
+
+
+def _empty() -> tuple[Any, Any]:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise TrainError("plots need matplotlib: pip install 'metis-compile[train]'") from None
+
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
 
 
 def gaps(record: Record, baseline: Record, window: int) -> list[float]:

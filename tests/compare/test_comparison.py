@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rich.console import Console
 from metis_compile.compare import comparison
 from metis_compile.compare.arm import Arm
 from metis_compile.compare.comparison import Comparison, Options, Outcome
+from metis_compile.compare.cost import Cost
 from metis_compile.compare.record import read
 from metis_compile.compare.trial import run_trial
 from metis_compile.measure import schedule
@@ -80,6 +82,23 @@ def test_a_comparison_is_resumable_and_grows(go: Go, in_process: None, tmp_path:
     (tmp_path / "text.txt").write_text("something else " * 500)
     with pytest.raises(TrainError, match="on another text"):
         go("high+nudged")
+
+
+def test_what_was_measured_of_a_step_is_drawn(go: Go, in_process: None, tmp_path: Path) -> None:
+    assert "cost" not in go("high+nudged").files
+    cost = Cost(
+        flops_ratio=1.1,
+        step_ratio=1.5,
+        step_ratio_quartiles=(1.4, 1.6),
+        step_seconds=1.5,
+        baseline_seconds=1.0,
+        threads=1,
+    )
+    entry = {"policy": Arm(text="high+nudged").variant().digest, "cost": asdict(cost)}
+    (tmp_path / "out" / "costs.json").write_text(json.dumps({"high+nudged": entry}))
+    outcome = go("high+nudged")
+    assert outcome.rows[1].cost == replace(cost, step_ratio_quartiles=[1.4, 1.6])  # type: ignore[arg-type]
+    assert outcome.files["cost"].read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_policy_that_changed_is_not_mixed_with_its_past(go: Go, in_process: None, tmp_path: Path) -> None:
