@@ -12,7 +12,7 @@ factors. Where left is a column of ones (a mean), S B is a sum and U (...) a row
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from metis_compile.conditioning import Conditioning, Mean, kept_step, next_basis
 from metis_compile.conditioning.compensation import compensated_left, compensates
 from metis_compile.conditioning.factors import partner_spec
 from metis_compile.conditioning.hadamard import fixed_signs, hadamard, inverse_hadamard, signs_from
+from metis_compile.conditioning.kinds import as_read
 from metis_compile.conditioning.operators import using
 from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.noise import stream_offset
@@ -71,10 +72,11 @@ class Side:
 class Partner:
     """An operand as a tail of the other one reads it, [m, k] or [k, n]: value, float32, plus the product of `thin`.
 
-    The whole is never made: a thin product with it is one with the value and a few with the factors.
+    The whole is never made: a thin product with it is one with the value and a few with the factors. Without a value,
+    that product with it is zero.
     """
 
-    value: fx.Node
+    value: fx.Node | None
     thin: tuple[fx.Node, fx.Node] | None = None
 
 
@@ -113,11 +115,15 @@ class Conditioner:
     def _split_by(self, operand: Operand, split: Conditioning, stream: int, label: str, basis: fx.Node | None) -> Parts:
         """A split by the basis that this step has for the tensor already; without one, by itself."""
         axis, base = operand.axis, operand.base
-        random = getattr(split, "needs_seed", True) or (basis is None and hasattr(split, "fresh_basis"))
-        seed = [self._stream_seed(base, stream)] if random else []
+        seed = []
+        if getattr(split, "needs_seed", True):
+            seed = [self._stream_seed(base, stream)]
+        elif basis is None and hasattr(split, "fresh_basis"):  # inference draws nothing: it gives the same each time
+            seed = [self._stream_seed(base, stream) if self.slots.training else self._fixed_seed(base, stream)]
 
         def run(x: torch.Tensor, *given: torch.Tensor) -> list[torch.Tensor]:
             noise, kept = (given[0] if seed else None), given[len(seed) :]
+            x = as_read(split, x)
             return list(split.split(x, axis=axis, seed=noise, basis=kept[0] if kept else None))
 
         inputs = [base, *seed, *([] if basis is None else [basis])]
@@ -142,7 +148,7 @@ class Conditioner:
         seed = [self._stream_seed(base, stream)] if random else []
 
         def run(x: torch.Tensor, *given: torch.Tensor) -> list[torch.Tensor]:
-            noise = given[0] if seed else None
+            noise, x = given[0] if seed else None, as_read(split, x)
             moved = next_basis(split, x, *given[len(seed) :], axis=axis, seed=noise)
             return [*split.split(x, axis=axis, seed=noise, basis=moved[0]), *moved]
 
@@ -161,12 +167,16 @@ class Conditioner:
         # not named after the node: the partitioner takes what has "tangents" in its name for an input of backward
         return self.emitter.call(aten.add.Tensor, (seed, stream_offset(stream)), name=f"metis_seed_{stream}")
 
+    def _fixed_seed(self, node: fx.Node, stream: int) -> fx.Node:
+        kwargs = {"dtype": torch.int64, "device": node.meta["val"].device}
+        return self.emitter.call(aten.full.default, ([1], stream_offset(stream)), kwargs, name=f"metis_seed_{stream}")
+
     def _basis_shape(self, split: Any, base: fx.Node) -> list[int]:
         assert self.emitter.fake_mode is not None
         x = base.meta["val"]
         with self.emitter.fake_mode, enable_python_dispatcher(), using(GraphOperators()):
             seed = torch.zeros(1, dtype=torch.int64, device=x.device)
-            return list(split.fresh_basis(x, seed).shape)
+            return list(split.fresh_basis(as_read(split, x), seed).shape)
 
     def hadamard(self, node: fx.Node, axis: int, signs: str) -> fx.Node:
         """`node` transformed along `axis`, float32, filled up to blocks of 16; once for all that read it so."""
@@ -216,12 +226,15 @@ class Conditioner:
         found = []
         if left.parts is not None and left.split is not None:
             partner = self._partner(right, left.split)
+            if partner.thin is not None and self._vanishes(left, right, left.split):
+                partner = replace(partner, value=None)
             u, s = self._factors(left)
             found.append(self._outer(left, u, self._inner(left, s, partner)))
-        if right.parts is not None and right.split is not None and not self._vanishes(left, right):
+        if right.parts is not None and right.split is not None and not self._vanishes(left, right, right.split):
             u, s = self._factors(right)
             # without factors of its own: where the left operand is split the partner is its residual alone
             read = self._partner(left, right.split, residual_only=left.parts is not None).value
+            assert read is not None
             if right.ones and right.contracts_rows:
                 thin = self.emitter.call(aten.sum.dim_IntList, (read, [1], True))
             elif left.contracts_rows:  # of the transpose of what lies row by row: U^T times that is faster
@@ -231,10 +244,15 @@ class Conditioner:
             found.append(self.emitter.call(aten.mm.default, (thin, s)))
         return found
 
-    def _vanishes(self, left: Side, right: Side) -> bool:
-        """R U' between two centered residuals, summed in high precision, is zero."""
+    @staticmethod
+    def _vanishes(left: Side, right: Side, split: Conditioning) -> bool:
+        """R times the ones of the other operand's `split`, over the tokens that R is centered over, is zero.
+
+        Not as sums of quantized residuals, which the published recipe keeps.
+        """
+        over_tokens = left.contracts_rows and right.contracts_rows
         centered = all(isinstance(s.split, Mean) and s.split.cross_terms_are_zero for s in (left, right))
-        return centered and right.split is not None and partner_of(right.split) != "residual"
+        return over_tokens and centered and partner_of(split) != "residual"
 
     def _factors(self, side: Side) -> tuple[fx.Node, fx.Node]:
         """U and S of a split operand, in the orientation in which the product reads it."""
@@ -270,10 +288,13 @@ class Conditioner:
                 return self.emitter.call(aten.sum.dim_IntList, (matrix, [0], True))
             return self.emitter.call(aten.mm.default, (s, matrix))
 
-        result = reduced(partner.value)
+        result = None if partner.value is None else reduced(partner.value)
         if partner.thin is None:
+            assert result is not None
             return result
         u, t = partner.thin
+        if result is None:
+            return self.emitter.call(aten.mm.default, (reduced(u), t))
         return self.emitter.call(aten.add.Tensor, (result, self.emitter.call(aten.mm.default, (reduced(u), t))))
 
     def _outer(self, side: Side, u: fx.Node, inner: fx.Node) -> fx.Node:

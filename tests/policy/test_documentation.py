@@ -1,20 +1,26 @@
 """The user's reference says what the code does."""
 
 import re
+import sys
 from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from metis_compile.conditioning import KINDS, Mean, Spectral, split
 from metis_compile.conditioning.hadamard import SIGNS
+from metis_compile.numerics import QuantSpec, fake_quantize
 from metis_compile.numerics.formats import FORMATS, ROUNDINGS
 from metis_compile.policy import DTYPES, GEMMS, OPERANDS, OPS, Policy, PolicyError
 from metis_compile.policy.loading import RULE_KEYS
 from metis_compile.policy.treatment import TREATMENT_KEYS
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "policy-files.md").read_text()
+NVFP4 = QuantSpec.make("nvfp4")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
 
 
@@ -81,11 +87,43 @@ def test_the_table_of_split_settings_is_complete_and_gives_the_defaults() -> Non
         assert str(getattr(Spectral(), name)).lower() == default, name
 
 
-def test_the_users_own_split_works() -> None:
+@pytest.fixture
+def users_own(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The page's class, in a module that can be imported."""
     (block,) = (block for language, block in BLOCKS if language == "python" and "class LargestColumns" in block)
-    space: dict = {"__name__": __name__}
-    exec(block, space)
+    module = ModuleType("somebodys_splits")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(block, module.__dict__)
+    return module.LargestColumns  # type: ignore[attr-defined]
+
+
+def test_the_users_own_split_works(users_own: Any) -> None:
     x = torch.randn(9, 20)
-    residual, left, right = split(x, space["LargestColumns"](count=3))
+    residual, left, right = split(x, users_own(count=3))
     assert torch.allclose(residual + left @ right, x, atol=1e-5)
     assert (residual == 0).all(0).sum() == 3
+    assert split(x.bfloat16(), users_own(count=3)).residual.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_trains_with_it(users_own: Any, dtype: torch.dtype) -> None:
+    operand = '{ format = "nvfp4", split = { kind = "somebodys_splits:LargestColumns", count = 3 } }'
+    policy = Policy.from_toml(
+        f'[recipe.own]\nweight = "nvfp4"\nactivation = {operand}\ngradient = "high"\n[[rule]]\nrecipe = "own"\n'
+    )
+    torch.manual_seed(0)
+    model = nn.Linear(64, 32, bias=False, dtype=dtype)
+    x = torch.randn(40, 64, dtype=dtype) * torch.where(torch.arange(64) % 20 == 3, 30, 1).to(dtype)
+    y = torch.compile(model, backend="metis", options={"policy": policy})(x)
+    g = torch.randn(40, 32, dtype=dtype)
+    y.backward(g)
+    weight, x, g = model.weight.detach().float(), x.float(), g.float()
+    residual, left, right = split(x, users_own(count=3))
+    fprop = fake_quantize(residual, NVFP4, 1) @ fake_quantize(weight, NVFP4, 1).T + left @ (right @ weight.T)
+    wgrad = g.T @ fake_quantize(residual, NVFP4, 0) + (g.T @ left) @ right
+    assert model.weight.grad is not None
+    # the sums are float32's, to their order; what is returned is rounded to the model's dtype
+    tolerance = 2.0**-7 if dtype == torch.bfloat16 else 1e-5
+    for actual, expected in ((y.detach(), fprop), (model.weight.grad, wgrad)):
+        assert actual.dtype == dtype
+        assert float((actual.float() - expected).abs().max()) <= tolerance * float(expected.abs().max())
