@@ -98,6 +98,7 @@ class _Lowering:
         self.tracer = Tracer(self.emitter, lambda: materializing(MATERIALIZE))
         self._exact: dict[fx.Node, fx.Node] = {}
         self._joined: dict[fx.Node, fx.Node] = {}
+        self._buffers: dict[fx.Node, fx.Node] = {}
         self._tensor_scales: dict[Any, list[fx.Node]] = {}
 
     def residuals(self) -> None:
@@ -236,6 +237,7 @@ class _Lowering:
         seed, stream = (*node.args[3:], None, 0)[:2]
         spec = QuantSpec.parse(str(text))
         with self.emitter.at(node, like=node):
+            x = self._stored(x)
             tensor_scale = self._tensor_scale(x, tensor_target(spec))
             given = [*tensor_scale, *([] if seed is None else [seed])]
             for exact in (False, True):
@@ -252,6 +254,14 @@ class _Lowering:
                     results[i] = self.emitter.call(operator.getitem, (made, i))
         for part in stored:
             part.replace_all_uses_with(results[part.args[1]], delete_user_cb=lambda u: u not in decoders)  # type: ignore[index]
+
+    def _stored(self, x: fx.Node) -> fx.Node:
+        """x in one buffer, for all calls that read it: Inductor would have each store its own."""
+        if x.op == "placeholder":
+            return x
+        if x not in self._buffers:
+            self._buffers[x] = self.emitter.call(MATERIALIZE, (x,), name=f"{x.name}_stored")
+        return self._buffers[x]
 
     def _tensor_scale(self, x: Any, target: float | None) -> list[fx.Node]:
         """[enc, dec] of x, made once for all that quantize x; nothing where the format has no tensor scale."""

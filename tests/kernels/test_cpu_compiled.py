@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
+from torch._inductor.utils import run_and_get_code
 
 from metis_compile import Policy
 from metis_compile.compat import inductor_config
@@ -84,3 +87,17 @@ def test_products_that_are_added_to_something() -> None:
     for actual, expected in zip(*results, strict=True):
         assert actual.shape == expected.shape
         assert torch.allclose(actual, expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()))
+
+
+def test_what_is_quantized_is_stored_once() -> None:
+    """For the tensor scale and both orientations: Inductor would have each call store a buffer of its own."""
+    torch.compiler.reset()
+    model = nn.Sequential(nn.LayerNorm(48), nn.Linear(48, 32))
+    compiled = torch.compile(model, backend="metis", options={"policy": "averis"})
+    with inductor_config.patch(force_disable_caches=True):  # which would leave no code to look at
+        _, (forward, *_) = run_and_get_code(compiled, torch.randn(64, 48))
+    read = {
+        re.search(rf"{call}\((buf\d+)", forward)[1]
+        for call in ("cpu_tensor_scale.default", "values", "cpu_parts.default")
+    }  # type: ignore[index]
+    assert len(read) == 1
