@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from metis_compile.compat import inductor_config, list_mode_options
+from metis_compile.defaults import DEFAULT_POLICY
 from metis_compile.policy import Policy
 
-DEFAULT_POLICY = "nvfp4"
 ON_ERROR = ("raise", "leave")
 
 

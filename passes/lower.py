@@ -255,10 +255,10 @@ class _Lowering:
         for part in stored:
             part.replace_all_uses_with(results[part.args[1]], delete_user_cb=lambda u: u not in decoders)  # type: ignore[index]
 
-    def _stored(self, x: fx.Node) -> fx.Node:
+    def _stored(self, x: Any) -> fx.Node:
         """x in one buffer, for all calls that read it: Inductor would have each store its own."""
         if x.op == "placeholder":
-            return x
+            return x  # type: ignore[no-any-return]
         if x not in self._buffers:
             self._buffers[x] = self.emitter.call(MATERIALIZE, (x,), name=f"{x.name}_stored")
         return self._buffers[x]

@@ -6,13 +6,14 @@ import typer
 
 from metis_compile.cli.errors import user_errors
 from metis_compile.cli.target import Target, find_function, model_and_inputs
+from metis_compile.defaults import DEFAULT_POLICY
 
 __all__ = ["explain"]
 
 
 def explain(
     target: Target,
-    policy: Annotated[str, typer.Option(help="A preset's name or a policy file.")] = "nvfp4",
+    policy: Annotated[str, typer.Option(help="A preset's name or a policy file.")] = DEFAULT_POLICY,
     json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
 ) -> None:
     """Show, for each matmul of a model, how a policy treats it, which rule decided, and why."""

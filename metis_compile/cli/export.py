@@ -7,13 +7,14 @@ import typer
 
 from metis_compile.cli.errors import user_errors
 from metis_compile.cli.target import Target, find_function, model_and_inputs
+from metis_compile.defaults import DEFAULT_POLICY
 
 __all__ = ["export"]
 
 
 def export(
     target: Target,
-    policy: Annotated[str, typer.Option(help="A preset's name or a policy file.")] = "nvfp4",
+    policy: Annotated[str, typer.Option(help="A preset's name or a policy file.")] = DEFAULT_POLICY,
     dialect: Annotated[str, typer.Option(help="linalg, torch or stablehlo.")] = "linalg",
     out: Annotated[Path, typer.Option(help="Folder for forward.mlir, backward.mlir and signature.json.")] = Path(
         "runs/export"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from metis_compile.cli.errors import user_errors
+from metis_compile.defaults import DEFAULT_POLICY
 
 if TYPE_CHECKING:
     from metis_compile.train.loop import Interrupted
@@ -20,7 +21,9 @@ SIZE = "Size of the model and its batches"
 
 
 def train(
-    policy: Annotated[str | None, typer.Option(help="A preset's name or a policy file.", show_default="nvfp4")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="A preset's name or a policy file.", show_default=DEFAULT_POLICY)
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.", show_default="300")] = None,
     seed: Annotated[
         int | None, typer.Option(help="Of weights, batches and stochastic rounding.", show_default="0")

@@ -1,12 +1,12 @@
 """The dominant right subspace, split off: right = V^T [k, columns] orthonormal, left = x V (metis, arXiv 2509.00404).
 
-No decomposition of x is ever made. A first basis comes from a sketch of some rows S:
+No decomposition of x is ever made. A basis of its own comes from a sketch of some rows S:
 
     Y = S^T Omega,  then `power_steps` times Y = S^T (S orth(Y)),  Q = orth(Y),  k + oversample columns
     V = Q times the k leading eigenvectors of (S Q)^T (S Q)                 (Rayleigh and Ritz; k + oversample small)
 
-and the next one from the last by one power step over all rows, or a share of them, V = orth(X^T (X V)). The split is
-exact for any V: a better one leaves a smaller residual.
+and one that is kept across steps from the last step's by one power step over all rows, or a share of them,
+V = orth(X^T (X V)), at first from rows at random. The split is exact for any V: a better one leaves a smaller residual.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Spectral:
     fold: bool = True  # the residual is x minus the rounded factors' product: their rounding errors are then not lost
     partner: str = "high"  # what they are multiplied by: the other operand "high", as "e4m3 row" or as "residual" is
     compensate: bool = False  # left takes in what quantizing the residual takes along right: see `compensation`
-    refresh: int = 0  # a new basis from a sketch every so many steps; 0: only in the first
+    refresh: int = 0  # a new basis from a sketch every so many steps; 0: none, but without `track` one
     track: bool = True  # between these, one power step a step; false: the basis stays as it is
     track_share: float = 1.0  # of the rows, evenly spaced, that a power step reads; at least `sample_least` times k
     adaptive_rate: bool = False  # metis-v1's, for gradients: small singular values up to doubled. See adapt_rate

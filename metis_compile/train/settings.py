@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from metis_compile.defaults import DEFAULT_POLICY
 from metis_compile.train.errors import TrainError
 from metis_compile.train.model import Shape
 
@@ -19,7 +20,7 @@ MODELS = ("gpt", "llama")
 class Settings:
     """The identity of a run: two runs with equal settings, text and policy have the same curves."""
 
-    policy: str = "nvfp4"  # a preset's name or a policy file
+    policy: str = DEFAULT_POLICY  # a preset's name or a policy file
     model: str = "gpt"  # or llama, that of transformers
     steps: int = 300  # optimizer steps
     seed: int = 0  # of the weights, the batches and the stochastic rounding

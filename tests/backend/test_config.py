@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from metis_compile import Policy, PolicyError
-from metis_compile.config import DEFAULT_POLICY, OPTIONS, read_options
+from metis_compile.config import OPTIONS, read_options
+from metis_compile.defaults import DEFAULT_POLICY
 
 
 def test_defaults() -> None:

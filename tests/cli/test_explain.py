@@ -77,7 +77,7 @@ def test_keyword_inputs(metis: Any) -> None:
 
 
 def test_json_and_policy(metis: Any) -> None:
-    assert json.loads(metis("explained_model:plain", "--json").stdout) == {"policy": "nvfp4"}
+    assert json.loads(metis("explained_model:plain", "--json").stdout) == {"policy": "best"}
     assert json.loads(metis("explained_model:plain", "--policy", "mxfp8", "--json").stdout) == {"policy": "mxfp8"}
 
 

@@ -54,7 +54,7 @@ def metis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Resu
 def test_files_are_written_and_named(metis: Any) -> None:
     result = metis("exported_model.py:plain")
     assert result.exit_code == 0, result.output
-    text = "Linear [(32, 32)] nvfp4.toml linalg"
+    text = "Linear [(32, 32)] best.toml linalg"
     assert result.stdout == f"{text}\nforward: runs/export/forward.mlir\n"
     assert Path("runs/export/forward.mlir").read_text() == text
 

@@ -48,7 +48,7 @@ def test_the_table_and_the_files(metis: Metis) -> None:
     assert result.exit_code == 0, result.output
     for row in ("train loss", "validation loss", "step time", "saved for backward", "first step (compiles)"):
         assert row in result.stdout
-    assert "nvfp4" in result.stdout
+    assert "best" in result.stdout
     assert ".toml" not in result.stdout
     for name in ("loss.png", "report.json", "checkpoint.pt"):
         assert f"runs/train/{name}" in result.stdout
