@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -127,3 +130,12 @@ def test_it_compiles_into_products_of_their_own() -> None:
     x = torch.randn(5, 32)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     assert torch.allclose(compiled(x), layer(x), atol=1e-6)
+
+
+def test_the_documented_example_runs() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    space: dict[str, Any] = {}
+    exec(example, space)
+    assert set(space["weights"]) == {"0.weight", "0.bias", "2.weight", "2.bias"} == set(space["model"].state_dict())
+    assert space["loss"].isfinite()
