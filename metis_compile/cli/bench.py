@@ -109,6 +109,7 @@ def memory(
     width: Width = WIDTH,
     layers: Layers = LAYERS,
     tokens: Tokens = TOKENS,
+    rounds: Annotated[int, typer.Option(help="Processes of each, in turn; the peak differs between them.")] = 3,
     device: Device = "auto",
     dtype: DType = None,
     threads: Threads = None,
@@ -122,7 +123,7 @@ def memory(
 
         return bench_memory(policies, size(width, layers, tokens, device, dtype), options, console)
 
-    show(run, out=out, rounds=1, threads=threads, json=json)
+    show(run, out=out, rounds=rounds, threads=threads, json=json)
 
 
 @bench.command()
