@@ -21,7 +21,9 @@ from metis_compile.train.report import milliseconds
 from metis_compile.train.settings import Settings
 from metis_compile.train.variant import FULL_PRECISION
 
-__all__ = ["bench_against", "measure"]
+__all__ = ["HEADINGS", "bench_against", "cells", "measure"]
+
+HEADINGS = ("published", "policy", "published fwd+bwd", "policy's", "published / policy")
 
 MODES = ("eager", "compiled")  # how their model is run
 
@@ -45,6 +47,29 @@ def published(path: Path, form: str, mode: str, settings: Settings) -> Learner:
     return made
 
 
+def label_of(policy: str, form: str) -> str:
+    """Of the process that measures a policy beside a form of their layers; the key of its times."""
+    return f"{policy}, published {form}"
+
+
+def cells(numbers: dict[str, Any]) -> list[list[str]]:
+    """The table's, from the times in the report's JSON."""
+    made = []
+    for row in numbers["rows"]:
+        result = numbers["times"][label_of(row["policy"], row["published"])]
+        theirs, ours = (result[side]["gradients"] for side in (row["mode"], "contender"))
+        made.append(
+            [
+                f"{row['published']}, {row['mode']}",
+                row["policy"],
+                milliseconds(median(theirs)),
+                milliseconds(median(ours)),
+                str(Ratio.of(theirs, ours)),
+            ]
+        )
+    return made
+
+
 def bench_against(
     path: Path, policies: Sequence[str], settings: Settings, options: Options, console: Console
 ) -> Report:
@@ -54,7 +79,7 @@ def bench_against(
     contenders = check_policies(policies)
     tasks = {
         (form, text): Task(
-            label=f"{name_of(text)}, published {form}",
+            label=label_of(name_of(text), form),
             kind="against",
             settings=settings,
             contender=text,
@@ -65,7 +90,7 @@ def bench_against(
         for text in contenders
     }
     measured = run_tasks(list(tasks.values()), options, console)
-    rows, cells = [], []
+    rows = []
     found: dict[tuple[str, str, str], Ratio] = {}
     for (form, text), task in tasks.items():
         if task.label not in measured.results:
@@ -76,8 +101,12 @@ def bench_against(
             ratio = Ratio.of(result[mode]["gradients"], ours)
             found[form, mode, text] = ratio
             rows.append({"published": form, "mode": mode, "policy": name_of(text), "ratio": asdict(ratio)})
-            theirs = milliseconds(median(result[mode]["gradients"]))
-            cells.append([f"{form}, {mode}", name_of(text), theirs, milliseconds(median(ours)), str(ratio)])
+    numbers = {
+        "forms": FORMS,
+        "settings": asdict(settings),
+        "rows": rows,
+        "times": {task.label: measured.results.get(task.label) for task in tasks.values()},
+    }
 
     def draw(figure: Any) -> None:
         kinds = [(form, mode) for form in FORMS for mode in MODES]
@@ -87,14 +116,9 @@ def bench_against(
     return Report(
         name="against",
         title=f"forward and backward, {size_text(settings)}: median over {options.rounds} rounds (quartiles)",
-        headings=("published", "policy", "published fwd+bwd", "policy's", "published / policy"),
-        cells=cells,
-        numbers={
-            "forms": FORMS,
-            "settings": asdict(settings),
-            "rows": rows,
-            "times": {task.label: measured.results.get(task.label) for task in tasks.values()},
-        },
+        headings=HEADINGS,
+        cells=cells(numbers),
+        numbers=numbers,
         draw=draw,
         measured=measured,
     )

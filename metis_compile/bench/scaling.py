@@ -17,10 +17,37 @@ from metis_compile.bench.start import start_tasks
 from metis_compile.bench.step import ratios, step_task
 from metis_compile.train.settings import Settings
 
-__all__ = ["AXES", "bench_scaling"]
+__all__ = ["AXES", "HEADINGS", "bench_scaling", "cells"]
 
 AXES = ("width", "layers", "tokens")
 PANELS = {"step_ratio": "step / plain", "start_ratio": "cold start / plain", "saved_ratio": "saved / plain"}
+HEADINGS = ("policy", "axis", "at", *PANELS.values())
+
+
+def growth(labels: Mapping[str, str], times: Mapping[str, Any]) -> dict[str, Any]:
+    """What PANELS show of a policy at a size, and the quartiles of the step's; None for what failed."""
+    stepped, started, plain = (times.get(labels[what]) for what in ("steps", "start", "plain_start"))
+    found: dict[str, Any] = dict.fromkeys([*PANELS, "step_quartiles"])
+    if stepped is not None:
+        ratio = ratios(stepped)[0]
+        found["step_ratio"], found["step_quartiles"] = ratio.median, (ratio.low, ratio.high)
+        found["saved_ratio"] = stepped["contender"]["saved_bytes"] / stepped["plain"]["saved_bytes"]
+    if started is not None and plain is not None:
+        found["start_ratio"] = started["wall_seconds"] / plain["wall_seconds"]
+    return found
+
+
+def cells(numbers: dict[str, Any]) -> list[list[str]]:
+    """The table's, from the times in the report's JSON."""
+    made = []
+    for row in numbers["rows"]:
+        found = growth(row["times"], numbers["times"])
+        texts = {key: "-" if found[key] is None else f"{found[key]:.2f}x" for key in PANELS}
+        if found["step_quartiles"] is not None:
+            low, high = found["step_quartiles"]
+            texts["step_ratio"] += f" ({low:.2f}-{high:.2f})"
+        made.append([row["policy"], row["axis"], str(row["at"]), *texts.values()])
+    return made
 
 
 def bench_scaling(
@@ -52,19 +79,21 @@ def bench_scaling(
                     steps[text, settings] = step_task(text, settings, options.rounds, f"{label}, steps")
         measured = run_tasks([*starts.values(), *steps.values()], options, console)
 
-    found: dict[tuple[str, str, int], dict[str, Any]] = {}
+    times = measured.results
+    rows: dict[tuple[str, str, int], dict[str, Any]] = {}
     for (axis, point), settings in sizes.items():
-        plain = measured.results.get(starts[PLAIN, settings].label)
         for text in contenders:
-            stepped = measured.results.get(steps[text, settings].label)
-            started = measured.results.get(starts[text, settings].label)
-            row: dict[str, Any] = dict.fromkeys(PANELS)
-            if stepped is not None:
-                row["step_ratio"] = ratios(stepped)[0].median
-                row["saved_ratio"] = stepped["contender"]["saved_bytes"] / stepped["plain"]["saved_bytes"]
-            if started is not None and plain is not None:
-                row["start_ratio"] = started["wall_seconds"] / plain["wall_seconds"]
-            found[text, axis, point] = row
+            labels = {
+                "steps": steps[text, settings].label,
+                "start": starts[text, settings].label,
+                "plain_start": starts[PLAIN, settings].label,
+            }
+            row = {"policy": name_of(text), "axis": axis, "at": point, "settings": asdict(settings), "times": labels}
+            rows[text, axis, point] = row | growth(labels, times)
+    numbers = {
+        "rows": list(rows.values()),
+        "times": {task.label: times.get(task.label) for task in [*starts.values(), *steps.values()]},
+    }
 
     def draw(figure: Any) -> None:
         figure.set_size_inches(10, 8)
@@ -73,24 +102,15 @@ def bench_scaling(
             figure,
             {axis: sorted({p for a, p in places if a == axis}) for axis in AXES},
             list(labels),
-            lambda row, axis, point: {name_of(t): found[t, axis, point][labels[row]] for t in contenders},
+            lambda row, axis, point: {name_of(t): rows[t, axis, point][labels[row]] for t in contenders},
         )
 
     return Report(
         name="scaling",
         title=f"growth over plain Inductor, around {size_text(settings_of(**middle, device=device, dtype=dtype))}",
-        headings=("policy", "axis", "at", *PANELS.values()),
-        cells=[
-            [name_of(text), axis, str(point), *("-" if v is None else f"{v:.2f}x" for v in row.values())]
-            for (text, axis, point), row in found.items()
-        ],
-        numbers={
-            "rows": [
-                {"policy": name_of(text), "axis": axis, "at": point, "settings": asdict(sizes[axis, point])} | row
-                for (text, axis, point), row in found.items()
-            ],
-            "times": {task.label: measured.results.get(task.label) for task in [*starts.values(), *steps.values()]},
-        },
+        headings=HEADINGS,
+        cells=cells(numbers),
+        numbers=numbers,
         draw=draw,
         measured=measured,
     )

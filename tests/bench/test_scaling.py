@@ -26,5 +26,6 @@ def test_one_axis_at_a_time_and_the_middle_once(answering: Any, steps: Any, opti
     assert rows["width", 32]["step_ratio"] == 3
     assert rows["layers", 1]["saved_ratio"] == 0.25
     assert rows["tokens", 64]["step_ratio"] is None
+    assert report.cells[0] == ["nvfp4", "width", "16", "3.00x (3.00-3.00)", "1.00x", "0.25x"]
     assert report.cells[-1] == ["nvfp4", "tokens", "64", "-", "1.00x", "-"]
     assert write(report, options)["png"].stat().st_size > 1000

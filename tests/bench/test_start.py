@@ -53,8 +53,8 @@ def test_cold_starts_have_a_cache_of_their_own_and_warm_ones_that_of_the_cold(
     assert row["cold"]["ratio"]["wall"]["median"] == row["cold"]["ratio"]["cpu"]["median"] == 1.5
     assert row["cold"]["shares"] == pytest.approx({"passes": 0.02, "kernels": 0})
     assert report.cells[2:] == [
-        ["nvfp4", "cold", "3.0 s", "6.0 s", "1.50x", "1.50x", "2.0 %", "0.0 %"],
-        ["nvfp4", "warm", "1.5 s", "3.0 s", "1.50x", "1.50x", "0.0 %", "0.0 %"],
+        ["nvfp4", "cold", "3.0 s", "6.0 s", "1.50x (1.50-1.50)", "1.50x (1.50-1.50)", "2.0 %", "0.0 %"],
+        ["nvfp4", "warm", "1.5 s", "3.0 s", "1.50x (1.50-1.50)", "1.50x (1.50-1.50)", "0.0 %", "0.0 %"],
     ]
 
 
