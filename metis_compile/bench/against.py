@@ -16,6 +16,7 @@ from metis_compile.bench.runner import Options, Task, run_tasks
 from metis_compile.bench.size import size_text
 from metis_compile.bench.turns import WARM_UP, in_turn
 from metis_compile.measure.ratio import Ratio
+from metis_compile.measure.repository import commit_of
 from metis_compile.train.learner import Learner
 from metis_compile.train.report import milliseconds
 from metis_compile.train.settings import Settings
@@ -102,6 +103,7 @@ def bench_against(
             found[form, mode, text] = ratio
             rows.append({"published": form, "mode": mode, "policy": name_of(text), "ratio": asdict(ratio)})
     numbers = {
+        "published": commit_of(path / "Metis"),
         "forms": FORMS,
         "settings": asdict(settings),
         "rows": rows,

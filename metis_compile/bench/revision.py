@@ -24,6 +24,7 @@ from metis_compile.bench.runner import Measured, Options
 from metis_compile.bench.size import size_text
 from metis_compile.bench.turns import WARM_UP
 from metis_compile.compare.arm import Arm
+from metis_compile.measure import repository
 from metis_compile.measure.progress import JobProgress
 from metis_compile.measure.ratio import Ratio
 from metis_compile.measure.schedule import Failure, tail
@@ -52,10 +53,9 @@ def commit_of(revision: str, package: Path = PACKAGE) -> str:
 def git(root: Path, *arguments: str) -> str | None:
     """What git prints, None where it fails. Raises BenchError where there is no git."""
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+        return repository.git(root, *arguments)
     except FileNotFoundError:
         raise BenchError("a baseline needs git, which is not installed") from None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 @contextmanager
