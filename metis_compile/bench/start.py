@@ -1,5 +1,6 @@
 """Start time: the first forward and backward, which compile, without and with what an earlier process left on disk."""
 
+import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +18,11 @@ from metis_compile.bench.report import Report
 from metis_compile.bench.runner import Options, Task, run_tasks
 from metis_compile.bench.size import size_text
 from metis_compile.bench.turns import batch
-from metis_compile.compat import compile_phases
+from metis_compile.compat import compile_phases, inductor_sources
 from metis_compile.measure.ratio import Ratio
 from metis_compile.train.settings import Settings
 
-__all__ = ["HEADINGS", "bench_compile", "cells", "measure", "share", "start_tasks"]
+__all__ = ["HEADINGS", "bench_compile", "cells", "kernels_in", "measure", "share", "start_tasks"]
 
 # What backend="metis" adds to Inductor, by its phases: the passes, and the C++ kernels, which are compiled once and are
 # then in Inductor's cache.
@@ -29,7 +30,8 @@ SHARES = {
     "passes": ("metis_backend", "metis_joint_pass", "metis_lowering_pass"),
     "kernels": ("metis_cpu_kernels",),
 }
-HEADINGS = ("policy", "start", "wall", "CPU", "wall ratio", "CPU ratio", *(f"our {what}" for what in SHARES))
+HEADINGS = ("policy", "start", "wall", "CPU", "wall ratio", "CPU ratio", "kernels", "our passes", "our C++")
+KERNEL = re.compile(r"= async_compile\.(?:cpp_pybinding|triton)\(")  # where Inductor's code defines one
 STARTS = ("cold", "warm")
 
 
@@ -38,9 +40,15 @@ def measure(contender: str, settings: Settings, stepped: Callable[[int], None]) 
     made = learner(contender, settings)
     tokens, targets = batch(settings, 0)
     used, began = cpu_seconds(), time.perf_counter()
-    made.gradients(tokens, targets).item()
+    with inductor_sources() as sources:
+        made.gradients(tokens, targets).item()
     wall, cpu = time.perf_counter() - began, cpu_seconds() - used
-    return {"wall_seconds": wall, "cpu_seconds": cpu, "phases": compile_phases()}
+    return {"wall_seconds": wall, "cpu_seconds": cpu, "kernels": kernels_in(sources), "phases": compile_phases()}
+
+
+def kernels_in(sources: Sequence[str]) -> int:
+    """C++ and Triton kernels that Inductor's code defines; what several layers share is one in each graph."""
+    return sum(len(KERNEL.findall(source)) for source in sources)
 
 
 def start_tasks(contender: str, settings: Settings, label: str, cache: str, *, warm: bool = True) -> list[Task]:
@@ -147,6 +155,7 @@ def cells(numbers: dict[str, Any]) -> list[list[str]]:
             mine = starts_of(row, how)
             shares = shares_of(mine) if row is not plain else {}
             ratios = [ratio_of(mine, starts_of(plain, how), what) for what in ("wall", "cpu")]
+            kernels = sorted({start["kernels"] for start in mine.values() if "kernels" in start})
             seconds = [[start[f"{what}_seconds"] for start in mine.values()] for what in ("wall", "cpu")]
             made.append(
                 [
@@ -154,6 +163,7 @@ def cells(numbers: dict[str, Any]) -> list[list[str]]:
                     how,
                     *(f"{median(taken):.1f} s" if taken else "-" for taken in seconds),
                     *("-" if ratio is None else str(ratio) for ratio in ratios),
+                    " or ".join(str(n) for n in kernels) or "-",
                     *(f"{100 * shares[what]:.1f} %" if shares else "-" for what in SHARES),
                 ]
             )
