@@ -53,19 +53,23 @@ def label_of(policy: str, form: str) -> str:
     return f"{policy}, published {form}"
 
 
+def ratio_of(row: dict[str, Any], numbers: dict[str, Any]) -> Ratio:
+    """Their steps' times over the policy's, of one row of the report's JSON."""
+    result = numbers["times"][label_of(row["policy"], row["published"])]
+    return Ratio.of(result[row["mode"]]["gradients"], result["contender"]["gradients"])
+
+
 def cells(numbers: dict[str, Any]) -> list[list[str]]:
     """The table's, from the times in the report's JSON."""
     made = []
     for row in numbers["rows"]:
         result = numbers["times"][label_of(row["policy"], row["published"])]
-        theirs, ours = (result[side]["gradients"] for side in (row["mode"], "contender"))
         made.append(
             [
                 f"{row['published']}, {row['mode']}",
                 row["policy"],
-                milliseconds(median(theirs)),
-                milliseconds(median(ours)),
-                str(Ratio.of(theirs, ours)),
+                *(milliseconds(median(result[side]["gradients"])) for side in (row["mode"], "contender")),
+                str(ratio_of(row, numbers)),
             ]
         )
     return made
