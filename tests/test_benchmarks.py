@@ -90,13 +90,15 @@ def test_another_number_gives_another_page(block: str, path: list[Any], change: 
 
 def test_a_section_without_numbers_is_left_out() -> None:
     assert docs_tables.block("scaling", {}) == ""
-    labels = {"steps": "steps", "start": "cold", "plain_start": "plain"}
+    labels = {"steps": "steps"} | {how: how for how in ("cold", "warm", "plain_cold", "plain_warm")}
     row = {"policy": "nvfp4", "axis": "width", "at": 64, "times": labels}
     side = {"gradients": [1.0], "whole": [1.0], "saved_bytes": 1}
-    times = {"steps": {"plain": side, "contender": side}, "cold": {"wall_seconds": 2.0}, "plain": {"wall_seconds": 1.0}}
+    times: dict[str, Any] = {"steps": {"plain": side, "contender": side}}
+    for label, seconds in {"cold": 3.0, "plain_cold": 2.0, "warm": 1.0, "plain_warm": 2.0}.items():
+        times[label] = {"wall_seconds": seconds}
     made = docs_tables.block("scaling", {"scaling": {"title": "growth", "rows": [row], "times": times}})
     assert "## How it grows" in made
-    assert "| nvfp4 | width | 64 | 1.00x (1.00-1.00) | 2.00x | 1.00x |" in made
+    assert "| nvfp4 | width | 64 | 1.00x (1.00-1.00) | 1.50x | 0.50x | 1.00x |" in made
 
 
 def test_a_target_is_reached_or_not(monkeypatch: pytest.MonkeyPatch) -> None:

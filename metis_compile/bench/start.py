@@ -22,7 +22,7 @@ from metis_compile.compat import compile_phases, inductor_sources
 from metis_compile.measure.ratio import Ratio
 from metis_compile.train.settings import Settings
 
-__all__ = ["HEADINGS", "bench_compile", "cells", "kernels_in", "measure", "share", "start_tasks"]
+__all__ = ["HEADINGS", "STARTS", "bench_compile", "cells", "kernels_in", "measure", "share", "start_tasks"]
 
 # What backend="metis" adds to Inductor, by its phases: the passes, and the C++ kernels, which are compiled once and are
 # then in Inductor's cache.
@@ -51,7 +51,7 @@ def kernels_in(sources: Sequence[str]) -> int:
     return sum(len(KERNEL.findall(source)) for source in sources)
 
 
-def start_tasks(contender: str, settings: Settings, label: str, cache: str, *, warm: bool = True) -> list[Task]:
+def start_tasks(contender: str, settings: Settings, label: str, cache: str) -> list[Task]:
     """A cold start that leaves its caches in the folder ``cache``, and then a warm one that finds them there."""
     return [
         Task(
@@ -61,7 +61,7 @@ def start_tasks(contender: str, settings: Settings, label: str, cache: str, *, w
             contender=contender,
             environment={"TORCHINDUCTOR_CACHE_DIR": cache},
         )
-        for how in STARTS[: 1 + warm]
+        for how in STARTS
     ]
 
 
