@@ -9,10 +9,10 @@ from typing import Any
 from rich.table import Table
 
 from metis_compile.bench.errors import BenchError
-from metis_compile.bench.plot import save
 from metis_compile.bench.runner import Measured, Options
 from metis_compile.measure.machine import machine
 from metis_compile.measure.markdown import markdown_table
+from metis_compile.measure.plot import save
 from metis_compile.train.report import finite
 
 __all__ = ["Report", "markdown", "write"]

@@ -286,14 +286,16 @@ def show(
     from metis_compile.bench.errors import BenchError
     from metis_compile.bench.report import write
     from metis_compile.bench.runner import Options
+    from metis_compile.measure.plot import check_matplotlib
     from metis_compile.policy import PolicyError
     from metis_compile.train.errors import TrainError
 
     with user_errors(BenchError, TrainError, PolicyError):
+        check_matplotlib(BenchError)
         options = Options(out=out, rounds=rounds, threads=threads)
         report = run(options, Console(stderr=True))
         measured = report.measured
-        files = write(report, options) if report.cells else {}
+        files = write(report, options) if measured.results else {}
     if json and files:
         typer.echo(files["json"].read_text(), nl=False)
     elif files:

@@ -2,5 +2,5 @@
 
 ``schedule`` runs worker processes, ``answer`` is what these print, ``progress`` shows how far they are, ``ratio`` sums
 up two series of times, ``markdown`` writes tables for documentation, ``machine`` says where the numbers come from and
-``repository`` of which commit the code was.
+``repository`` of which commit the code was, ``plot`` makes PNGs.
 """

@@ -2,6 +2,7 @@ import json
 import os
 import shlex
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,12 @@ def test_json_is_all_that_stdout_gets(metis: Metis) -> None:
 )
 def test_a_mistake_is_one_line_and_status_2(metis: Metis, arguments: list[str], message: str) -> None:
     assert message in one_line(metis(*arguments))
+
+
+def test_without_matplotlib_nothing_is_trained(metis: Metis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert one_line(metis()) == "metis: plots need matplotlib: pip install 'metis-compile[train]'"
+    assert not Path("runs").exists()
 
 
 def test_a_mistake_in_a_policy_file_is_one_line(metis: Metis) -> None:
