@@ -8,12 +8,13 @@ PYTHON ?=
 ARGS ?=
 MADE_FROM := pyproject.toml constraints.txt .ci/set-up
 
-.PHONY: help train test lint clean
+.PHONY: help train test lint docs-tables clean
 
 help:
 	@echo "make train   train a small GPT in full precision and in NVFP4, and compare them"
 	@echo "make test    run the tests"
 	@echo "make lint    check style and types"
+	@echo "make docs-tables   write the measured numbers in README.md and docs/ anew from benchmarks/results"
 	@echo "make clean   remove the environment and what tools left; runs/ stays"
 	@echo "The first of them makes the environment ($(VENV)) by itself."
 
@@ -27,6 +28,9 @@ lint: $(VENV)/.ready-develop
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
+
+docs-tables: $(VENV)/.ready-train
+	@$(VENV)/bin/python benchmarks/docs_tables.py
 
 $(VENV)/.ready-train: $(MADE_FROM)
 	@PYTHON="$(PYTHON)" .ci/set-up $(VENV) train

@@ -26,6 +26,7 @@
 | DynamoUnsupported | 2.0 | what Dynamo raises where a model is not one graph, for the reason |
 | aot_input, aot_output | 2.8 | what AOTAutograd says an input or output of a graph is, in `meta["desc"]` |
 | compile_phase, compile_phases | 2.2 | our share of compile time, among Dynamo's and Inductor's own phases |
+| inductor_sources | 2.0 | the code that Inductor writes, to count its kernels |
 | scaled_mm | 2.5 | cuBLAS' product of FP8 operands, which ours are measured beside |
 | in_backward | 2.0 | a forward that runs inside a backward is a checkpointed one, run again |
 """
@@ -34,8 +35,8 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ from torch._inductor.codecache import CppCodeCache
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn
 from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.graph import GraphLowering
 from torch._inductor.ir import (
     ExternKernel,
     ExternKernelOut,
@@ -111,6 +113,7 @@ __all__ = [
     "graph_being_lowered",
     "in_backward",
     "inductor_config",
+    "inductor_sources",
     "is_buffer_input",
     "is_parameter_input",
     "list_mode_options",
@@ -178,6 +181,21 @@ def compile_phases() -> dict[str, float]:
     times: Any = compile_times(repr="csv", aggregate=True)
     names, seconds = times
     return dict(zip(names, map(float, seconds), strict=True))
+
+
+@contextmanager
+def inductor_sources() -> Iterator[list[str]]:
+    """Within: gathers the Python code that Inductor writes, a text for each graph, those in its caches too.
+
+    GraphLowering.save_output_code, which a graph from a cache is handed to as well.
+    """
+    found: list[str] = []
+    kept = GraphLowering.__dict__["save_output_code"]
+    GraphLowering.save_output_code = staticmethod(found.append)  # type: ignore[method-assign, assignment]
+    try:
+        yield found
+    finally:
+        GraphLowering.save_output_code = kept  # type: ignore[method-assign]
 
 
 def in_backward() -> bool:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 from pathlib import Path
-from statistics import median
+from typing import Any
 
+import docs_tables
 import pytest
 
 from metis_compile import Policy
+from metis_compile.bench import step
 from metis_compile.compare.arm import BASELINE
 from metis_compile.train.variant import policy_variant
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
 COMPARISONS = sorted(path.parent for path in RESULTS.glob("*/compare.json"))
-STEPS = sorted(RESULTS.glob("*/step.json"))
-TABLES = sorted(RESULTS.glob("*/*.md"))
+BENCHMARKS = docs_tables.load()
+TABLES = sorted(path for path in RESULTS.glob("*/*.md") if path.parent.name not in docs_tables.FOLDERS)
+RATIO = re.compile(r"(?<![\d.])\d+\.\d\dx")
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -40,15 +45,90 @@ def test_trials_are_of_the_presets_as_they_are(folder: Path) -> None:
             assert trial["policy"] == policy_variant(policy).digest, file.name
 
 
-@pytest.mark.parametrize("file", STEPS, ids=lambda path: path.parent.name)
-def test_ratios_of_steps_follow_from_their_times(file: Path) -> None:
-    table = file.with_suffix(".md").read_text()
-    for row in json.loads(file.read_text())["rows"]:
-        mine, plain = (row["times"][who]["gradients"] for who in ("contender", "plain"))
-        ratio = median(a / b for a, b in zip(mine, plain, strict=True))
-        assert row["ratio"]["forward_backward"]["median"] == pytest.approx(ratio)
-        (line,) = (x for x in table.splitlines() if x.startswith(f"| {row['policy']} | {row['settings']['width']} |"))
-        assert f"| {ratio:.2f}x |" in line
+@pytest.mark.parametrize("page", docs_tables.PAGES, ids=lambda path: path.name)
+def test_pages_say_what_their_numbers_give(page: Path) -> None:
+    assert page.read_text() == docs_tables.rewritten(page.read_text(), BENCHMARKS), "run make docs-tables"
+
+
+def test_every_block_is_on_one_page() -> None:
+    pages = "".join(page.read_text() for page in docs_tables.PAGES)
+    assert sorted(found[1] for found in docs_tables.BLOCK.finditer(pages)) == sorted(docs_tables.BLOCKS)
+    assert set(docs_tables.FOLDERS) - {"scaling"} <= BENCHMARKS.keys()
+
+
+@pytest.mark.parametrize("folder", [name for name in BENCHMARKS if name in docs_tables.FOLDERS])
+def test_tables_beside_the_numbers(folder: str) -> None:
+    beside = RESULTS / folder / f"{docs_tables.FOLDERS[folder]}.md"
+    assert beside.read_text() == docs_tables.table_beside(folder, BENCHMARKS)
+
+
+@pytest.mark.parametrize(
+    ("block", "path", "change"),
+    [
+        ("step-512", ["step-512", "rows", 0, "times", "contender", "gradients"], 1.1),
+        ("step-512", ["step-512", "rows", 0, "times", "contender", "whole"], 1.1),
+        ("step-1024", ["step-1024", "rows", 0, "times", "plain", "gradients"], 1.1),
+        ("targets", ["step-512", "rows", 0, "times", "contender", "gradients"], 1.1),
+        ("compile", ["compile", "rows", 1, "cold", "starts", 0, "wall_seconds"], 1.1),
+        ("compile", ["compile", "rows", 1, "cold", "starts", 0, "phases", "metis_joint_pass"], 2),
+        ("memory", ["memory", "rows", 1, "saved_bytes"], 1.1),
+        ("memory", ["memory", "rows", 1, "input_bits"], 1.1),
+        ("targets", ["memory", "rows", 1, "input_bits"], 1.1),
+        ("against", ["against", "times", "metis, published paper", "eager", "gradients"], 1.1),
+        ("train", ["train", "policy", "step_seconds"], 1.1),
+    ],
+)
+def test_another_number_gives_another_page(block: str, path: list[Any], change: float) -> None:
+    changed = copy.deepcopy(BENCHMARKS)
+    *parents, last = path
+    place: Any = changed
+    for key in parents:
+        place = place[key]
+    place[last] = [change * x for x in place[last]] if isinstance(place[last], list) else change * place[last]
+    assert docs_tables.block(block, changed) != docs_tables.block(block, BENCHMARKS)
+
+
+def test_a_section_without_numbers_is_left_out() -> None:
+    assert docs_tables.block("scaling", {}) == ""
+    labels = {"steps": "steps"} | {how: how for how in ("cold", "warm", "plain_cold", "plain_warm")}
+    row = {"policy": "nvfp4", "axis": "width", "at": 64, "times": labels}
+    side = {"gradients": [1.0], "whole": [1.0], "saved_bytes": 1}
+    times: dict[str, Any] = {"steps": {"plain": side, "contender": side}}
+    for label, seconds in {"cold": 3.0, "plain_cold": 2.0, "warm": 1.0, "plain_warm": 2.0}.items():
+        times[label] = {"wall_seconds": seconds}
+    made = docs_tables.block("scaling", {"scaling": {"title": "growth", "rows": [row], "times": times}})
+    assert "## How it grows" in made
+    assert "| nvfp4 | width | 64 | 1.00x (1.00-1.00) | 1.50x | 0.50x | 1.00x |" in made
+
+
+def test_a_target_is_reached_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    (target,) = (t for t in docs_tables.TARGETS if t.what.startswith("step of nvfp4, width 512"))
+    monkeypatch.setattr(docs_tables, "TARGETS", [target])
+
+    def line(mine: float) -> str:
+        times = {"plain": {"gradients": [1.0], "whole": [1.0]}, "contender": {"gradients": [mine], "whole": [mine]}}
+        rows = [{"policy": "nvfp4", "settings": {"width": 512}, "times": times}]
+        return docs_tables.targets({"step-512": {"rows": rows}}).splitlines()[-1]
+
+    assert "| 1.20x (1.20-1.20) | yes |" in line(1.2)
+    assert "| 1.21x (1.21-1.21) | **no** |" in line(1.21)
+    assert "| - | **no** |" in docs_tables.targets({"step-512": {"rows": []}})
+
+
+@pytest.mark.parametrize("page", docs_tables.PAGES, ids=lambda path: path.name)
+def test_ratios_in_a_page_are_measured_ones(page: Path) -> None:
+    measured = {ratio for name in docs_tables.BLOCKS for ratio in RATIO.findall(docs_tables.block(name, BENCHMARKS))}
+    assert len(measured) > 20
+    assert set(RATIO.findall(page.read_text())) <= measured
+
+
+def test_what_the_readme_says_of_the_cost_of_best() -> None:
+    (said,) = re.findall(r"for steps (\d\.\d) to (\d\.\d) times as\s+long as `nvfp4`'s", README.read_text())
+    found = []
+    for folder in ("step-512", "step-1024"):
+        ratio = {row["policy"]: step.ratios(row["times"])[0].median for row in BENCHMARKS[folder]["rows"]}
+        found.append(ratio["best"] / ratio["nvfp4"])
+    assert said == (f"{min(found):.1f}", f"{max(found):.1f}")
 
 
 @pytest.mark.parametrize("folder", COMPARISONS, ids=lambda path: path.name)

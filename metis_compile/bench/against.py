@@ -16,12 +16,15 @@ from metis_compile.bench.runner import Options, Task, run_tasks
 from metis_compile.bench.size import size_text
 from metis_compile.bench.turns import WARM_UP, in_turn
 from metis_compile.measure.ratio import Ratio
+from metis_compile.measure.repository import commit_of
 from metis_compile.train.learner import Learner
 from metis_compile.train.report import milliseconds
 from metis_compile.train.settings import Settings
 from metis_compile.train.variant import FULL_PRECISION
 
-__all__ = ["bench_against", "measure"]
+__all__ = ["HEADINGS", "bench_against", "cells", "measure"]
+
+HEADINGS = ("published", "policy", "published fwd+bwd", "policy's", "published / policy")
 
 MODES = ("eager", "compiled")  # how their model is run
 
@@ -45,6 +48,33 @@ def published(path: Path, form: str, mode: str, settings: Settings) -> Learner:
     return made
 
 
+def label_of(policy: str, form: str) -> str:
+    """Of the process that measures a policy beside a form of their layers; the key of its times."""
+    return f"{policy}, published {form}"
+
+
+def ratio_of(row: dict[str, Any], numbers: dict[str, Any]) -> Ratio:
+    """Their steps' times over the policy's, of one row of the report's JSON."""
+    result = numbers["times"][label_of(row["policy"], row["published"])]
+    return Ratio.of(result[row["mode"]]["gradients"], result["contender"]["gradients"])
+
+
+def cells(numbers: dict[str, Any]) -> list[list[str]]:
+    """The table's, from the times in the report's JSON."""
+    made = []
+    for row in numbers["rows"]:
+        result = numbers["times"][label_of(row["policy"], row["published"])]
+        made.append(
+            [
+                f"{row['published']}, {row['mode']}",
+                row["policy"],
+                *(milliseconds(median(result[side]["gradients"])) for side in (row["mode"], "contender")),
+                str(ratio_of(row, numbers)),
+            ]
+        )
+    return made
+
+
 def bench_against(
     path: Path, policies: Sequence[str], settings: Settings, options: Options, console: Console
 ) -> Report:
@@ -54,7 +84,7 @@ def bench_against(
     contenders = check_policies(policies)
     tasks = {
         (form, text): Task(
-            label=f"{name_of(text)}, published {form}",
+            label=label_of(name_of(text), form),
             kind="against",
             settings=settings,
             contender=text,
@@ -65,7 +95,7 @@ def bench_against(
         for text in contenders
     }
     measured = run_tasks(list(tasks.values()), options, console)
-    rows, cells = [], []
+    rows = []
     found: dict[tuple[str, str, str], Ratio] = {}
     for (form, text), task in tasks.items():
         if task.label not in measured.results:
@@ -76,8 +106,13 @@ def bench_against(
             ratio = Ratio.of(result[mode]["gradients"], ours)
             found[form, mode, text] = ratio
             rows.append({"published": form, "mode": mode, "policy": name_of(text), "ratio": asdict(ratio)})
-            theirs = milliseconds(median(result[mode]["gradients"]))
-            cells.append([f"{form}, {mode}", name_of(text), theirs, milliseconds(median(ours)), str(ratio)])
+    numbers = {
+        "published": commit_of(path / "Metis"),
+        "forms": FORMS,
+        "settings": asdict(settings),
+        "rows": rows,
+        "times": {task.label: measured.results.get(task.label) for task in tasks.values()},
+    }
 
     def draw(figure: Any) -> None:
         kinds = [(form, mode) for form in FORMS for mode in MODES]
@@ -87,14 +122,9 @@ def bench_against(
     return Report(
         name="against",
         title=f"forward and backward, {size_text(settings)}: median over {options.rounds} rounds (quartiles)",
-        headings=("published", "policy", "published fwd+bwd", "policy's", "published / policy"),
-        cells=cells,
-        numbers={
-            "forms": FORMS,
-            "settings": asdict(settings),
-            "rows": rows,
-            "times": {task.label: measured.results.get(task.label) for task in tasks.values()},
-        },
+        headings=HEADINGS,
+        cells=cells(numbers),
+        numbers=numbers,
         draw=draw,
         measured=measured,
     )

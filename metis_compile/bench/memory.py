@@ -5,6 +5,7 @@ import gc
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -18,11 +19,13 @@ from metis_compile.bench.size import size_text
 from metis_compile.bench.turns import WARM_UP, batch
 from metis_compile.compare.arm import Arm
 from metis_compile.explanation import ExplainedSite, explain
+from metis_compile.measure.ratio import Ratio
 from metis_compile.train.report import mebibytes
-from metis_compile.train.report import ratio as over
 from metis_compile.train.settings import Settings
 
-__all__ = ["bench_memory", "input_bits", "measure"]
+__all__ = ["HEADINGS", "bench_memory", "cells", "input_bits", "measure"]
+
+HEADINGS = ("policy", "saved for backward", "bits an element of a linear's input", "peak above what was there")
 
 # glibc hands large blocks back to the system when they are freed only as long as this threshold does not grow.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**16), "MALLOC_TRIM_THRESHOLD_": str(2**16)}
@@ -92,53 +95,92 @@ def resident(name: str) -> int:
 
 
 def bench_memory(policies: Sequence[str], settings: Settings, options: Options, console: Console) -> Report:
-    """Each policy and plain Inductor, a process each; beside float32, under bfloat16 autocast too."""
+    """Each policy and plain Inductor, in turn, a process each; beside float32, under bfloat16 autocast too.
+
+    What forward keeps is the same in every round; the peak is what is measured again.
+    """
     contenders = list(dict.fromkeys([PLAIN, *check_policies(policies)]))
     contenders += [AUTOCAST] * (settings.dtype == "float32")
-    tasks = [
-        Task(label=name_of(t), kind="memory", settings=settings, contender=t, environment=MALLOC) for t in contenders
-    ]
-    measured = run_tasks(tasks, options, console)
-    found = {t: measured.results[name_of(t)] for t in contenders if name_of(t) in measured.results}
-    plain = found.get(PLAIN, {})
-
-    def ratio(text: str, what: str) -> float | None:
-        return over(found.get(text, {}).get(what), plain.get(what))
-
-    def cell(text: str, what: str) -> str:
-        value, share = found[text][what], ratio(text, what)
-        return "-" if value is None else mebibytes(value) + ("" if share is None else f", {share:.2f}x")
-
-    rows = [
-        {"policy": name_of(t), "settings": asdict(settings)}
-        | result
-        | {"saved_ratio": ratio(t, "saved_bytes"), "peak_ratio": ratio(t, "peak_bytes")}
-        for t, result in found.items()
-    ]
+    tasks = {
+        (text, i): Task(
+            label=f"{name_of(text)} {i}", kind="memory", settings=settings, contender=text, environment=MALLOC
+        )
+        for i in range(options.rounds)
+        for text in contenders[:: 1 if i % 2 == 0 else -1]
+    }
+    measured = run_tasks(list(tasks.values()), options, console)
+    rows = []
+    for text in contenders:
+        found = {i: measured.results.get(tasks[text, i].label) for i in range(options.rounds)}
+        there = {i: result for i, result in found.items() if result is not None}
+        if there:
+            about = {"policy": name_of(text), "settings": asdict(settings)}
+            first = next(iter(there.values()))
+            peaks = {"rounds": list(there), "peaks": [result["peak_bytes"] for result in there.values()]}
+            rows.append(about | {what: first[what] for what in ("saved_bytes", "input_bits")} | peaks)
+    numbers = {"rows": rows}
+    for row in rows:
+        peak = peak_ratio(row, numbers)
+        row |= {"saved_ratio": saved_ratio(row, numbers), "peak_ratio": peak and asdict(peak)}
 
     def draw(figure: Any) -> None:
-        names = [name_of(t) for t in found]
+        names = [row["policy"] for row in rows]
         left, right = figure.subplots(1, 2)
-        wanted = {"saved for backward": "saved_bytes", "peak of a step": "peak_bytes"}
-        series = {label: [ratio(t, what) for t in found] for label, what in wanted.items()}
+        series: dict[str, list[float | Ratio | None]] = {
+            "saved for backward": [saved_ratio(row, numbers) for row in rows],
+            "peak of a step": [peak_ratio(row, numbers) for row in rows],
+        }
         bars(left, names, series, unit="bytes / plain Inductor's", line=1)
-        bits = {"": [result["input_bits"] for result in found.values()]}
+        bits = {"": [row["input_bits"] for row in rows]}
         bars(right, names, bits, unit="bits an element of a linear's input", line=None)
 
     return Report(
         name="memory",
-        title=f"memory of forward and backward, {size_text(settings)}",
-        headings=("policy", "saved for backward", "bits an element of a linear's input", "peak above what was there"),
-        cells=[
-            [
-                name_of(t),
-                cell(t, "saved_bytes"),
-                "-" if result["input_bits"] is None else f"{result['input_bits']:.2f}",
-                cell(t, "peak_bytes"),
-            ]
-            for t, result in found.items()
-        ],
-        numbers={"rows": rows},
+        title=f"memory of forward and backward, {size_text(settings)}: median of {options.rounds} (quartiles)",
+        headings=HEADINGS,
+        cells=cells(numbers),
+        numbers=numbers,
         draw=draw,
         measured=measured,
     )
+
+
+def plain_row(numbers: dict[str, Any]) -> dict[str, Any] | None:
+    """Plain Inductor's, unless it failed."""
+    return next((row for row in numbers["rows"] if row["policy"] == PLAIN), None)
+
+
+def saved_ratio(row: dict[str, Any], numbers: dict[str, Any]) -> float | None:
+    """What forward keeps over plain Inductor's."""
+    plain = plain_row(numbers)
+    return None if plain is None else float(row["saved_bytes"] / plain["saved_bytes"])
+
+
+def peaks_of(row: dict[str, Any]) -> dict[int, int]:
+    """A row's peaks by round; a report of one round may hold ``peak_bytes`` in their place."""
+    peaks = row.get("peaks", [row.get("peak_bytes")])
+    return {i: peak for i, peak in zip(row.get("rounds", [0]), peaks, strict=True) if peak is not None}
+
+
+def peak_ratio(row: dict[str, Any], numbers: dict[str, Any]) -> Ratio | None:
+    """The peak over plain Inductor's of the same round; None where there is none."""
+    plain = plain_row(numbers)
+    mine, theirs = peaks_of(row), {} if plain is None else peaks_of(plain)
+    both = sorted(mine.keys() & theirs.keys())
+    return Ratio.of([mine[i] for i in both], [theirs[i] for i in both]) if both else None
+
+
+def cells(numbers: dict[str, Any]) -> list[list[str]]:
+    """The table's, from the bytes in the report's JSON."""
+    made = []
+    for row in numbers["rows"]:
+        share, peak, peaks = saved_ratio(row, numbers), peak_ratio(row, numbers), list(peaks_of(row).values())
+        made.append(
+            [
+                row["policy"],
+                mebibytes(row["saved_bytes"]) + ("" if share is None else f", {share:.2f}x"),
+                "-" if row["input_bits"] is None else f"{row['input_bits']:.2f}",
+                (mebibytes(round(median(peaks))) if peaks else "-") + ("" if peak is None else f", {peak}"),
+            ]
+        )
+    return made

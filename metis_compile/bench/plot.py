@@ -1,26 +1,11 @@
-"""The benchmarks' plots, as PNGs."""
+"""What the benchmarks draw."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from metis_compile.bench.errors import BenchError
 from metis_compile.measure.ratio import Ratio
 
-__all__ = ["bars", "grid", "save"]
-
-
-def save(draw: Callable[[Any], None], path: Path) -> None:
-    """Write what ``draw`` puts on a figure to ``path``. Raises BenchError without matplotlib."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise BenchError("plots need matplotlib: pip install 'metis-compile[train]'") from None
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    draw(figure)
-    figure.savefig(path, dpi=120, format="png")
+__all__ = ["bars", "grid"]
 
 
 def bars(

@@ -9,13 +9,13 @@ from typing import Any
 from rich.table import Table
 
 from metis_compile.bench.errors import BenchError
-from metis_compile.bench.plot import save
 from metis_compile.bench.runner import Measured, Options
 from metis_compile.measure.machine import machine
 from metis_compile.measure.markdown import markdown_table
+from metis_compile.measure.plot import save
 from metis_compile.train.report import finite
 
-__all__ = ["Report", "write"]
+__all__ = ["Report", "markdown", "write"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +41,20 @@ class Report:
 
     def markdown(self, options: Options) -> str:
         """For a page of documentation."""
-        where = machine()
-        on = f"{where['date']}, {options.count} threads of {where['gpu'] or where['processor']}, torch {where['torch']}"
-        return f"{self.title}; {on}\n\n" + markdown_table(self.headings, self.cells)
+        return markdown(self.to_dict(options), self.headings, self.cells)
 
     def to_dict(self, options: Options) -> dict[str, Any]:
         """Plain values for JSON; a number that is not finite is None."""
         where = machine() | {"threads": options.count}
         about = {"benchmark": self.name, "title": self.title, "machine": where, "rounds": options.rounds}
         return finite(about | self.numbers | {"failures": [f.label for f in self.measured.failures]})
+
+
+def markdown(numbers: dict[str, Any], headings: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """The table under its title and where its numbers come from, which are read from the report's JSON."""
+    where = numbers["machine"]
+    on = f"{where['threads']} threads of {where['gpu'] or where['processor']}, torch {where['torch']}"
+    return f"{numbers['title']}; {where['date']}, {on}\n\n" + markdown_table(headings, cells)
 
 
 def write(report: Report, options: Options) -> dict[str, Path]:

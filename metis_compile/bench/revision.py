@@ -24,10 +24,12 @@ from metis_compile.bench.runner import Measured, Options
 from metis_compile.bench.size import size_text
 from metis_compile.bench.turns import WARM_UP
 from metis_compile.compare.arm import Arm
+from metis_compile.measure import repository
 from metis_compile.measure.progress import JobProgress
 from metis_compile.measure.ratio import Ratio
 from metis_compile.measure.schedule import Failure, tail
 from metis_compile.train import model
+from metis_compile.train.interrupt import StopRequest
 from metis_compile.train.report import milliseconds
 from metis_compile.train.settings import Settings
 
@@ -52,10 +54,9 @@ def commit_of(revision: str, package: Path = PACKAGE) -> str:
 def git(root: Path, *arguments: str) -> str | None:
     """What git prints, None where it fails. Raises BenchError where there is no git."""
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+        return repository.git(root, *arguments)
     except FileNotFoundError:
         raise BenchError("a baseline needs git, which is not installed") from None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 @contextmanager
@@ -92,6 +93,7 @@ class _Side:
             stderr=errors,
             text=True,
             env=os.environ | {"PYTHONPATH": str(path), "OMP_NUM_THREADS": str(options.count)},
+            start_new_session=True,  # a terminal's Ctrl-C reaches us alone
         )
 
     def __enter__(self) -> "_Side":
@@ -119,7 +121,10 @@ class _Side:
 def bench_revision(
     policies: Sequence[str], sizes: Sequence[Settings], revision: str, options: Options, console: Console
 ) -> Report:
-    """Each policy at each size, in this checkout over ``revision``. Raises BenchError if there is no such commit."""
+    """Each policy at each size, in this checkout over ``revision``. Raises BenchError if there is no such commit.
+
+    SIGINT and SIGTERM stop it after the round under way, with what was measured until then.
+    """
     commit = commit_of(revision)
     contenders = check_policies(policies)
     for text in contenders:
@@ -129,15 +134,20 @@ def bench_revision(
     found: dict[tuple[str, int], dict[str, list[float]]] = {}
     failures: list[Failure] = []
     with ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())  # until the other checkout is gone again
         paths = {"now": alone(PACKAGE, Path(stack.enter_context(tempfile.TemporaryDirectory())) / "path")}
         paths["before"] = stack.enter_context(checked_out(commit))
         progress = stack.enter_context(JobProgress(console, len(cases)))
         for text, settings in cases:
+            if stop:
+                break
             label = f"{name_of(text)}, width {settings.width}"
             progress.began(label, WARM_UP + options.rounds)
             try:
-                found[text, settings.width] = rounds_of(paths, text, settings, options, label, progress)
-                progress.ended(label, "done")
+                times = rounds_of(paths, text, settings, options, label, progress, stop)
+                if times is not None:
+                    found[text, settings.width] = times
+                progress.ended(label, "interrupted" if times is None else "done")
             except RuntimeError as error:
                 failures.append(Failure(label=label, reason=str(error)))
                 progress.ended(label, str(error))
@@ -167,16 +177,27 @@ def bench_revision(
             ],
         },
         draw=draw,
-        measured=Measured(results={}, failures=failures, signal=None),
+        measured=Measured(
+            results={f"{name_of(text)}, width {width}": times for (text, width), times in found.items()},
+            failures=failures,
+            signal=stop.signal,
+        ),
     )
 
 
 def rounds_of(
-    paths: Mapping[str, Path], text: str, settings: Settings, options: Options, label: str, progress: JobProgress
-) -> dict[str, list[float]]:
+    paths: Mapping[str, Path],
+    text: str,
+    settings: Settings,
+    options: Options,
+    label: str,
+    progress: JobProgress,
+    stop: StopRequest,
+) -> dict[str, list[float]] | None:
     """Seconds of forward and backward, by side and round; the order of the sides turns round with every round.
 
-    Before each step that counts a process takes one that does not, to have its data in the caches again.
+    Before each step that counts a process takes one that does not, to have its data in the caches again. None if it
+    was stopped.
     """
     request = {
         "model": model.__file__,
@@ -200,4 +221,6 @@ def rounds_of(
                 if i >= WARM_UP:
                     times[name].append(seconds)
             progress.stepped(label, i + 1, "")
+            if stop:
+                return None
     return times

@@ -62,6 +62,12 @@ class Measured:
     failures: list[Failure]
     signal: int | None  # that stopped them
 
+    def and_then(self, more: "Measured") -> "Measured":
+        """What these workers gave, and those that ran after them."""
+        return Measured(
+            results={**self.results, **more.results}, failures=[*self.failures, *more.failures], signal=more.signal
+        )
+
 
 def run_tasks(tasks: Sequence[Task], options: Options, console: Console) -> Measured:
     """Run the tasks in order, one at a time, so that none disturbs another."""

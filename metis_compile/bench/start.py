@@ -1,8 +1,9 @@
 """Start time: the first forward and backward, which compile, without and with what an earlier process left on disk."""
 
+import re
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from statistics import median
@@ -17,11 +18,11 @@ from metis_compile.bench.report import Report
 from metis_compile.bench.runner import Options, Task, run_tasks
 from metis_compile.bench.size import size_text
 from metis_compile.bench.turns import batch
-from metis_compile.compat import compile_phases
+from metis_compile.compat import compile_phases, inductor_sources
 from metis_compile.measure.ratio import Ratio
 from metis_compile.train.settings import Settings
 
-__all__ = ["bench_compile", "measure", "share", "start_tasks"]
+__all__ = ["HEADINGS", "STARTS", "bench_compile", "cells", "kernels_in", "measure", "share", "start_tasks"]
 
 # What backend="metis" adds to Inductor, by its phases: the passes, and the C++ kernels, which are compiled once and are
 # then in Inductor's cache.
@@ -29,6 +30,9 @@ SHARES = {
     "passes": ("metis_backend", "metis_joint_pass", "metis_lowering_pass"),
     "kernels": ("metis_cpu_kernels",),
 }
+HEADINGS = ("policy", "start", "wall", "CPU", "wall ratio", "CPU ratio", "kernels", "our passes", "our C++")
+KERNEL = re.compile(r"= async_compile\.(?:cpp_pybinding|triton)\(")  # where Inductor's code defines one
+STARTS = ("cold", "warm")
 
 
 def measure(contender: str, settings: Settings, stepped: Callable[[int], None]) -> dict[str, Any]:
@@ -36,12 +40,18 @@ def measure(contender: str, settings: Settings, stepped: Callable[[int], None]) 
     made = learner(contender, settings)
     tokens, targets = batch(settings, 0)
     used, began = cpu_seconds(), time.perf_counter()
-    made.gradients(tokens, targets).item()
+    with inductor_sources() as sources:
+        made.gradients(tokens, targets).item()
     wall, cpu = time.perf_counter() - began, cpu_seconds() - used
-    return {"wall_seconds": wall, "cpu_seconds": cpu, "phases": compile_phases()}
+    return {"wall_seconds": wall, "cpu_seconds": cpu, "kernels": kernels_in(sources), "phases": compile_phases()}
 
 
-def start_tasks(contender: str, settings: Settings, label: str, cache: str, *, warm: bool = True) -> list[Task]:
+def kernels_in(sources: Sequence[str]) -> int:
+    """C++ and Triton kernels that Inductor's code defines; what several layers share is one in each graph."""
+    return sum(len(KERNEL.findall(source)) for source in sources)
+
+
+def start_tasks(contender: str, settings: Settings, label: str, cache: str) -> list[Task]:
     """A cold start that leaves its caches in the folder ``cache``, and then a warm one that finds them there."""
     return [
         Task(
@@ -51,7 +61,7 @@ def start_tasks(contender: str, settings: Settings, label: str, cache: str, *, w
             contender=contender,
             environment={"TORCHINDUCTOR_CACHE_DIR": cache},
         )
-        for how in ("cold", "warm")[: 1 + warm]
+        for how in STARTS
     ]
 
 
@@ -84,38 +94,24 @@ def bench_compile(policies: Sequence[str], settings: Settings, options: Options,
             if (label := f"{name_of(text)} {i}, {how}") in measured.results
         }
         for text in contenders
-        for how in ("cold", "warm")
+        for how in STARTS
     }
-    rows, cells = [], []
+    rows = []
     found: dict[tuple[str, str], Ratio | None] = {}
     for text in contenders:
         row: dict[str, Any] = {"policy": name_of(text), "settings": asdict(settings)}
-        for how in ("cold", "warm"):
-            mine, plain = rounds[text, how], rounds[PLAIN, how]
-            both = sorted(mine.keys() & plain.keys())
-            ratio = {
-                what: ratio_of([mine[i] for i in both], [plain[i] for i in both], what) for what in ("wall", "cpu")
-            }
-            shares = {what: median(share(result, what) for result in mine.values()) for what in SHARES if mine}
+        for how in STARTS:
+            mine = rounds[text, how]
+            ratio = {what: ratio_of(mine, rounds[PLAIN, how], what) for what in ("wall", "cpu")}
             found[text, how] = ratio["wall"]
             row[how] = {
+                "rounds": list(mine),  # those of which there are starts
                 "starts": list(mine.values()),
                 "ratio": {what: r and asdict(r) for what, r in ratio.items()},
-                "shares": shares,
+                "shares": shares_of(mine),
             }
-            cells.append(
-                [
-                    name_of(text),
-                    how,
-                    *(
-                        f"{median(r[f'{what}_seconds'] for r in mine.values()):.1f} s" if mine else "-"
-                        for what in ratio
-                    ),
-                    *("-" if r is None else f"{r.median:.2f}x" for r in ratio.values()),
-                    *(f"{100 * shares[what]:.1f} %" if mine and text != PLAIN else "-" for what in SHARES),
-                ]
-            )
         rows.append(row)
+    numbers = {"rows": rows}
 
     def draw(figure: Any) -> None:
         series = {how: [found[text, how] for text in contenders] for how in ("cold", "warm")}
@@ -124,14 +120,51 @@ def bench_compile(policies: Sequence[str], settings: Settings, options: Options,
     return Report(
         name="compile",
         title=f"first forward and backward, {size_text(settings)}: median of {options.rounds}, a process each",
-        headings=("policy", "start", "wall", "CPU", "wall ratio", "CPU ratio", *(f"our {what}" for what in SHARES)),
-        cells=cells,
-        numbers={"rows": rows},
+        headings=HEADINGS,
+        cells=cells(numbers),
+        numbers=numbers,
         draw=draw,
         measured=measured,
     )
 
 
-def ratio_of(mine: Sequence[dict[str, Any]], plain: Sequence[dict[str, Any]], what: str) -> Ratio | None:
-    left, right = ([result[f"{what}_seconds"] for result in results] for results in (mine, plain))
+def ratio_of(mine: Mapping[int, dict[str, Any]], plain: Mapping[int, dict[str, Any]], what: str) -> Ratio | None:
+    """Of "wall" or "cpu" seconds, over the rounds in which both started; None without such a round."""
+    both = sorted(mine.keys() & plain.keys())
+    left, right = ([results[i][f"{what}_seconds"] for i in both] for results in (mine, plain))
     return Ratio.of(left, right) if left else None
+
+
+def shares_of(results: Mapping[int, dict[str, Any]]) -> dict[str, float]:
+    """The median of each of SHARES; nothing where nothing started."""
+    return {what: median(share(result, what) for result in results.values()) for what in SHARES if results}
+
+
+def starts_of(row: dict[str, Any], how: str) -> dict[int, dict[str, Any]]:
+    """A policy's starts in the report's JSON, by round."""
+    starts = row[how]["starts"]
+    return dict(zip(row[how].get("rounds", range(len(starts))), starts, strict=True))
+
+
+def cells(numbers: dict[str, Any]) -> list[list[str]]:
+    """The table's, from the starts in the report's JSON."""
+    (plain,) = (row for row in numbers["rows"] if row["policy"] == PLAIN)
+    made = []
+    for row in numbers["rows"]:
+        for how in STARTS:
+            mine = starts_of(row, how)
+            shares = shares_of(mine) if row is not plain else {}
+            ratios = [ratio_of(mine, starts_of(plain, how), what) for what in ("wall", "cpu")]
+            kernels = sorted({start["kernels"] for start in mine.values() if "kernels" in start})
+            seconds = [[start[f"{what}_seconds"] for start in mine.values()] for what in ("wall", "cpu")]
+            made.append(
+                [
+                    row["policy"],
+                    how,
+                    *(f"{median(taken):.1f} s" if taken else "-" for taken in seconds),
+                    *("-" if ratio is None else str(ratio) for ratio in ratios),
+                    " or ".join(str(n) for n in kernels) or "-",
+                    *(f"{100 * shares[what]:.1f} %" if shares else "-" for what in SHARES),
+                ]
+            )
+    return made

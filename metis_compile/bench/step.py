@@ -17,7 +17,9 @@ from metis_compile.measure.ratio import Ratio
 from metis_compile.train.report import milliseconds
 from metis_compile.train.settings import Settings
 
-__all__ = ["bench_step", "measure", "ratios", "step_task"]
+__all__ = ["HEADINGS", "bench_step", "cells", "measure", "ratios", "step_task"]
+
+HEADINGS = ("policy", "width", "plain", "policy's", "ratio", "quartiles", "of sums", "whole step")
 
 
 def measure(contender: str, settings: Settings, stepped: Callable[[int], None], *, rounds: int) -> dict[str, Any]:
@@ -38,6 +40,31 @@ def ratios(result: dict[str, Any]) -> tuple[Ratio, Ratio]:
     return Ratio.of(mine["gradients"], plain["gradients"]), Ratio.of(mine["whole"], plain["whole"])
 
 
+def of_sums(result: dict[str, Any]) -> float:
+    """All the contender's seconds of forward and backward over all of plain Inductor's."""
+    return float(sum(result["contender"]["gradients"]) / sum(result["plain"]["gradients"]))
+
+
+def cells(numbers: dict[str, Any]) -> list[list[str]]:
+    """The table's, from the times in the report's JSON."""
+    made = []
+    for row in numbers["rows"]:
+        result = row["times"]
+        gradients, whole = ratios(result)
+        made.append(
+            [
+                row["policy"],
+                str(row["settings"]["width"]),
+                *(milliseconds(median(result[side]["gradients"])) for side in ("plain", "contender")),
+                f"{gradients.median:.2f}x",
+                f"{gradients.low:.2f}-{gradients.high:.2f}",
+                f"{of_sums(result):.2f}x",
+                str(whole),
+            ]
+        )
+    return made
+
+
 def bench_step(policies: Sequence[str], sizes: Sequence[Settings], options: Options, console: Console) -> Report:
     """Each policy at each size; beside float32, plain Inductor under bfloat16 autocast too."""
     contenders = check_policies(policies) + [AUTOCAST] * (sizes[0].dtype == "float32")
@@ -48,31 +75,22 @@ def bench_step(policies: Sequence[str], sizes: Sequence[Settings], options: Opti
     }
     measured = run_tasks(list(tasks.values()), options, console)
     of_width = {settings.width: settings for settings in sizes}
-    rows, cells = [], []
+    rows = []
     found: dict[tuple[str, int], Ratio] = {}
     for (text, width), task in tasks.items():
         if task.label not in measured.results:
             continue
         result = measured.results[task.label]
-        mine, plain = result["contender"], result["plain"]
         gradients, whole = ratios(result)
-        mean = sum(mine["gradients"]) / sum(plain["gradients"])
         found[text, width] = gradients
         row = {"policy": name_of(text), "settings": asdict(of_width[width]), "times": result}
-        ratio = {"forward_backward": asdict(gradients), "forward_backward_of_sums": mean, "step": asdict(whole)}
+        ratio = {
+            "forward_backward": asdict(gradients),
+            "forward_backward_of_sums": of_sums(result),
+            "step": asdict(whole),
+        }
         rows.append(row | {"ratio": ratio})
-        cells.append(
-            [
-                name_of(text),
-                str(width),
-                milliseconds(median(plain["gradients"])),
-                milliseconds(median(mine["gradients"])),
-                f"{gradients.median:.2f}x",
-                f"{gradients.low:.2f}-{gradients.high:.2f}",
-                f"{mean:.2f}x",
-                f"{whole.median:.2f}x",
-            ]
-        )
+    numbers = {"rows": rows}
 
     def draw(figure: Any) -> None:
         series = {f"width {s.width}": [found.get((text, s.width)) for text in contenders] for s in sizes}
@@ -81,9 +99,9 @@ def bench_step(policies: Sequence[str], sizes: Sequence[Settings], options: Opti
     return Report(
         name="step",
         title=f"step time, {size_text(*sizes)}: forward and backward, {options.rounds} rounds",
-        headings=("policy", "width", "plain", "policy's", "ratio", "quartiles", "of sums", "whole step"),
-        cells=cells,
-        numbers={"rows": rows},
+        headings=HEADINGS,
+        cells=cells(numbers),
+        numbers=numbers,
         draw=draw,
         measured=measured,
     )

@@ -1,4 +1,4 @@
-"""The machine that numbers were measured on."""
+"""The machine that numbers were measured on, and the commit that was measured."""
 
 import platform
 from datetime import date
@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+import metis_compile
+from metis_compile.measure.repository import commit_of
 
 __all__ = ["machine"]
 
@@ -19,6 +22,7 @@ def machine() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,
         "python": platform.python_version(),
+        **commit_of(Path(metis_compile.__file__).parent),
     }
 
 

@@ -7,14 +7,14 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-__all__ = ["JobProgress"]
+__all__ = ["Bars", "JobProgress"]
 
 
-class JobProgress:
-    """Shows ``count`` jobs on ``console``. A context manager; its methods may be called from any thread."""
+class Bars:
+    """Bars with a note beside each, where ``console`` is a terminal. A context manager."""
 
-    def __init__(self, console: Console, count: int) -> None:
-        self.console, self.count = console, count
+    def __init__(self, console: Console) -> None:
+        self.console = console
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -24,10 +24,6 @@ class JobProgress:
             console=console,
             disable=not console.is_terminal,
         )
-        self._lock = threading.Lock()
-        self._tasks: dict[str, TaskID] = {}
-        self._ended = 0
-        self._all = self._bar.add_task("all", total=count, note="")
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -44,6 +40,18 @@ class JobProgress:
     def note(self, text: str) -> None:
         """A line that stays."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class JobProgress(Bars):
+    """Shows ``count`` jobs on ``console``. A context manager; its methods may be called from any thread."""
+
+    def __init__(self, console: Console, count: int) -> None:
+        super().__init__(console)
+        self.count = count
+        self._lock = threading.Lock()
+        self._tasks: dict[str, TaskID] = {}
+        self._ended = 0
+        self._all = self._bar.add_task("all", total=count, note="")
 
     def began(self, label: str, steps: int) -> None:
         """A job has started that will take so many steps."""

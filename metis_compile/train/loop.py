@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from metis_compile.measure.plot import check_matplotlib
 from metis_compile.train import checkpoint, corpus
 from metis_compile.train.determinism import deterministic
 from metis_compile.train.errors import TrainError
@@ -60,6 +61,7 @@ def run(
     ``variants`` replaces how the two models are compiled, full precision first. The caller's random state is
     left as it was. Raises TrainError if the run cannot start or resume, PolicyError for a bad policy.
     """
+    check_matplotlib(TrainError)
     variants = variants or (FULL_PRECISION, policy_variant(settings.policy))
     text = corpus.load_library() if settings.text is None else corpus.load_file(Path(settings.text).expanduser())
     text.require(settings.context)

@@ -1,8 +1,10 @@
 """The two loss curves as a PNG."""
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from metis_compile.train.errors import TrainError
+from metis_compile.measure.plot import save
 from metis_compile.train.report import Report
 
 __all__ = ["draw"]
@@ -10,14 +12,11 @@ __all__ = ["draw"]
 
 def draw(report: Report, path: Path) -> None:
     """Write the losses of both models, and the gap between their running means, to ``path`` (PNG)."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise TrainError("plots need matplotlib: pip install 'metis-compile[train]'") from None
+    save(partial(draw_on, report), path, size=(8, 6))
 
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    FigureCanvasAgg(figure)
+
+def draw_on(report: Report, figure: Any) -> None:
+    """The same on a matplotlib figure."""
     curves, gaps = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     window = max(1, report.settings.steps // 20)
     smooth = []
@@ -35,7 +34,6 @@ def draw(report: Report, path: Path) -> None:
     curves.legend()
     gaps.set_ylabel("gap, %")
     gaps.set_xlabel(f"step (heavy lines: mean of {window})")
-    figure.savefig(path, dpi=120, format="png")
 
 
 def running_mean(values: list[float], window: int) -> list[float]:

@@ -48,19 +48,34 @@ def test_a_linears_input_takes_what_the_format_does(settings: Any) -> None:
 
 
 def test_the_table(answering: Any, settings: Any, options: Any, console: Any) -> None:
-    answers = {
-        "high": {"saved_bytes": 4 * MIB, "peak_bytes": 8 * MIB, "input_bits": 32.0},
-        "nvfp4": {"saved_bytes": MIB, "peak_bytes": None, "input_bits": 4.5},
-        AUTOCAST: {"saved_bytes": 2 * MIB, "peak_bytes": 4 * MIB, "input_bits": None},
-    }
-    jobs = answering(lambda job: answers[job.label])
-    report = memory.bench_memory(["nvfp4"], settings(), options, console)
-    assert [job.label for job in jobs] == list(answers)
+    peaks = {"high": [8, 10], "nvfp4": [None, 2], AUTOCAST: [4, 4], "mxfp4": [None, None]}
+    kept = {"high": (4, 32.0), "nvfp4": (1, 4.5), AUTOCAST: (2, None), "mxfp4": (1, 4.25)}
+
+    def run(job: Any) -> dict[str, Any] | None:
+        name, _, i = job.label.rpartition(" ")
+        saved, bits = kept[name]
+        peak = peaks[name][int(i)]
+        if (name, i) == ("high", "1"):
+            return None  # it failed: the round counts for none
+        return {"saved_bytes": saved * MIB, "peak_bytes": peak and peak * MIB, "input_bits": bits}
+
+    jobs = answering(run)
+    report = memory.bench_memory(["nvfp4", "mxfp4"], settings(), options, console)
+    names = ["high", "nvfp4", "mxfp4", AUTOCAST]
+    assert [job.label for job in jobs] == [f"{name} 0" for name in names] + [f"{name} 1" for name in reversed(names)]
     assert report.cells == [
-        ["high", "4.0 MiB, 1.00x", "32.00", "8.0 MiB, 1.00x"],
-        ["nvfp4", "1.0 MiB, 0.25x", "4.50", "-"],
-        [AUTOCAST, "2.0 MiB, 0.50x", "-", "4.0 MiB, 0.50x"],
+        ["high", "4.0 MiB, 1.00x", "32.00", "8.0 MiB, 1.00x (1.00-1.00)"],
+        ["nvfp4", "1.0 MiB, 0.25x", "4.50", "2.0 MiB"],
+        ["mxfp4", "1.0 MiB, 0.25x", "4.25", "-"],
+        [AUTOCAST, "2.0 MiB, 0.50x", "-", "4.0 MiB, 0.50x (0.50-0.50)"],
     ]
+
+
+def test_without_plain_inductor_there_are_no_ratios(answering: Any, settings: Any, options: Any, console: Any) -> None:
+    given = {"saved_bytes": MIB, "peak_bytes": 2 * MIB, "input_bits": 4.5}
+    answering(lambda job: None if job.request["contender"] == "high" else given)
+    report = memory.bench_memory(["nvfp4"], settings(), options, console)
+    assert report.cells[0] == ["nvfp4", "1.0 MiB", "4.50", "2.0 MiB"]
 
 
 def test_the_worker_counts_what_a_model_keeps(settings: Any, uncompiled: None, monkeypatch: Any) -> None:

@@ -1,5 +1,6 @@
 """The adapter, on stand-ins that have nothing of the published code but the names that it is imported by."""
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -129,7 +130,14 @@ def test_each_form_and_mode_is_a_row(answering: Any, checkout: Any, settings: An
         return {"eager": theirs, "compiled": {"gradients": [6.0, 6.0]}, "contender": {"gradients": [2.0, 2.0]}}
 
     jobs = answering(run)
-    report = against.bench_against(checkout(), ["metis"], settings(), options, console)
+    path = checkout()
+    subprocess.run(["git", "-C", path, "init", "-q"], check=True)
+    subprocess.run(["git", "-C", path, "add", "."], check=True)
+    names = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    subprocess.run(["git", "-C", path, *names, "commit", "-q", "-m", "one"], check=True)
+    report = against.bench_against(path, ["metis"], settings(), options, console)
+    assert report.numbers["published"]["dirty"] is False
+    assert len(report.numbers["published"]["commit"]) == 40
     assert [job.request["form"] for job in jobs] == list(FORMS)
     assert [row[0] for row in report.cells] == ["script, eager", "script, compiled", "paper, eager", "paper, compiled"]
     assert [row["ratio"]["median"] for row in report.numbers["rows"]] == [4, 3, 4, 3]

@@ -1,14 +1,20 @@
 """Two versions of a stand-in for the package, in a repository made for the test."""
 
+import json
+import os
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from metis_compile.bench import revision
 from metis_compile.bench.errors import BenchError
+from metis_compile.cli import app
 from metis_compile.measure.progress import JobProgress
+from metis_compile.train.interrupt import StopRequest
 
 BACKEND = """
 import time
@@ -45,6 +51,16 @@ def package(tmp_path: Path) -> Path:
         git(root, "commit", "-q", "-m", tag)
         git(root, "tag", tag)
     return made
+
+
+@pytest.fixture
+def measured(package: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The stand-in is the package that is measured."""
+    commit_of, checked_out = revision.commit_of, revision.checked_out
+    monkeypatch.setattr(revision, "PACKAGE", package)
+    monkeypatch.setattr(revision, "commit_of", lambda name: commit_of(name, package))
+    monkeypatch.setattr(revision, "checked_out", lambda commit: checked_out(commit, package))
+    return package
 
 
 def test_a_commit_by_any_of_its_names(package: Path) -> None:
@@ -95,7 +111,8 @@ def test_both_versions_take_steps_in_turn(
     ):
         progress.began("nvfp4", 4)
         paths = {"now": now, "before": before}
-        times = revision.rounds_of(paths, "nvfp4", settings(), options, "nvfp4", progress)
+        times = revision.rounds_of(paths, "nvfp4", settings(), options, "nvfp4", progress, StopRequest())
+        assert times is not None
     assert {side: len(seconds) for side, seconds in times.items()} == {"now": 2, "before": 2}
     assert min(times["before"]) >= 0.2
     assert min(times["now"]) < 0.2
@@ -107,26 +124,63 @@ def test_what_a_process_dies_of_is_told(
     (package / "backend.py").write_text("raise ImportError('no such thing')")
     paths = {"now": revision.alone(package, tmp_path / "now")}
     with JobProgress(console, 1) as progress, pytest.raises(RuntimeError, match="ImportError: no such thing"):
-        revision.rounds_of(paths, "nvfp4", settings(), options, "nvfp4", progress)
+        revision.rounds_of(paths, "nvfp4", settings(), options, "nvfp4", progress, StopRequest())
 
 
-def test_the_report(package: Path, settings: Any, options: Any, console: Any, monkeypatch: Any) -> None:
+def test_the_report(measured: Path, settings: Any, options: Any, console: Any, monkeypatch: Any) -> None:
     def rounds_of(paths: Any, text: str, *_: Any) -> dict[str, list[float]]:
         assert set(paths) == {"now", "before"}
         if text == "mxfp4":
             raise RuntimeError("out of memory")
         return {"now": [1.0, 2.0], "before": [2.0, 4.0]}
 
-    monkeypatch.setattr(revision, "PACKAGE", package)
-    monkeypatch.setattr(revision, "commit_of", lambda name, package=package: COMMIT_OF(name, package))
-    monkeypatch.setattr(revision, "checked_out", lambda commit: CHECKED_OUT(commit, package))
     monkeypatch.setattr(revision, "rounds_of", rounds_of)
     report = revision.bench_revision(["nvfp4", "mxfp4"], [settings()], "v1", options, console)
     assert report.cells == [["nvfp4", "16", "3000.0 ms", "1500.0 ms", "0.50x (0.50-0.50)"]]
     assert report.numbers["baseline"]["revision"] == "v1"
     assert [f.reason for f in report.measured.failures] == ["out of memory"]
+    assert list(report.measured.results) == ["nvfp4, width 16"]
     with pytest.raises(BenchError, match="a baseline takes policies alone"):
         revision.bench_revision(["metis+reparametrized"], [settings()], "v1", options, console)
 
 
-COMMIT_OF, CHECKED_OUT = revision.commit_of, revision.checked_out
+def test_the_command_line(measured: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny = ["--width=16", "--layers=1", "--tokens=32", "--threads=1", "--device=cpu", "--rounds=2"]
+    result = CliRunner().invoke(app, ["bench", "step", "nvfp4", "--baseline=v1", *tiny])
+    assert result.exit_code == 0, result.output
+    assert "this checkout" in result.stdout
+    numbers = json.loads(Path("runs/bench/baseline.json").read_text())
+    assert numbers["baseline"] == {"revision": "v1", "commit": git(measured.parent, "rev-parse", "v1")}
+    (row,) = numbers["rows"]
+    assert row["policy"] == "nvfp4"
+    assert row["ratio"]["median"] < 1
+    assert {len(seconds) for seconds in row["times"].values()} == {2}
+    assert sorted(path.name for path in Path("runs/bench").iterdir()) == [
+        "baseline.json",
+        "baseline.md",
+        "baseline.png",
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_keeps_what_is_done_and_leaves_no_checkout(
+    measured: Path, settings: Any, options: Any, console: Any, monkeypatch: Any, number: int
+) -> None:
+    sizes, rounds = [settings(), settings(width=32), settings(width=64)], 2 + options.rounds
+    seen = []
+
+    def stepped(progress: JobProgress, label: str, done: int, note: str) -> None:
+        seen.append(label)
+        if len(seen) == rounds + 1:
+            assert git(measured.parent, "worktree", "list").count("\n") == 1
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(JobProgress, "stepped", stepped)
+    before = signal.getsignal(number)
+    report = revision.bench_revision(["nvfp4"], sizes, "v1", options, console)
+    assert report.measured.signal == number
+    assert seen == ["nvfp4, width 16"] * rounds + ["nvfp4, width 32"]
+    assert [row[1] for row in report.cells] == ["16"]
+    assert git(measured.parent, "worktree", "list").count("\n") == 0
+    assert signal.getsignal(number) == before

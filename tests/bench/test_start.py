@@ -3,13 +3,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import metis_compile
 from metis_compile.bench import start
+from metis_compile.compat import inductor_sources
 
 
-def answer(wall: float, **phases: float) -> dict[str, Any]:
-    return {"wall_seconds": wall, "cpu_seconds": 2 * wall, "phases": {"backend_compile": wall, **phases}}
+def answer(wall: float, kernels: int = 0, **phases: float) -> dict[str, Any]:
+    return {
+        "wall_seconds": wall,
+        "cpu_seconds": 2 * wall,
+        "kernels": kernels,
+        "phases": {"backend_compile": wall, **phases},
+    }
 
 
 def test_the_share_is_of_our_phases_alone() -> None:
@@ -34,7 +41,7 @@ def test_cold_starts_have_a_cache_of_their_own_and_warm_ones_that_of_the_cold(
     def run(job: Any) -> dict[str, Any]:
         there.append(Path(job.environment["TORCHINDUCTOR_CACHE_DIR"]).is_dir())
         slow = 3.0 if job.request["contender"] == "nvfp4" else 2.0
-        return answer(slow, metis_joint_pass=0.06) if job.label.endswith("cold") else answer(slow / 2)
+        return answer(slow, kernels=18, metis_joint_pass=0.06) if job.label.endswith("cold") else answer(slow / 2)
 
     jobs = answering(run)
     report = start.bench_compile(["nvfp4"], settings(), options, console)
@@ -53,8 +60,8 @@ def test_cold_starts_have_a_cache_of_their_own_and_warm_ones_that_of_the_cold(
     assert row["cold"]["ratio"]["wall"]["median"] == row["cold"]["ratio"]["cpu"]["median"] == 1.5
     assert row["cold"]["shares"] == pytest.approx({"passes": 0.02, "kernels": 0})
     assert report.cells[2:] == [
-        ["nvfp4", "cold", "3.0 s", "6.0 s", "1.50x", "1.50x", "2.0 %", "0.0 %"],
-        ["nvfp4", "warm", "1.5 s", "3.0 s", "1.50x", "1.50x", "0.0 %", "0.0 %"],
+        ["nvfp4", "cold", "3.0 s", "6.0 s", "1.50x (1.50-1.50)", "1.50x (1.50-1.50)", "18", "2.0 %", "0.0 %"],
+        ["nvfp4", "warm", "1.5 s", "3.0 s", "1.50x (1.50-1.50)", "1.50x (1.50-1.50)", "0", "0.0 %", "0.0 %"],
     ]
 
 
@@ -71,3 +78,29 @@ def test_a_round_that_failed_on_one_side_counts_on_neither(
     report = start.bench_compile(["nvfp4"], settings(), options, console)
     assert report.numbers["rows"][1]["cold"]["ratio"]["wall"]["median"] == 2
     assert len(report.measured.failures) == 2
+
+
+def test_kernels_are_those_that_inductor_writes() -> None:
+    counts = []
+    for _ in range(2):
+        torch.compiler.reset()
+        x = torch.randn(32, 32)
+        with inductor_sources() as sources:
+            torch.compile(lambda x: torch.nn.functional.gelu(torch.mm(torch.sin(x), x)))(x)
+        counts.append(start.kernels_in(sources))
+    assert counts == [2, 2]  # before the product and after it; the second time from a cache
+
+
+def test_the_worker_counts_kernels(settings: Any, uncompiled: None) -> None:
+    assert start.measure("nvfp4", settings(), lambda done: None)["kernels"] == 0
+
+
+def test_the_table_of_an_earlier_report(answering: Any, settings: Any, options: Any, console: Any) -> None:
+    answering(lambda job: answer(2.0, kernels=1 + int(job.label.split()[1][0])))
+    numbers = start.bench_compile([], settings(), options, console).numbers
+    assert [row[6] for row in start.cells(numbers)] == ["1 or 2"] * 2
+    for how in start.STARTS:
+        del numbers["rows"][0][how]["rounds"]
+        for each in numbers["rows"][0][how]["starts"]:
+            del each["kernels"]
+    assert start.cells(numbers)[0][:7] == ["high", "cold", "2.0 s", "4.0 s", *["1.00x (1.00-1.00)"] * 2, "-"]

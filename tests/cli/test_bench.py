@@ -113,13 +113,26 @@ def test_a_folder_that_cannot_be_made(metis: Any) -> None:
 
 
 @pytest.mark.parametrize(("signal", "status"), [(None, 1), (15, 143)])
-def test_a_failed_part_is_named(metis: Any, monkeypatch: Any, signal: int | None, status: int) -> None:
+@pytest.mark.parametrize("command", ["step", "compile", "memory", "scaling", "quantize"])
+def test_when_everything_failed_it_is_named_and_nothing_is_written(
+    metis: Any, monkeypatch: Any, command: str, signal: int | None, status: int
+) -> None:
     failed = ({}, [Failure(label="nvfp4, width 16", reason="out of memory")], signal)
     monkeypatch.setattr(runner, "run_jobs", lambda jobs, **how: failed)
-    result = metis("step", "nvfp4", *TINY)
+    given = {"scaling": ["nvfp4", "--device=cpu"], "quantize": ["--device=cpu"]}
+    result = metis(command, *given.get(command, ["nvfp4", *TINY]))
     assert result.exit_code == status
     assert "metis: nvfp4, width 16 failed: out of memory" in result.stderr
-    assert not Path("runs/bench/step.json").exists()
+    assert result.stdout == ""
+    assert list(Path("runs/bench").iterdir()) == []
+
+
+def test_without_matplotlib_nothing_is_measured(metis: Any, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(runner, "run_jobs", lambda *jobs, **how: pytest.fail("something was measured"))
+    result = metis("step", "nvfp4", *TINY)
+    assert result.exit_code == 2
+    assert "metis: plots need matplotlib: pip install 'metis-compile[train]'" in result.stderr
 
 
 def test_help_is_quick_because_torch_is_not_imported() -> None:

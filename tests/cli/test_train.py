@@ -2,6 +2,7 @@ import json
 import os
 import shlex
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ def test_the_table_and_the_files(metis: Metis) -> None:
     assert result.exit_code == 0, result.output
     for row in ("train loss", "validation loss", "step time", "saved for backward", "first step (compiles)"):
         assert row in result.stdout
+    assert next(line for line in result.stdout.splitlines() if "first step" in line).split()[-2] == "-"
     assert "best" in result.stdout
     assert ".toml" not in result.stdout
     for name in ("loss.png", "report.json", "checkpoint.pt"):
@@ -69,9 +71,9 @@ def test_json_is_all_that_stdout_gets(metis: Metis) -> None:
         "validation_gap_percent",
         "step_time_ratio",
         "saved_bytes_ratio",
-        "compile_time_ratio",
         "files",
         "versions",
+        "machine",
     }
     assert numbers["settings"]["policy"] == numbers["policy"]["label"] == "mxfp8"
     assert numbers["settings"]["dtype"] == "float32"
@@ -101,6 +103,12 @@ def test_json_is_all_that_stdout_gets(metis: Metis) -> None:
 )
 def test_a_mistake_is_one_line_and_status_2(metis: Metis, arguments: list[str], message: str) -> None:
     assert message in one_line(metis(*arguments))
+
+
+def test_without_matplotlib_nothing_is_trained(metis: Metis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert one_line(metis()) == "metis: plots need matplotlib: pip install 'metis-compile[train]'"
+    assert not Path("runs").exists()
 
 
 def test_a_mistake_in_a_policy_file_is_one_line(metis: Metis) -> None:

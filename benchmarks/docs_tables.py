@@ -1,0 +1,181 @@
+"""Writes the numbers in docs/benchmarks.md and README.md anew from the JSON in benchmarks/results.
+
+``make docs-tables`` runs it. A page keeps its prose; what stands between ``<!-- numbers: NAME -->`` and
+``<!-- end -->`` is made here. So is the Markdown table beside each benchmark's JSON.
+"""
+
+import io
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from docs_targets import TARGETS
+from rich.console import Console
+
+from metis_compile.bench import against, memory, scaling, start, step
+from metis_compile.bench.report import markdown
+from metis_compile.measure.markdown import markdown_table
+from metis_compile.train.report import Report, Side
+from metis_compile.train.settings import Settings
+
+__all__ = ["BLOCK", "BLOCKS", "PAGES", "RESULTS", "TARGETS", "block", "load", "main", "rewritten", "table_beside"]
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = (ROOT / "docs" / "benchmarks.md", ROOT / "README.md")
+BLOCK = re.compile(r"(?<=^<!-- numbers: )([\w-]+)( -->\n).*?(?=^<!-- end -->$)", re.MULTILINE | re.DOTALL)
+KINDS: dict[str, Any] = {"step": step, "compile": start, "memory": memory, "scaling": scaling, "against": against}
+# The folders in benchmarks/results; one without a JSON file yet is left out.
+FOLDERS = {
+    "step-512": "step",
+    "step-1024": "step",
+    "compile": "compile",
+    "memory": "memory",
+    "scaling": "scaling",
+    "against": "against",
+}
+
+Results = dict[str, dict[str, Any]]  # of each folder that there is, the JSON
+
+
+def load(root: Path = RESULTS) -> Results:
+    """What was measured."""
+    files = {folder: root / folder / f"{name}.json" for folder, name in FOLDERS.items()}
+    found = {folder: json.loads(path.read_text()) for folder, path in files.items() if path.is_file()}
+    train = root / "train-nvfp4.json"
+    return found | ({"train": json.loads(train.read_text())} if train.is_file() else {})
+
+
+def targets(results: Results) -> str:
+    """What was to be reached, and what was."""
+    rows = []
+    for target in TARGETS:
+        if target.folder in results:
+            value, text = target.measured(results[target.folder]) or (None, "-")
+            reached = value is not None and target.reached(value)
+            rows.append([target.what, text, "yes" if reached else "**no**", f"`{target.command}`"])
+    return markdown_table(("target", "measured", "reached", "command"), rows)
+
+
+def where(results: Results) -> str:
+    """The machine and the commit of each benchmark."""
+    rows = []
+    for folder, numbers in results.items():
+        if folder in FOLDERS:
+            machine = numbers["machine"]
+            on = f"{machine['threads']} threads of {machine['gpu'] or machine['processor']}"
+            rows.append([folder, machine["date"], commit(machine), on, f"torch {machine['torch']}"])
+    return markdown_table(("numbers", "date", "commit", "on", "with"), rows)
+
+
+def commit(about: dict[str, Any]) -> str:
+    """Of a JSON's "machine" or "published"; "-" where none was recorded."""
+    if about.get("commit") is None:
+        return "-"
+    return about["commit"][:10] + (", changed" if about["dirty"] else "")
+
+
+def benchmark(folder: str) -> Callable[[Results], str]:
+    """The title and the table of one."""
+
+    def made(results: Results) -> str:
+        if folder not in results:
+            return ""
+        numbers = results[folder]
+        kind = KINDS[FOLDERS[folder]]
+        title = numbers["title"][0].upper() + numbers["title"][1:]
+        return f"{title}.\n\n" + markdown_table(kind.HEADINGS, kind.cells(numbers))
+
+    return made
+
+
+def against_them(results: Results) -> str:
+    """The table, and which commit of the published code it is of."""
+    made = benchmark("against")(results)
+    about = results.get("against", {}).get("published")
+    return made + (f"\nTheir commit: {commit(about)}.\n" if about else "")
+
+
+def growth(results: Results) -> str:
+    """A whole section, once there are numbers."""
+    made = benchmark("scaling")(results)
+    if not made:
+        return ""
+    names = " ".join(dict.fromkeys(row["policy"] for row in results["scaling"]["rows"]))
+    command = f"metis bench scaling {names} --out benchmarks/results/scaling"
+    return f"## How it grows\n\n{made}\n```console\n$ {command}\n```\n"
+
+
+def train(results: Results) -> str:
+    """What ``make train`` printed."""
+    numbers = results["train"]
+    known = {field.name for field in fields(Side)}
+    sides = {
+        name: Side(**{key: value for key, value in numbers[name].items() if key in known})
+        for name in ("full_precision", "policy")
+    }
+    files = {what: Path("runs/train", name) for what, name in FILES.items()}
+    report = Report(
+        settings=Settings.from_dict(numbers["settings"]),
+        device=numbers["device"],
+        text=numbers["text"]["source"],
+        text_digest=numbers["text"]["sha256"],
+        parameters=numbers["parameters"],
+        averaged=numbers["averaged_steps"],
+        **sides,
+        files=files,
+    )
+    console = Console(file=io.StringIO(), width=100, force_terminal=False, color_system=None)
+    console.print(report.table())
+    assert isinstance(console.file, io.StringIO)
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    lines += [f"{what}: {path}" for what, path in files.items()]
+    return "```text\n" + "\n".join(lines) + "\n```\n"
+
+
+FILES = {"plot": "loss.png", "report": "report.json", "checkpoint": "checkpoint.pt"}
+BLOCKS: dict[str, Callable[[Results], str]] = {
+    "targets": targets,
+    "where": where,
+    **{folder: benchmark(folder) for folder in ("step-512", "step-1024", "compile", "memory")},
+    "scaling": growth,
+    "against": against_them,
+    "train": train,
+}
+
+
+def block(name: str, results: Results) -> str:
+    """What belongs between the marks of this name."""
+    made = BLOCKS[name](results)
+    return f"\n{made}\n" if made else ""
+
+
+def rewritten(page: str, results: Results) -> str:
+    """The page with these numbers."""
+    return BLOCK.sub(lambda found: found[1] + found[2] + block(found[1], results), page)
+
+
+def table_beside(folder: str, results: Results) -> str:
+    """The Markdown that a benchmark writes with its JSON."""
+    kind = KINDS[FOLDERS[folder]]
+    return markdown(results[folder], kind.HEADINGS, kind.cells(results[folder]))
+
+
+def main() -> None:
+    """Rewrite the pages, and each benchmark's own Markdown."""
+    results = load()
+    for page in PAGES:
+        page.write_text(rewritten(page.read_text(), results))
+    for folder, name in FOLDERS.items():
+        if folder in results:
+            beside = RESULTS / folder / f"{name}.md"
+            beside.write_text(table_beside(folder, results))
+    print(f"numbers of {', '.join(results)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
