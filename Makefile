@@ -11,7 +11,7 @@ MADE_FROM := pyproject.toml constraints.txt .ci/set-up
 .PHONY: help train test lint docs-tables clean
 
 help:
-	@echo "make train   train a small GPT in full precision and in NVFP4, and compare them"
+	@echo "make train   train a small GPT in full precision and in FP4, and compare them"
 	@echo "make test    run the tests"
 	@echo "make lint    check style and types"
 	@echo "make docs-tables   write the measured numbers in README.md and docs/ anew from benchmarks/results"
