@@ -13,6 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import step_profile
 from docs_targets import TARGETS
 from rich.console import Console
 
@@ -46,8 +47,8 @@ def load(root: Path = RESULTS) -> Results:
     """What was measured."""
     files = {folder: root / folder / f"{name}.json" for folder, name in FOLDERS.items()}
     found = {folder: json.loads(path.read_text()) for folder, path in files.items() if path.is_file()}
-    train = root / "train-nvfp4.json"
-    return found | ({"train": json.loads(train.read_text())} if train.is_file() else {})
+    others = {"train": root / "train.json", "profile": root / "profile" / "profile.json"}
+    return found | {name: json.loads(path.read_text()) for name, path in others.items() if path.is_file()}
 
 
 def targets(results: Results) -> str:
@@ -110,6 +111,14 @@ def growth(results: Results) -> str:
     return f"## How it grows\n\n{made}\n```console\n$ {command}\n```\n"
 
 
+def where_a_step_goes(results: Results) -> str:
+    """The profile's title and table."""
+    if "profile" not in results:
+        return ""
+    numbers = results["profile"]
+    return f"{numbers['title'][0].upper()}{numbers['title'][1:]}.\n\n{step_profile.table(numbers)}"
+
+
 def train(results: Results) -> str:
     """What ``make train`` printed."""
     numbers = results["train"]
@@ -144,6 +153,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     **{folder: benchmark(folder) for folder in ("step-512", "step-1024", "compile", "memory")},
     "scaling": growth,
     "against": against_them,
+    "profile": where_a_step_goes,
     "train": train,
 }
 
