@@ -232,9 +232,10 @@ class Conditioner:
         return found
 
     def _vanishes(self, left: Side, right: Side) -> bool:
-        """R U' between two centered residuals, summed in high precision, is zero."""
+        """R U' is zero where U' is ones, along the tokens, and R is centered along them and as the split left it."""
         centered = all(isinstance(s.split, Mean) and s.split.cross_terms_are_zero for s in (left, right))
-        return centered and right.split is not None and partner_of(right.split) != "residual"
+        along_tokens = left.contracts_rows and right.contracts_rows
+        return centered and along_tokens and right.split is not None and partner_of(right.split) == "high"
 
     def _factors(self, side: Side) -> tuple[fx.Node, fx.Node]:
         """U and S of a split operand, in the orientation in which the product reads it."""
@@ -286,13 +287,13 @@ class Conditioner:
         thin = None
         spec = partner_spec(partner_of(split), side.spec)
         if partner_of(split) == "residual" or side.only_saved:
-            value = self._plain(side)
+            value = self.emitter.cast(self._plain(side), torch.float32)
             if side.parts is not None and not residual_only:
                 thin = self._factors(side)
         else:
             source = side.parts.residual if side.parts is not None and residual_only else side.operand.base
             value = self.emitter.cast(source, torch.float32)
-            if spec is not None:
+            if spec is not None and side.spec is not None:  # an operand that is left high stays so
                 value = self.emitter.fake_quantize(value, spec, side.operand.axis)
         return Partner(value=value if side.contracts_rows != side.is_left else self._transpose(value), thin=thin)
 
