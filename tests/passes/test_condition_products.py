@@ -11,52 +11,10 @@ from dataclasses import replace
 import pytest
 import torch
 from by_hand import SUMMATION_ORDER, relative_error
+from treatments import ROLES, SPLITS, Treatment, policy
 from written_out import Linear, Result, linear_graph, results
 
 import metis_compile
-from metis_compile import Policy
-
-SPECTRAL = '{{ kind = "spectral", rank = 3, refresh = 1, partner = "{}" }}'
-SPLITS = {
-    **{f"mean, {p}": f'{{ kind = "mean", partner = "{p}" }}' for p in ("high", "e4m3 row", "residual")},
-    **{f"spectral, {p}": SPECTRAL.format(p) for p in ("high", "e4m3 row", "residual")},
-    "exact mean": '{ kind = "mean", factors = "high" }',
-    "exact mean, e4m3 row": '{ kind = "mean", factors = "high", partner = "e4m3 row" }',
-    "chain": '["mean", { kind = "spectral", rank = 2, refresh = 1 }]',
-    "chain, residual": (
-        '[{ kind = "mean", partner = "residual" }, { kind = "spectral", rank = 2, refresh = 1, partner = "residual" }]'
-    ),
-    "compensated": '{ kind = "spectral", rank = 3, refresh = 1, compensate = true }',
-    "compensated, residual": '{ kind = "spectral", rank = 3, refresh = 1, compensate = true, partner = "residual" }',
-    "compensated chain, kept": '["mean", { kind = "spectral", rank = 3, compensate = true }]',
-    "spectral as published": (
-        '{ kind = "spectral", rank = 2, factors = "nvfp4", fold = false, partner = "residual", refresh = 1 }'
-    ),
-    "user's own": '{ kind = "own_conditioning:LargestColumns", count = 2 }',
-}
-QUANTIZERS = {
-    "nvfp4": 'format = "nvfp4"',
-    "mxfp4": 'format = "mxfp4"',
-    "fp8": 'format = "fp8"',
-    "hadamard": 'format = "nvfp4", hadamard = "fixed"',
-    "mxfp4 hadamard": 'format = "mxfp4", hadamard = "fixed"',
-    "fresh hadamard": 'format = "nvfp4", hadamard = "fresh", rounding = "stochastic", guard = "round_up"',
-    "eden": 'format = "nvfp4", hadamard = "fresh", rounding = "eden"',
-    "16x16": 'format = "nvfp4", block = "16x16"',
-    "4/6": 'format = "nvfp4", four_over_six = "mse"',
-    "stochastic 4/6": 'format = "nvfp4", rounding = "stochastic", four_over_six = "expected"',
-    "high": 'format = "high"',
-}
-ROLES = ("weight", "activation", "gradient")
-
-
-def policy(*treatments: tuple[str, str | None]) -> Policy:
-    """Weight, activation and gradient: each a quantizer and a split."""
-    lines = ["[recipe.r]"]
-    for role, (quantizer, split) in zip(ROLES, treatments, strict=True):
-        text = "" if split is None else f", split = {SPLITS[split]}"
-        lines.append(f"{role} = {{ {QUANTIZERS[quantizer]}{text} }}")
-    return Policy.from_toml("\n".join([*lines, '[[rule]]\nrecipe = "r"']))
 
 
 def check(linear: Linear) -> dict[str, Result]:
@@ -108,17 +66,17 @@ def test_a_partner_that_is_left_high_stays_so(split: str, dtype: torch.dtype) ->
     check(linear_graph(treated, 50, 40, 24, dtype=dtype))
 
 
-COMPOSITIONS = {
-    "mxfp4, split and turned": [("mxfp4 hadamard", "spectral, high")] * 3,
+COMPOSITIONS: dict[str, list[Treatment]] = {
+    "mxfp4, split and turned": [("mxfp4, turned", "spectral, high")] * 3,
     "mxfp4, split": [("mxfp4", "chain")] * 3,
     "16x16 weights, split activations": [("16x16", None), ("nvfp4", "compensated"), ("nvfp4", "mean, high")],
     "16x16 weights that are split": [("16x16", "spectral, residual"), ("nvfp4", None), ("nvfp4", None)],
     "four-over-six and split": [("4/6", "compensated"), ("4/6", "compensated"), ("stochastic 4/6", "spectral, high")],
-    "turned and split": [("hadamard", "spectral, high")] * 3,
-    "turned, split, and read as quantized": [("hadamard", "spectral, residual")] * 3,
-    "turned, split and compensated": [("hadamard", "compensated")] * 3,
-    "turned by fresh signs, rounded at random, split": [("fresh hadamard", "compensated chain, kept")] * 3,
-    "turned, with corrected scales, split": [("eden", "mean, residual")] * 3,
+    "turned and split": [("turned", "spectral, high")] * 3,
+    "turned, split, and read as quantized": [("turned", "spectral, residual")] * 3,
+    "turned, split and compensated": [("turned", "compensated")] * 3,
+    "turned by fresh signs, rounded at random, split": [("stochastic, turned", "compensated chain, kept")] * 3,
+    "turned, with corrected scales, split": [("eden, turned", "mean, residual")] * 3,
     "one scale for a tensor, split": [("fp8", "spectral, residual")] * 3,
 }
 
@@ -126,6 +84,11 @@ COMPOSITIONS = {
 @pytest.mark.parametrize("name", COMPOSITIONS)
 def test_of_what_is_combined(name: str) -> None:
     check(linear_graph(policy(*COMPOSITIONS[name]), 50, 40, 24))
+
+
+def test_compensation_reads_the_codes_transformed_back() -> None:
+    """At sizes that need no filling up: a product with the transformed codes would be one too."""
+    check(linear_graph(policy(*[("turned", "compensated")] * 3), 64, 48, 32))
 
 
 def test_other_draws_give_other_products() -> None:
