@@ -60,7 +60,7 @@ sizes = st.integers(17, 50)  # Inductor writes out the smallest products of one 
 splits = st.sampled_from([None, *SPLITS])
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=12, deadline=None, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate))
 @given(st.tuples(splits, splits, splits), st.booleans(), st.tuples(st.integers(1, 40), sizes, sizes))
 @example(("chain", "chain", "chain"), False, ONE_TOKEN)
 @example(("compensated", "compensated chain, kept", "spectral, kept"), True, ONE_TOKEN)
