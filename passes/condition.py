@@ -248,11 +248,11 @@ class Conditioner:
     def _vanishes(left: Side, right: Side, split: Conditioning) -> bool:
         """R times the ones of the other operand's `split`, over the tokens that R is centered over, is zero.
 
-        Not as sums of quantized residuals, which the published recipe keeps.
+        Of R as the split left it: the published recipe keeps the sums of quantized residuals.
         """
         over_tokens = left.contracts_rows and right.contracts_rows
         centered = all(isinstance(s.split, Mean) and s.split.cross_terms_are_zero for s in (left, right))
-        return over_tokens and centered and partner_of(split) != "residual"
+        return over_tokens and centered and partner_of(split) == "high"
 
     def _factors(self, side: Side) -> tuple[fx.Node, fx.Node]:
         """U and S of a split operand, in the orientation in which the product reads it."""
@@ -307,13 +307,13 @@ class Conditioner:
         thin = None
         spec = partner_spec(partner_of(split), side.spec)
         if partner_of(split) == "residual" or side.only_saved:
-            value = self._plain(side)
+            value = self.emitter.cast(self._plain(side), torch.float32)
             if side.parts is not None and not residual_only:
                 thin = self._factors(side)
         else:
             source = side.parts.residual if side.parts is not None and residual_only else side.operand.base
             value = self.emitter.cast(source, torch.float32)
-            if spec is not None:
+            if spec is not None and side.spec is not None:  # an operand that is left high stays so
                 value = self.emitter.fake_quantize(value, spec, side.operand.axis)
         return Partner(value=value if side.contracts_rows != side.is_left else self._transpose(value), thin=thin)
 

@@ -97,7 +97,9 @@ def split(
     None draws one from torch's generator. basis: [k, columns], what a spectral split uses in place of a sketch.
 
     Returns Conditioned(residual [..., columns], left [..., k], right [k, columns]), float32. With ``fold=False`` and
-    quantized factors the sum is not x: what rounding took from the factors is lost. Raises ValueError or TypeError.
+    quantized factors the sum is not x: what rounding took from the factors is lost. ``compensate=True`` changes nothing
+    here: left is compensated for what quantizing the residual takes, where a product does that. Raises ValueError or
+    TypeError.
 
     >>> residual, left, right = split(x, "spectral", rank=8)
     >>> residual, left, right = split(x, ["mean", {"kind": "spectral", "rank": 8}])

@@ -7,7 +7,7 @@ along axis 0, A^T = R^T + F^T L^T, F^T stands for L and L^T for F:
 
 P(B) is the partner of A's factors, all of B: as it is ("high"), in E4M3 with a scale per row, or ("residual") as the
 other terms hold it, Q(R_B) + L_B F_B. P'(R_A), that of B's factors, is R_A: as it is, in E4M3, or Q(R_A).
-A residual under a Hadamard transform H is transformed in the first term only, and Q() without it in the others.
+Under a Hadamard transform H the others read Q(R H) H^T for Q(R): the same codes, transformed back.
 Where a split compensates, L stands for L' of `compensation`.
 """
 
@@ -21,8 +21,8 @@ from torch import Tensor
 from metis_compile.conditioning.compensation import compensated_left, compensates
 from metis_compile.conditioning.conditioned import Conditioned, Conditioning
 from metis_compile.conditioning.factors import partner_spec
-from metis_compile.conditioning.hadamard import hadamard
-from metis_compile.numerics import QuantSpec, fake_quantize, noise_shape
+from metis_compile.conditioning.hadamard import hadamard, inverse_hadamard
+from metis_compile.numerics import QuantSpec, fake_quantize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Prepared:
     x: Tensor  # [free, contracted]: as it was
     residual: Tensor  # [free, contracted]: as it was left by the split; x where there is none
     rounded: Tensor  # [free, contracted, or a multiple of 16 under a Hadamard transform]: the quantized residual
-    plain: Tensor  # [free, contracted]: the quantized residual without the transform
+    plain: Tensor  # [free, contracted]: the same transformed back
     outer: Tensor | None  # [free, k]
     inner: Tensor | None  # [k, contracted]
     partner: str
@@ -53,19 +53,13 @@ def prepare(
     """A matrix that is contracted along `axis`, split and quantized.
 
     x: [rows, columns]. spec: None quantizes nothing. signs: [16], for a Hadamard transform. noise: of the
-    (transformed) residual's noise_shape, for rounding at random; it rounds `plain` too, as far as that reaches.
-    compensate: what made `split`, if it compensates.
+    (transformed) residual's noise_shape, for rounding at random. compensate: what made `split`, if it compensates.
     """
     x = x.to(torch.float32)
     residual = x if split is None else split.residual
     turned = residual if signs is None else hadamard(residual, axis, signs)
     rounded = turned if spec is None else fake_quantize(turned, spec, axis, noise)
-    plain = rounded
-    if signs is not None:
-        plain = residual
-        if spec is not None:
-            rows, columns = noise_shape(residual.shape, spec, axis)
-            plain = fake_quantize(residual, spec, axis, None if noise is None else noise[:rows, :columns])
+    plain = rounded if signs is None else inverse_hadamard(rounded, axis, signs, residual.shape[axis])
     if split is not None and compensates(compensate):
         assert compensate is not None
         split = split._replace(left=compensated_left(compensate, split.left, split.right, x, plain))

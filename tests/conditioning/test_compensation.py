@@ -6,7 +6,7 @@ import pytest
 import torch
 from anisotropic import anisotropic
 
-from metis_compile.conditioning import Chain, Mean, Spectral, prepare
+from metis_compile.conditioning import Chain, Mean, Spectral, prepare, split
 from metis_compile.conditioning.compensation import compensates
 from metis_compile.numerics import QuantSpec, fake_quantize
 from metis_compile.policy import Policy, PolicyError
@@ -63,6 +63,14 @@ def test_who_compensates() -> None:
         Spectral(compensate=True, adaptive_rate=True)
     with pytest.raises(ValueError, match="compensate must be true or false, got 1"):
         Spectral(compensate=1)  # type: ignore[arg-type]
+
+
+def test_a_split_alone_is_not_compensated() -> None:
+    """It does not know how the residual will be quantized: the parts still make up x."""
+    x = anisotropic(50, 40, 1)
+    compensated, plain = (split(x, "spectral", rank=3, seed=SEED, compensate=flag) for flag in (True, False))
+    assert all(map(torch.equal, compensated, plain))
+    assert (compensated.residual + compensated.left @ compensated.right - x).abs().max() < 1e-5 * x.abs().max()
 
 
 def test_in_a_policy_file_the_error_names_the_key() -> None:

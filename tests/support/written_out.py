@@ -1,0 +1,207 @@
+"""The three products of one rewritten linear, and what `conditioning.product` says that they are on the same draws.
+
+What only the graph knows is taken from it: which stream a tensor draws from, and where it keeps a basis. All else,
+splits, roundings and products, is computed from X, W and G by the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from graphs import capture_graphs, sites_of
+from torch import Tensor, fx, nn
+
+from metis_compile import Policy
+from metis_compile.conditioning import Mean, Prepared, fixed_signs, hadamard, next_basis, prepare, product, signs_from
+from metis_compile.numerics import noise_shape, uniform_noise
+from metis_compile.numerics.noise import stream_seed
+from metis_compile.passes.condition import SIGN_STREAM, Conditioner
+from metis_compile.passes.sites import Operand, Site
+
+
+class Values(fx.Interpreter):
+    """Remembers what each node gave."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__(gm)
+        self.of: dict[Any, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.of[n] = super().run_node(n)
+        return self.of[n]
+
+
+class Result(NamedTuple):
+    """Of the graph, of the reference, and without any quantization."""
+
+    actual: Tensor
+    expected: Tensor
+    exact: Tensor
+
+
+class Split(NamedTuple):
+    """A call that split a tensor: the name of its node, the contracted axis, the conditioning, the stream."""
+
+    of: str
+    axis: int
+    how: Any
+    stream: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    """The joint graph of one linear, its products, its splits, and values for its inputs, by name."""
+
+    gm: fx.GraphModule
+    sites: list[Site]
+    splits: list[Split]
+    values: dict[str, Tensor]
+
+    def kept(self, role: str, what: str, values: dict[str, Tensor]) -> Tensor | None:
+        """The "kept" basis of an operand, or its "count" of steps, among values of the inputs; None for none."""
+        for node in self.gm.graph.nodes:
+            if node.name.endswith(f"_{role}_{what}"):
+                state, offset, shape = node.args
+                return values[state.name][offset : offset + prod(shape)].view(shape)
+        return None
+
+
+@contextmanager
+def _recorded() -> Iterator[list[Split]]:
+    found: list[Split] = []
+    original = Conditioner.split
+
+    def recording(self: Conditioner, operand: Operand, split: Any, stream: int, label: str, backward: bool) -> Any:
+        found.append(Split(operand.base.name, operand.axis, split, stream))
+        return original(self, operand, split, stream, label, backward)
+
+    with mock.patch.object(Conditioner, "split", recording):
+        yield found
+
+
+def linear_graph(
+    policy: Policy | str,
+    tokens: int,
+    inputs: int,
+    outputs: int,
+    *,
+    steps: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Linear:
+    """Three different sizes. steps: how many a basis has served for already; 0: none is there yet."""
+    model = nn.Linear(inputs, outputs, bias=False, dtype=dtype)
+    with _recorded() as splits:
+        captured = capture_graphs(model, torch.randn(tokens, inputs, requires_grad=True, dtype=dtype), policy=policy)
+    sites = sites_of(captured)
+    assert {s.gemm: s.reason for s in sites} == dict.fromkeys(("fprop", "dgrad", "wgrad"))
+    gm = captured.graphs[0].joint_after
+    assert gm is not None
+    linear = Linear(gm=gm, sites=sites, splits=splits, values=values_for(gm))
+    for role in ("activation", "weight", "gradient"):
+        count, basis = (linear.kept(role, what, linear.values) for what in ("count", "kept"))
+        if count is not None:
+            count.fill_(steps)
+        if basis is not None and steps:
+            basis.copy_(torch.linalg.qr(basis.T)[0].T)
+    return linear
+
+
+def values_for(gm: fx.GraphModule, seed: int = 0) -> dict[str, Tensor]:
+    """For each input of a graph; matrices have a mean and a few large directions, as activations have."""
+    generator = torch.Generator().manual_seed(seed)
+    values = {}
+    for node in gm.graph.find_nodes(op="placeholder"):
+        shape = node.meta["val"].shape
+        x = torch.randn(shape, generator=generator)
+        if len(shape) == 2:
+            directions = torch.randn(4, shape[1], generator=generator)
+            x += 2 * torch.randn(shape[0], 4, generator=generator) @ directions + 2 * directions[0]
+        values[node.name] = x.to(node.meta["val"].dtype)
+    return values
+
+
+def results(linear: Linear) -> dict[str, Result]:
+    """By the product (the output and both gradients), and by operand where its basis is kept: the next one."""
+    run, values = Values(linear.gm), {name: value.clone() for name, value in linear.values.items()}
+    outputs = [v for v in run.run(*values.values()) if v is not None]
+    seed = next((v for n, v in run.of.items() if n.name == "metis_seed"), torch.zeros(1, dtype=torch.int64))
+    found = {}
+    for site in linear.sites:
+        (actual,) = (v for v in outputs if tuple(v.shape) == (site.m, site.n))
+        a, b = (_prepared(linear, site, operand, seed) for operand in site.operands)
+        exact = product(*(prepare(linear.values[o.base.name], axis=o.axis) for o in site.operands))
+        if site.gemm == "wgrad":
+            a, b = _as_saved(site, a, b)
+        found[site.gemm] = Result(actual, product(a, b).to(actual.dtype), exact)
+        for operand in site.operands:
+            basis = linear.kept(operand.role, "kept", values)
+            if basis is not None:
+                before = linear.kept(operand.role, "kept", linear.values)
+                expected = _next_basis(linear, operand, seed)
+                assert before is not None
+                assert expected is not None
+                found[f"{operand.role} basis"] = Result(basis, expected, before)
+    return found
+
+
+def _as_saved(site: Site, a: Prepared, b: Prepared) -> tuple[Prepared, Prepared]:
+    """In backward the activation is there as the large product reads it: no other operand's factors read it high.
+
+    Between means in high precision ones read its mean alone: the sums of what is left over the tokens are zero.
+    """
+    assert site.lhs is not None
+    splits = [o.decision.treatment.split for o in site.operands if o.decision is not None]
+    if all(isinstance(s, Mean) and s.cross_terms_are_zero and s.partner == "high" for s in splits):
+        a, b = (replace(side, plain=torch.zeros_like(side.plain)) for side in (a, b))
+    if site.lhs.role == "activation":
+        return a, replace(b, partner="residual" if a.spec is not None else b.partner)
+    return replace(a, partner="residual" if b.spec is not None else a.partner), b
+
+
+def _prepared(linear: Linear, site: Site, operand: Operand, seed: Tensor) -> Prepared:
+    assert operand.decision is not None
+    treatment, axis = operand.decision.treatment, operand.axis
+    x = linear.values[operand.base.name].to(torch.float32)
+    how = split = signs = noise = None
+    if treatment.split is not None:
+        first = _calls(linear, operand)[0]
+        how = first.how
+        own = next(s for s in _calls(linear, operand) if s.axis == axis or not getattr(how, "depends_on_axis", False))
+        basis = _next_basis(linear, operand, seed)
+        split = how.split(x, axis=axis, seed=stream_seed(seed, own.stream), basis=basis)
+    if treatment.hadamard is not None:
+        signs = fixed_signs() if treatment.hadamard == "fixed" else signs_from(seed, SIGN_STREAM)
+    if treatment.spec is not None and treatment.spec.needs_noise:
+        assert operand.quantized is not None
+        stream: Any = operand.quantized.args[4]
+        shape = (x if signs is None else hadamard(x, axis, signs)).shape
+        noise = uniform_noise(seed, stream, noise_shape(shape, treatment.spec, axis))
+    only_saved = site.gemm == "wgrad" and operand.role == "activation"
+    return prepare(
+        x,
+        axis=axis,
+        spec=treatment.spec,
+        split=split,
+        partner=str(getattr(how, "partner", "high")),
+        signs=signs,
+        noise=noise,
+        compensate=None if only_saved else how,  # what that takes, the tensor itself, is not saved
+    )
+
+
+def _next_basis(linear: Linear, operand: Operand, seed: Tensor) -> Tensor | None:
+    kept, count = (linear.kept(operand.role, what, linear.values) for what in ("kept", "count"))
+    if kept is None:
+        return None
+    first, x = _calls(linear, operand)[0], linear.values[operand.base.name]
+    return next_basis(first.how, x, kept, count, axis=first.axis, seed=stream_seed(seed, first.stream))[0]
+
+
+def _calls(linear: Linear, operand: Operand) -> list[Split]:
+    return [split for split in linear.splits if split.of == operand.base.name]
