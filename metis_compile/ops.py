@@ -1,6 +1,6 @@
 """The operators that stand for quantization in a graph. Each runs the plain-torch numerics; no second definition.
 
-A fake tensor has its shape worked out, nothing more: a graph has hundreds of them.
+A fake tensor has its arguments checked and its shape worked out, nothing more: a graph has hundreds of them.
 
 `metis::quantize(x, spec, axis, seed?, stream) -> [codes, block_scales?, tensor_scale?]` and its inverse
 `metis::dequantize(parts, spec, axis, length)`; a spec is the text of a `QuantSpec`, such as "nvfp4 1x16 nearest".
@@ -14,10 +14,18 @@ Rounding at random draws its noise from the seed, an int64 tensor that the graph
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import torch
 
+from metis_compile.arguments import (
+    check_axis,
+    check_device,
+    check_dtype,
+    check_parts,
+    check_seed,
+    check_stream,
+    spec_of,
+)
 from metis_compile.numerics import QuantSpec, decode, encode, noise_shape, uniform_noise
 from metis_compile.numerics.quantize import empty_parts, empty_values
 
@@ -34,7 +42,16 @@ __all__ = [
     "quantize",
 ]
 
-parse = cache(QuantSpec.parse)
+# what encode takes, and casts to float32
+FLOATS = (
+    torch.float32,
+    torch.bfloat16,
+    torch.float16,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2fnuz,
+)
 
 
 @torch.library.custom_op("metis::quantize", mutates_args=())
@@ -43,20 +60,27 @@ def quantize(
 ) -> list[torch.Tensor]:
     """Packed codes and scales of `x` along `axis`: see `metis_compile.numerics.encode`.
 
-    seed, stream: what rounding at random takes its noise from, see `metis_compile.numerics.uniform_noise`.
+    seed, stream: what rounding at random takes its noise from, see `metis_compile.numerics.uniform_noise`. Raises
+    TypeError, ValueError or IndexError that names the argument, its value and what is supported.
     """
-    parsed = parse(spec)
+    parsed = _check_quantize(x, spec, axis, seed, stream)
     parts = encode(x, parsed, axis, noise_of(x, parsed, axis, seed, stream))
     return [part.clone(memory_format=torch.contiguous_format) for part in parts]
 
 
 @quantize.register_fake
 def _(x: torch.Tensor, spec: str, axis: int, seed: torch.Tensor | None = None, stream: int = 0) -> list[torch.Tensor]:
-    parsed = parse(spec)
-    if parsed.needs_noise != (seed is not None):
-        needs = "must be given" if parsed.needs_noise else "must be None"
-        raise ValueError(f"seed {needs} when rounding is {parsed.rounding!r}")
-    return empty_parts(x, parsed, axis)
+    return empty_parts(x, _check_quantize(x, spec, axis, seed, stream), axis)
+
+
+def _check_quantize(x: torch.Tensor, text: str, axis: int, seed: torch.Tensor | None, stream: int) -> QuantSpec:
+    op = "metis::quantize"
+    spec = spec_of(op, "spec", text)
+    check_dtype(op, "x", x, *FLOATS)
+    check_axis(op, spec, axis, x.dim())
+    check_seed(op, seed, spec, x)
+    check_stream(op, "stream", stream)
+    return spec
 
 
 def noise_of(
@@ -68,13 +92,20 @@ def noise_of(
 
 @torch.library.custom_op("metis::dequantize", mutates_args=())
 def dequantize(parts: list[torch.Tensor], spec: str, axis: int, length: int) -> torch.Tensor:
-    """The float32 values that `parts` hold, `length` of them along `axis`."""
-    return decode(parts, parse(spec), axis, length).clone(memory_format=torch.contiguous_format)
+    """The float32 values that `parts` hold, `length` of them along `axis`. Raises as `quantize` does."""
+    parsed = _check_dequantize(parts, spec, axis, length)
+    return decode(parts, parsed, axis, length).clone(memory_format=torch.contiguous_format)
 
 
 @dequantize.register_fake
 def _(parts: list[torch.Tensor], spec: str, axis: int, length: int) -> torch.Tensor:
-    return empty_values(parts, parse(spec), axis, length)
+    return empty_values(parts, _check_dequantize(parts, spec, axis, length), axis, length)
+
+
+def _check_dequantize(parts: list[torch.Tensor], text: str, axis: int, length: int) -> QuantSpec:
+    spec = spec_of("metis::dequantize", "spec", text)
+    check_parts("metis::dequantize", parts, spec, axis, length)
+    return spec
 
 
 @torch.library.custom_op("metis::materialize", mutates_args=())
@@ -100,12 +131,27 @@ _library.define("to_bfloat16(Tensor x) -> Tensor", tags=(torch.Tag.pt2_compliant
 
 @torch.library.impl(_library, "load", "CompositeExplicitAutograd")
 def _load(state: torch.Tensor, offset: int, shape: list[int]) -> torch.Tensor:
+    _check_slice("metis::load", state, offset, math.prod(shape))
     return state[offset : offset + math.prod(shape)].view(shape).clone()
 
 
 @torch.library.impl(_library, "store_", "CompositeExplicitAutograd")
 def _store(state: torch.Tensor, value: torch.Tensor, offset: int) -> None:
+    _check_store(state, value, offset)
     state.data[offset : offset + value.numel()].copy_(value.reshape(-1))
+
+
+def _check_slice(op: str, state: torch.Tensor, offset: int, count: int) -> None:
+    if state.dim() != 1:
+        raise ValueError(f"{op}: state must have one dimension, got shape {list(state.shape)}")
+    if not 0 <= offset <= state.numel() - count:
+        raise ValueError(f"{op}: offset must leave room for {count} of {state.numel()} elements, got {offset}")
+
+
+def _check_store(state: torch.Tensor, value: torch.Tensor, offset: int) -> None:
+    _check_slice("metis::store_", state, offset, value.numel())
+    check_dtype("metis::store_", "value", value, state.dtype)
+    check_device("metis::store_", "value", value, state, "state")
 
 
 @torch.library.impl(_library, "keep_", "CompositeExplicitAutograd")
@@ -115,22 +161,30 @@ def _keep(x: torch.Tensor) -> None:
 
 @torch.library.impl(_library, "to_bfloat16", "CompositeExplicitAutograd")
 def _to_bfloat16(x: torch.Tensor) -> torch.Tensor:
+    _check_floating(x)
     return x.to(torch.bfloat16, copy=True)
+
+
+def _check_floating(x: torch.Tensor) -> None:
+    if not x.dtype.is_floating_point:
+        raise TypeError(f"metis::to_bfloat16: x must be of a floating dtype, got {x.dtype}")
 
 
 @torch.library.register_fake("metis::to_bfloat16", lib=_library)
 def _(x: torch.Tensor) -> torch.Tensor:
+    _check_floating(x)
     return torch.empty_like(x, dtype=torch.bfloat16)
 
 
 @torch.library.register_fake("metis::load", lib=_library)
 def _(state: torch.Tensor, offset: int, shape: list[int]) -> torch.Tensor:
+    _check_slice("metis::load", state, offset, math.prod(shape))
     return state.new_empty(shape)
 
 
 @torch.library.register_fake("metis::store_", lib=_library)
 def _(state: torch.Tensor, value: torch.Tensor, offset: int) -> None:
-    return None
+    _check_store(state, value, offset)
 
 
 @torch.library.register_fake("metis::keep_", lib=_library)

@@ -13,7 +13,8 @@ tails: factors u, s of thin products u @ s that are added, one pair after the ot
 cpu_thin_sum. bias: float32 [columns], only where there are tails, whose sum takes it along. added: float32, of the
 result's shape. scale: of the product of a and b.
 given: [enc, dec] where the format has a tensor scale, then the seed where anything is rounded at random. Outputs are
-contiguous and alias nothing. Byte for byte what `metis_compile.numerics` defines; a product, to summation order.
+contiguous and alias nothing. Byte for byte what `metis_compile.numerics` defines; a product, to summation order. What
+is refused: see `checks`. The functions named _... are the fakes, which check and lay out.
 Defined on `torch.library.Library`, whose calls cost less than custom_op's.
 """
 
@@ -26,7 +27,16 @@ from torch import Tensor
 
 from metis_compile.compat import OpOverload
 from metis_compile.kernels.cpu import calls
-from metis_compile.kernels.parts import tensor_target
+from metis_compile.kernels.cpu.checks import (
+    check_cast,
+    check_cat,
+    check_decode,
+    check_exact,
+    check_product,
+    check_quantized,
+    check_tensor_scale,
+    check_thin_sum,
+)
 from metis_compile.numerics.blocks import normalize_axis
 from metis_compile.numerics.quantize import part_shapes
 
@@ -64,41 +74,56 @@ _define("cpu_cat(Tensor[] parts, int dim) -> Tensor", _CONTIGUOUS)
 
 
 def _scalars(x: Tensor, target: float) -> tuple[Tensor, Tensor]:
+    check_tensor_scale(x, target)
     return x.new_empty((), dtype=torch.float32), x.new_empty((), dtype=torch.float32)
 
 
 def _values(x: Tensor, given: list[Tensor], spec: str, axis: int, stream: int, exact: bool) -> Tensor:
+    check_exact("metis::cpu_values", check_quantized("metis::cpu_values", x, given, spec, axis, stream), exact)
     return x.new_empty(x.shape, dtype=torch.bfloat16 if exact else torch.float32)
 
 
 def _parts(x: Tensor, given: list[Tensor], spec: str, axis: int, stream: int) -> list[Tensor]:
-    parsed = calls.parse(spec)
+    parsed = check_quantized("metis::cpu_parts", x, given, spec, axis, stream)
     codes, scales = part_shapes(parsed, x.shape, axis)
     results = [x.new_empty(codes, dtype=torch.uint8)]
     return results if scales is None else [*results, x.new_empty(scales, dtype=parsed.fmt.scale_dtype)]
 
 
 def _decoded(parts: list[Tensor], spec: str, axis: int, length: int, exact: bool) -> Tensor:
+    check_decode(parts, spec, axis, length, exact)
     shape = list(parts[0].shape)
     shape[normalize_axis(axis, len(shape))] = length
     return parts[0].new_empty(shape, dtype=torch.bfloat16 if exact else torch.float32)
 
 
-def _product(a: Tensor, b: Tensor, *given: object, **more: object) -> Tensor:
+def _product(
+    a: Tensor,
+    b: Tensor,
+    decs: list[Tensor],
+    tails: list[Tensor],
+    bias: Tensor | None = None,
+    added: Tensor | None = None,
+    scale: float = 1.0,
+) -> Tensor:
+    check_product(a, b, decs, tails, bias, added)
     return a.new_empty((*a.shape[:-1], b.shape[-1]), dtype=torch.float32)
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    check_cast(x, dtype)
     return x.new_empty(x.shape, dtype=dtype)
 
 
 def _cat(parts: list[Tensor], dim: int) -> Tensor:
+    axis = check_cat(parts, dim)
     size = list(parts[0].shape)
-    size[dim] = sum(part.shape[dim] for part in parts)
+    size[axis] = sum(part.shape[axis] for part in parts)
     return parts[0].new_empty(size)
 
 
 def _summed(x: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
+    check_thin_sum(x, left, right)
     return x.new_empty(x.shape)
 
 
@@ -111,15 +136,11 @@ def cpu_tensor_scale(x: Tensor, target: float) -> tuple[Tensor, Tensor]:
 
 
 def cpu_values(x: Tensor, given: list[Tensor], spec: str, axis: int, stream: int, exact: bool) -> Tensor:
-    _check_given(given, spec)
-    if exact and not calls.is_exact(calls.parse(spec)):
-        raise ValueError(f"bfloat16 can't hold the values of {spec!r} exactly")
     out = _values(x, given, spec, axis, stream, exact)
     return calls.values(x, *given, spec=spec, axis=axis, stream=stream, out=out)
 
 
 def cpu_parts(x: Tensor, given: list[Tensor], spec: str, axis: int, stream: int) -> list[Tensor]:
-    _check_given(given, spec)
     codes, *scales = _parts(x, given, spec, axis, stream)
     block_scales = scales[0] if scales else None
     calls.parts(x, *given, spec=spec, axis=axis, stream=stream, codes=codes, block_scales=block_scales)
@@ -139,11 +160,10 @@ def cpu_product(
     added: Tensor | None = None,
     scale: float = 1.0,
 ) -> Tensor:
-    if bias is not None and not tails:
-        raise ValueError("cpu_product adds a bias along with thin products, and got none of these")
+    out = _product(a, b, decs, tails, bias, added)
     given = [*decs, *tails, *(t for t in (bias, added) if t is not None)]
     count, kinds = len(tails) // 2, {"biased": bias is not None, "accumulates": added is not None}
-    return calls.product(a, b, *given, tails=count, **kinds, scale=scale, out=_product(a, b))
+    return calls.product(a, b, *given, tails=count, **kinds, scale=scale, out=out)
 
 
 def cpu_thin_sum(x: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
@@ -158,17 +178,8 @@ def cpu_cat(parts: list[Tensor], dim: int) -> Tensor:
     return calls.cat(*parts, dim=dim, out=_cat(parts, dim))
 
 
-def _check_given(given: list[Tensor], spec: str) -> None:
-    parsed = calls.parse(spec)
-    expected = 2 * (tensor_target(parsed) is not None) + parsed.needs_noise
-    if len(given) != expected:
-        raise ValueError(
-            f"{spec!r} takes {expected} tensors: [enc, dec] of a tensor scale, then a seed; got {len(given)}"
-        )
-
-
 def _register(name: str, run: Any, fake: Any) -> OpOverload:
-    _library.impl(name, run, "CPU")
+    _library.impl(name, run, "CompositeExplicitAutograd")  # for no tensors and for other devices too
     torch.library.register_fake(f"metis::{name}", fake, lib=_library)
     return getattr(torch.ops.metis, name).default
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from metis_compile.arguments import spec_of
 from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.blocks import BlockLayout
 
@@ -84,7 +85,7 @@ def check(
     op: str, argument: str, parts: Sequence[torch.Tensor], spec: str, axis: int, length: Any, contracted: int
 ) -> None:
     """Raises TypeError or ValueError for parts that are no quantized matrix, or batch of matrices, of this spec."""
-    parsed = parse(spec)
+    parsed = spec_of(op, f"{argument}_spec", spec)
     if not parts or not 2 <= parts[0].dim() <= 3:
         got = f"{parts[0].dim()} dimensions" if parts else "no parts"
         raise ValueError(f"{op}: {argument} must be a quantized matrix or batch of matrices, got {got}")

@@ -1,6 +1,6 @@
 """Tiles of what is quantized, made in registers from what lies in memory: `metis_compile.conditioning`, in Triton.
 
-    tile = (x - mean - left right) H        in this order, float32; each of the three may be missing
+    tile = (x - mean - left right) H        in this order, float32; each of the three may be missing: see `source`
 
 mean is a row, left [rows, rank] and right [rank, columns] are thin, and H is `conditioning/hadamard.py`'s in blocks of
 16 along one axis. Nothing of it is ever stored: what is left of a tensor is read by its quantization alone.
@@ -12,89 +12,8 @@ tf32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-INPUTS = (torch.float32, torch.bfloat16, torch.float16)
-FACTORS = (torch.float32, torch.bfloat16)
-
-
-class Source(NamedTuple):
-    """What is quantized: (x - mean - left @ right) H, all tensors contiguous.
-
-    x: float32, bfloat16 or float16. mean: float32, as long as x's last dimension. left, right: [rows, rank] and
-    [rank, columns] for x [rows, columns], both float32 or both bfloat16. signs: 16 float32, those of H.
-    """
-
-    x: Tensor
-    mean: Tensor | None = None
-    left: Tensor | None = None
-    right: Tensor | None = None
-    signs: Tensor | None = None
-
-    @property
-    def rank(self) -> int:
-        """Columns of the left factor, 0 without one."""
-        return 0 if self.left is None else self.left.shape[1]
-
-    @property
-    def made(self) -> bool:
-        """Whether it takes more than loading x and subtracting a row."""
-        return self.left is not None or self.signs is not None
-
-    def constants(self, axis: int) -> dict[str, Any]:
-        """Those of `conditioned_tile`. axis: of the transform, if any, from 0."""
-        last = self.x.dim() - 1
-        return {
-            "SUBTRACT": self.mean is not None,
-            "RANK": 0 if self.left is None else 16 if self.rank <= 16 else 32,
-            "HADAMARD": None if self.signs is None else 1 if axis == last else 0,
-        }
-
-    def check(self, op: str) -> None:
-        """Raises TypeError or ValueError for tensors that don't go together."""
-        x, mean, left, right, signs = self
-        if x.dtype not in INPUTS:
-            raise TypeError(f"{op}: x must be float32, bfloat16 or float16, got {x.dtype}")
-        for name, tensor in zip(self._fields, self, strict=True):
-            if tensor is not None and not tensor.is_contiguous():
-                raise ValueError(
-                    f"{op}: {name} must be contiguous, got strides {tensor.stride()} for shape {tuple(tensor.shape)}"
-                )
-        if x.device.type != "cuda" and not triton.knobs.runtime.interpret:
-            raise ValueError(f"{op}: x must be on a CUDA device, got {x.device}")
-        if mean is not None and (mean.dtype != torch.float32 or mean.numel() != x.shape[-1]):
-            raise ValueError(
-                f"{op}: mean must be {x.shape[-1]} float32, one for each column of x, got {mean.numel()} {mean.dtype}"
-            )
-        if (left is None) != (right is None):
-            raise ValueError(f"{op}: left and right must be given together, got {'right' if left is None else 'left'}")
-        if left is not None and right is not None:
-            if left.dtype not in FACTORS or left.dtype != right.dtype:
-                raise TypeError(
-                    f"{op}: left and right must both be float32 or bfloat16, got {left.dtype} and {right.dtype}"
-                )
-            if x.dim() != 2 or (*left.shape, x.shape[1]) != (x.shape[0], *right.shape):
-                raise ValueError(
-                    f"{op}: left and right must be [rows, rank] and [rank, columns] for x [rows, columns], "
-                    f"got {list(left.shape)} and {list(right.shape)} for {list(x.shape)}"
-                )
-        if signs is not None and (signs.dtype != torch.float32 or signs.numel() != 16):
-            raise ValueError(f"{op}: signs must be 16 float32, got {signs.numel()} {signs.dtype}")
-
-    def check_transform(self, op: str, axes: Sequence[int]) -> None:
-        """Raises ValueError where the transform does not go along the one axis of `axes`, in whole blocks."""
-        axis, last = axes[0], self.x.dim() - 1
-        if len(axes) > 1 or axis < last - 1:
-            raise ValueError(f"{op}: axes must be one of the last two with signs, got {list(axes)}")
-        length = self.x.shape[axis]
-        if length % 16:
-            raise ValueError(f"{op}: x must have a multiple of 16 along axis {axis} with signs, got {length}")
 
 
 @triton.jit

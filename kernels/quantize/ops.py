@@ -4,21 +4,22 @@
     quantize_tiles_into(SOURCE, amax?, seed?, out, spec, axes, streams)       the same, into tensors that are given
     tiles_amax(SOURCE, axis) -> amax                                          the largest magnitude of what is quantized
 
-SOURCE is x, mean?, left?, right?, signs? for (x - mean - left right) H: see `conditioned.Source`,
-`tiles.quantize_tiles` and `amax.tiles_amax`. Outputs are contiguous and alias nothing. Byte for byte what
+SOURCE is x, mean?, left?, right?, signs? for (x - mean - left right) H: see `source.Source`, `tiles.quantize_tiles` and
+`amax.tiles_amax`. Outputs are contiguous and alias nothing. Byte for byte what
 `metis_compile.numerics` defines of a source; a thin product and a transform are to summation order what
 `metis_compile.conditioning` defines. On CPU tensors it runs under Triton's interpreter alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from metis_compile.kernels.quantize.source import Source, check_amax, check_out, check_tiles, outputs_of
 from metis_compile.numerics import QuantSpec
-from metis_compile.numerics.quantize import part_shapes
 
 __all__ = ["QUANTIZE_TILES", "QUANTIZE_TILES_INTO", "TILES_AMAX"]
 
@@ -33,44 +34,68 @@ _library.define(f"tiles_amax({_SOURCE}, int axis) -> Tensor", tags=_TAGS)
 SOURCES = 5  # tensors of a source
 
 
-def _outputs(x: Tensor, *given: Any) -> list[Tensor]:
-    spec, axes, _ = given[-3:]
-    parsed, results = QuantSpec.parse(spec), []
-    for axis in axes:
-        codes, scales = part_shapes(parsed, x.shape, axis)
-        results += [x.new_empty(codes, dtype=torch.uint8), x.new_empty(scales or (), dtype=parsed.fmt.scale_dtype)]
-    return [*results, x.new_empty((), dtype=torch.float32)] if parsed.fmt.tensor_scale else results
+def _fake_tiles(*given: Any) -> list[Tensor]:
+    spec, axes = check_tiles("metis::quantize_tiles", Source(*given[:SOURCES]), *given[SOURCES:])
+    return [given[0].new_empty(shape, dtype=dtype) for shape, dtype in outputs_of(given[0].shape, spec, axes)]
 
 
 def _quantize_tiles(*given: Any) -> list[Tensor]:
-    out = _outputs(*given)
-    _quantize_tiles_into(*given[:-3], out, *given[-3:])
+    out = _fake_tiles(*given)
+    _run("metis::quantize_tiles", Source(*given[:SOURCES]), out, *given[SOURCES:])
     return out
 
 
-def _quantize_tiles_into(*given: Any) -> None:
-    from metis_compile.kernels.quantize.conditioned import Source  # imports Triton, which not every machine has
-    from metis_compile.kernels.quantize.tiles import quantize_tiles
+def _fake_tiles_into(*given: Any) -> None:
+    amax, seed, out, *how = given[SOURCES:]
+    op, source = "metis::quantize_tiles_into", Source(*given[:SOURCES])
+    spec, axes = check_tiles(op, source, amax, seed, *how)
+    check_out(op, out, source.x, spec, axes)
 
-    amax, seed, out, spec, axes, streams = given[SOURCES:]
-    source = Source(*given[:SOURCES])
+
+def _quantize_tiles_into(*given: Any) -> None:
+    _fake_tiles_into(*given)
+    amax, seed, out, *how = given[SOURCES:]
+    _run("metis::quantize_tiles_into", Source(*given[:SOURCES]), out, amax, seed, *how)
+
+
+def _run(
+    op: str,
+    source: Source,
+    out: Sequence[Tensor],
+    amax: Tensor | None,
+    seed: Tensor | None,
+    spec: str,
+    axes: Sequence[int],
+    streams: Sequence[int],
+) -> None:
+    from metis_compile.kernels.quantize.tiles import quantize_tiles  # imports Triton, which not every machine has
+
+    source.check_strides(op, **{f"out[{i}]": tensor for i, tensor in enumerate(out)})
+    axes = [axis % source.x.dim() for axis in axes]
     quantize_tiles(source, QuantSpec.parse(spec), axes, out=out, amax=amax, seed=seed, streams=streams)
+
+
+def _fake_amax(*given: Any) -> Tensor:
+    check_amax("metis::tiles_amax", Source(*given[:SOURCES]), given[SOURCES])
+    return given[0].new_empty((), dtype=torch.float32)  # type: ignore[no-any-return]
 
 
 def _tiles_amax(*given: Any) -> Tensor:
     from metis_compile.kernels.quantize.amax import tiles_amax
-    from metis_compile.kernels.quantize.conditioned import Source
 
-    return tiles_amax(Source(*given[:SOURCES]), given[SOURCES])
+    source = Source(*given[:SOURCES])
+    axis = check_amax("metis::tiles_amax", source, given[SOURCES])
+    source.check_strides("metis::tiles_amax")
+    return tiles_amax(source, axis)
 
 
 for _device in ("CUDA", "CPU"):
     _library.impl("quantize_tiles", _quantize_tiles, _device)
     _library.impl("quantize_tiles_into", _quantize_tiles_into, _device)
     _library.impl("tiles_amax", _tiles_amax, _device)
-torch.library.register_fake("metis::quantize_tiles", _outputs, lib=_library)
-torch.library.register_fake("metis::quantize_tiles_into", lambda *_: None, lib=_library)
-torch.library.register_fake("metis::tiles_amax", lambda x, *_: x.new_empty((), dtype=torch.float32), lib=_library)
+torch.library.register_fake("metis::quantize_tiles", _fake_tiles, lib=_library)
+torch.library.register_fake("metis::quantize_tiles_into", _fake_tiles_into, lib=_library)
+torch.library.register_fake("metis::tiles_amax", _fake_amax, lib=_library)
 
 QUANTIZE_TILES = torch.ops.metis.quantize_tiles.default
 QUANTIZE_TILES_INTO = torch.ops.metis.quantize_tiles_into.default

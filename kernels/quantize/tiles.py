@@ -26,13 +26,12 @@ from torch import Tensor
 
 from metis_compile.kernels.parts import e8m0_carry
 from metis_compile.kernels.quantize.blocks import encode_blocks
-from metis_compile.kernels.quantize.conditioned import Source, conditioned_tile
+from metis_compile.kernels.quantize.conditioned import conditioned_tile
 from metis_compile.kernels.quantize.noise import noise_in, stream_key
 from metis_compile.kernels.quantize.scales import e4m3_multipliers, encode_scale
+from metis_compile.kernels.quantize.source import Source
 from metis_compile.kernels.quantize.stores import store_column_codes, store_row_codes, store_scales
 from metis_compile.numerics import QuantSpec
-from metis_compile.numerics.blocks import BlockLayout
-from metis_compile.numerics.formats import BLOCK_ELEMENTS
 
 
 class Tile(NamedTuple):
@@ -209,43 +208,32 @@ def quantize_tiles(
     out: Sequence[Tensor],
     amax: Tensor | None = None,
     seed: Tensor | None = None,
-    streams: Sequence[int] = (0, 0),
+    streams: Sequence[int],
 ) -> None:
     """Writes what `encode` gives of `source` to `out`: codes and block scales for each axis, then the tensor scale.
 
-    axes: one, or the last two dimensions in either order; with signs one, that of the transform. out: contiguous, of
-    the shapes and dtypes that `encode` returns. amax: 0-dim float32, the largest magnitude of what is quantized, for
-    nvfp4 alone. seed: int64, and a stream for each axis, where anything is rounded at random. Raises TypeError,
-    ValueError or IndexError that names the argument.
+    axes: from 0: one, or the last two dimensions in either order; with signs one, that of the transform. out:
+    contiguous, of the shapes and dtypes that `encode` returns. amax: 0-dim float32, the largest magnitude of what is
+    quantized, for nvfp4 alone. seed: int64, where anything is rounded at random. streams: one for each axis.
+    `source.check_tiles` and `source.check_out` have seen them all.
     """
-    source.check("quantize_tiles")
-    _check(spec, amax, seed)
     x = source.x
-    axes = [BlockLayout.of(spec, x.dim(), axis).axis for axis in axes]
-    parts = out[: 2 * len(axes)]
     tensor_scale = out[-1] if spec.fmt.tensor_scale else None
     if x.numel() == 0:  # blocks of nothing have no scale, but a tensor of nothing has one
         if tensor_scale is not None:
             tensor_scale.fill_(1)
         return
-    last, square = x.dim() - 1, spec.block in ("16x16", "128x128")
-    if len(axes) > 1 and sorted(axes) != [last - 1, last]:
-        raise ValueError(f"quantize_tiles: axes must be one, or the last two of {x.dim()}, got {list(axes)}")
-    if square and len(axes) > 1 and spec.needs_noise and streams[0] != streams[1]:
-        raise ValueError(f"quantize_tiles: streams must be equal for {spec.block} blocks, got {list(streams)}")
+    parts, last = out[: 2 * len(axes)], x.dim() - 1
+    square = spec.orientation_free
     down = next((axis for axis in axes if axis != last), last - 1 if square else None)
     if down is None:  # rows alone, of which there is one kind
         batch, rows, columns = 1, x.numel() // x.shape[last], x.shape[last]
     else:
         batch, rows, columns = prod(x.shape[:down]), x.shape[down], prod(x.shape[down + 1 :])
-    if source.mean is not None and down is not None and down != last - 1:
-        raise ValueError(f"quantize_tiles: axes must be among the last two with a mean, got {list(axes)}")
-    if source.signs is not None:
-        source.check_transform("quantize_tiles", axes)
 
     given: dict[bool, tuple[Tensor | None, ...]] = {True: (None, None), False: (None, None)}  # along rows?
     stream = {True: 0, False: 0}
-    for axis, codes, scales, number in zip(axes, parts[::2], parts[1::2], streams, strict=False):
+    for axis, codes, scales, number in zip(axes, parts[::2], parts[1::2], streams, strict=True):
         stored = scales if spec.fmt.scale == "fp32" else scales.view(torch.uint8)
         given[axis == last], stream[axis == last] = (codes, stored), number
     if square:
@@ -281,11 +269,3 @@ def quantize_tiles(
 def has_fp8() -> bool:
     """Whether the GPU has the instructions that round to FP8: compute capability 8.9 and newer."""
     return bool(triton.runtime.driver.active.get_current_target().arch >= 89)
-
-
-def _check(spec: QuantSpec, amax: Tensor | None, seed: Tensor | None) -> None:
-    if spec.block not in BLOCK_ELEMENTS:
-        raise ValueError(f"quantize_tiles: spec's block must be one of {', '.join(BLOCK_ELEMENTS)}, got {str(spec)!r}")
-    for name, given, wanted in (("amax", amax, spec.fmt.tensor_scale), ("seed", seed, spec.needs_noise)):
-        if (given is not None) != wanted:
-            raise ValueError(f"quantize_tiles: {name} must {'' if wanted else 'not '}be given for {str(spec)!r}")

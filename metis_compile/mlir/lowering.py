@@ -35,6 +35,8 @@ BITCAST = "arith.bitcast"
 # of what MLIR itself has; tm_tensor, which torch-mlir puts between, is not among them
 LINALG = {"arith", "builtin", "cf", "complex", "func", "linalg", "math", "scf", "tensor"}
 INSTALL = "pip install 'metis-compile[mlir]'"
+TESTED = ("2.13.0", "20261001")  # torch and torch-mlir, as in constraints.txt
+PROBED = (torch.float32, torch.bfloat16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,7 @@ def lower(name: str, gm: fx.GraphModule, dialect: str, place: Callable[[fx.Node]
     """A graph as a module with a function of this name, as text, and the names of its private functions.
 
     gm: of tensors alone; it is used up. place: where in the model a node comes from. Raises ExportError that names
-    the first op that can't be lowered and its place, or says that torch-mlir is missing.
+    the first op that can't be lowered and its place, or says that torch-mlir is missing or does not fit torch.
     """
     mlir = load_torch_mlir()
     write_out_bases(gm.graph)
@@ -69,6 +71,7 @@ def lower(name: str, gm: fx.GraphModule, dialect: str, place: Callable[[fx.Node]
     context = mlir.ir.Context()
     mlir.torch.register_dialect(context)
     with context, mlir.ir.Location.unknown():
+        _check_fit(mlir, context, gm.graph, dialect)
         module = mlir.ir.Module.create()
         for piece in pieces:
             private = piece is not pieces[0]
@@ -87,7 +90,7 @@ def lower(name: str, gm: fx.GraphModule, dialect: str, place: Callable[[fx.Node]
 def load_torch_mlir() -> Any:
     """torch-mlir's modules. Raises ExportError where it is missing, or does not fit the torch that is there."""
     try:
-        version = importlib.metadata.version("torch-mlir")
+        importlib.metadata.version("torch-mlir")
     except importlib.metadata.PackageNotFoundError:
         raise ExportError(f"torch-mlir is not installed; it comes with {INSTALL}") from None
     try:
@@ -96,11 +99,32 @@ def load_torch_mlir() -> Any:
         from torch_mlir.dialects import torch as torch_dialect
         from torch_mlir.extras.fx_importer import FxImporter
     except Exception as error:
-        raise ExportError(
-            f"torch-mlir {version} does not fit torch {torch.__version__} ({type(error).__name__}: {error}); "
-            f"a pair that fits comes with {INSTALL}"
-        ) from error
+        raise ExportError(_misfit(f"{type(error).__name__}: {error}")) from error
     return _TorchMlir(ir=ir, passmanager=passmanager, func=func, torch=torch_dialect, importer=FxImporter)
+
+
+def _misfit(why: str) -> str:
+    version, text = importlib.metadata.version("torch-mlir"), " ".join(why.split())
+    return (
+        f"torch-mlir {version} does not fit torch {torch.__version__} ({text}); "
+        f"what is tested is torch-mlir {TESTED[1]} with torch {TESTED[0]}: {INSTALL}"
+    )
+
+
+def _check_fit(mlir: Any, context: Any, graph: fx.Graph, dialect: str) -> None:
+    """Raises ExportError where not even an op that every version has can be lowered: the model's are not to blame."""
+    there = (n.meta.get("val") for n in graph.nodes)
+    value = next((v for v in there if isinstance(v, torch.Tensor) and v.dtype in PROBED), None)
+    if value is None:
+        return
+    probe = fx.Graph()
+    x = probe.placeholder("x")
+    y = probe.call_function(aten.neg.default, (x,))
+    x.meta, y.meta = {"val": value}, {"val": value}
+    probe.output((y,))
+    said = _lower(mlir, context, probe, "probe", dialect)
+    if isinstance(said, str):
+        raise ExportError(_misfit(f"it can't lower {aten.neg.default} to {dialect}: {said}"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,16 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 from by_hand import BFLOAT16_DRAWS, SAME_DRAWS, assert_same
 from training_step import LAYERS, PRESETS, compiled_step, gemm_calls, reference_step, start
 
 from metis_compile.compat import autotune
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and torch finds none"),
-]
+pytestmark = pytest.mark.gpu
 CHOICES: dict[str, Callable[[list[Any]], list[Any]]] = {
     "autotuned": lambda choices: choices,
     "templates": lambda choices: choices[:-1],

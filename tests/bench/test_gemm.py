@@ -104,7 +104,7 @@ def test_what_is_off() -> None:
     assert gemm.difference(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0])) == 0.5
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.gpu
 def test_the_worker_times_all_ways() -> None:
     result = gemm.measure(
         "", None, lambda done: None, sizes=[256, 512, 128], formats=["nvfp4", "fp8"], device="cuda", rounds=2

@@ -125,7 +125,7 @@ def test_sources_and_orientations_on_a_gpu(triton_on_cpu: Any) -> None:
     assert not any(blocks == "amax alone" for _, blocks in quantize.cases_on_cuda(x, spec_of("mxfp8")))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.gpu
 def test_the_worker_on_a_gpu() -> None:
     how: dict[str, Any] = {"sizes": [256, 512], "dtype": "bfloat16", "device": "cuda", "rounds": 2}
     cases = quantize.measure("nvfp4", None, lambda done: None, **how)["cases"]

@@ -38,7 +38,7 @@ def test_before_each_call_the_caches_are_filled_with_something_else(monkeypatch:
     assert happened == ["flush 1000", "call"] * (WARM_UP + 1)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.gpu
 def test_on_a_gpu_times_are_the_devices() -> None:
     x = torch.randn(2**26, device="cuda")
     copy, twice = in_rounds([lambda: x.clone(), lambda: (x.clone(), x.clone())], 8, "cuda", lambda done: None)

@@ -294,13 +294,3 @@ def test_a_failing_build_is_loud(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compile, "source", lambda *_: "int broken( { return 1; }\n")
     with pytest.raises(compile.KernelBuildError, match=r"mxfp4 1x32 nearest even(.|\n)*error:(.|\n)*cpu_kernels"):
         compile.load("quantize", QuantSpec.parse("mxfp4 1x32 nearest even"), torch.bfloat16)
-
-
-def test_mistakes() -> None:
-    x = torch.randn(4, 32)
-    with pytest.raises(ValueError, match="takes 3 tensors"):
-        ops.CPU_VALUES(x, [], "nvfp4 1x16 stochastic round_up", 1, 0, False)
-    with pytest.raises(TypeError, match=r"float32, bfloat16 or float16, got torch\.float64"):
-        ops.CPU_VALUES(x.double(), [], "mxfp4 1x32 nearest floor", 1, 0, False)
-    with pytest.raises(ValueError, match="bfloat16 can't hold"):
-        ops.CPU_VALUES(x, [], "fp8 row nearest", 1, 0, True)

@@ -41,7 +41,11 @@ def test_the_right_arguments() -> None:
         ({"a": []}, ValueError, "metis::gemm: a must be a quantized matrix or batch of matrices, got no parts"),
         ({"a": parts(2, 2, 4, 32), "a_axis": 3, "a_contract": 3}, ValueError, "of matrices, got 4 dimensions"),
         ({"b": parts(6, 32)[:2]}, ValueError, f"metis::gemm: b of '{SPEC}' has 3 parts, got 2"),
-        ({"b_spec": "nvfp5 1x16 nearest"}, ValueError, "did you mean 'nvfp4'"),
+        (
+            {"b_spec": "nvfp5 1x16 nearest"},
+            ValueError,
+            "metis::gemm: b_spec must be the text of a QuantSpec, got 'nvfp5 1x16 nearest': .* did you mean 'nvfp4'",
+        ),
         ({"a_contract": 2}, ValueError, "metis::gemm: the contracted axis of a must be one of its last two, got 2"),
         ({"a_axis": 0}, ValueError, "must have its 1x16 blocks along the axis that is contracted, 1; they lie along 0"),
         ({"a": [p.int() for p in parts(4, 32)]}, TypeError, "codes of a must be torch.uint8 for .* got torch.int32"),

@@ -16,7 +16,7 @@ from metis_compile.kernels.quantize.ops import QUANTIZE_TILES, TILES_AMAX
 from metis_compile.numerics import QuantSpec, encode, noise_shape, uniform_noise
 
 pytest.importorskip("triton")
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+pytestmark = pytest.mark.gpu
 
 SPECS = [
     "nvfp4 1x16 nearest",

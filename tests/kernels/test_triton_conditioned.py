@@ -176,20 +176,21 @@ LEFT, RIGHT = torch.zeros(4, 2), torch.zeros(2, 32)
     ("changed", "axes", "message"),
     [
         ({"left": LEFT}, [1], "left and right must be given together, got left"),
-        ({"left": LEFT, "right": torch.zeros(3, 32)}, [1], r"must be \[rows, rank\] and .*got \[4, 2\] and \[3, 32\]"),
-        ({"left": LEFT, "right": RIGHT.half()}, [1], "float32 or bfloat16, got torch.float32 and torch.float16"),
+        ({"left": LEFT, "right": torch.zeros(3, 32)}, [1], r"left and right must be .*got \[4, 2\] and \[3, 32\]"),
+        ({"left": LEFT, "right": RIGHT.half()}, [1], "right must be float32 or bfloat16, got float16"),
         ({"left": LEFT.T.contiguous().T, "right": RIGHT}, [1], r"left must be contiguous, got strides \(1, 4\)"),
-        ({"signs": torch.ones(8)}, [1], "signs must be 16 float32, got 8"),
+        ({"signs": torch.ones(8)}, [1], r"signs must have 16 elements, got shape \[8\]"),
         ({"signs": torch.ones(16)}, [1, 0], r"axes must be one of the last two with signs, got \[1, 0\]"),
+        ({"left": LEFT, "right": RIGHT.bfloat16()}, [1], "left and right must be of one dtype, got .*bfloat16"),
         ({"signs": torch.ones(16)}, [0], "x must have a multiple of 16 along axis 0 with signs, got 4"),
     ],
 )  # fmt: skip
 def test_mistakes(triton_on_cpu: Any, changed: dict[str, Tensor], axes: list[int], message: str) -> None:
     source = [torch.randn(4, 32), None, *(changed.get(name) for name in ("left", "right", "signs"))]
-    with pytest.raises((TypeError, ValueError), match=message):
+    with pytest.raises((TypeError, ValueError), match=f"metis::quantize_tiles: {message}"):
         QUANTIZE_TILES(*source, torch.ones(()), None, NVFP4, axes, [0] * len(axes))
     if len(axes) == 1:
-        with pytest.raises((TypeError, ValueError), match=f"tiles_amax: .*{message}"):
+        with pytest.raises((TypeError, ValueError), match=f"metis::tiles_amax: {message.replace('axes', 'axis')}"):
             TILES_AMAX(*source, axes[0])
 
 

@@ -13,17 +13,16 @@ import torch
 import value_families
 from cross_compile import CAPABILITIES
 from quantize_kernel import quantize_kernel
+from refusals import assert_refused
 from same_bytes import assert_same_parts
 from torch import Tensor
 
-from metis_compile.kernels.quantize.ops import QUANTIZE_TILES, QUANTIZE_TILES_INTO
+from metis_compile.kernels.quantize.ops import QUANTIZE_TILES, QUANTIZE_TILES_INTO, TILES_AMAX
 from metis_compile.numerics import QuantSpec, encode, noise_shape, uniform_noise
 
 triton = pytest.importorskip("triton")
 tl = triton.language
 
-from metis_compile.kernels.quantize import tiles  # noqa: E402
-from metis_compile.kernels.quantize.conditioned import Source  # noqa: E402
 from metis_compile.kernels.quantize.noise import noise_at  # noqa: E402
 
 SPECS = [
@@ -64,7 +63,7 @@ def quantized(
         torch.tensor([SEED]) if spec.needs_noise else None,
         str(spec),
         list(axes),
-        list(streams),
+        list(streams)[: len(axes)],
     )
 
 
@@ -177,27 +176,114 @@ def _noise(key: int, position: int) -> int:
     return _mix(mixed % 2**32) >> 8
 
 
-def test_mistakes(triton_on_cpu: Any) -> None:
-    x, amax = torch.randn(4, 32), torch.ones(())
-    text = "nvfp4 1x16 nearest"
-    with pytest.raises(TypeError, match=r"x must be float32, bfloat16 or float16, got torch\.float64"):
-        QUANTIZE_TILES(x.double(), None, *NOTHING_ELSE, amax, None, text, [1], [0])
-    with pytest.raises(ValueError, match=r"x must be contiguous, got strides \(1, 4\)"):
-        QUANTIZE_TILES(x.reshape(32, 4).T, None, *NOTHING_ELSE, amax, None, text, [1], [0])
-    with pytest.raises(ValueError, match=r"spec's block must be one of .*, got 'fp8 row nearest'"):
-        tiles.quantize_tiles(Source(x), QuantSpec.parse("fp8 row nearest"), [1], out=[])
-    with pytest.raises(ValueError, match="amax must be given for 'nvfp4 1x16 nearest'"):
-        QUANTIZE_TILES(x, None, *NOTHING_ELSE, None, None, text, [1], [0])
-    with pytest.raises(ValueError, match="seed must not be given for 'nvfp4 1x16 nearest'"):
-        QUANTIZE_TILES(x, None, *NOTHING_ELSE, amax, torch.tensor([1]), text, [1], [0])
-    with pytest.raises(ValueError, match=r"mean must be 32 float32, .* got 4 torch\.float32"):
-        QUANTIZE_TILES(x, torch.zeros(4), *NOTHING_ELSE, amax, None, text, [1], [0])
-    with pytest.raises(ValueError, match=r"axes must be one, or the last two of 3, got \[2, 0\]"):
-        QUANTIZE_TILES(x[None].contiguous(), None, *NOTHING_ELSE, amax, None, text, [2, 0], [0, 0])
+META = torch.ones((), device="meta")
+DRAWN = "nvfp4 16x16 stochastic round_up"
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"x": torch.ones(4, 32).double()}, TypeError, "x must be float32, bfloat16 or float16, got float64"),
+        ({"x": torch.ones(())}, IndexError, "x must have at least one dimension to have axis 1, got none"),
+        ({"spec": "fp8 row nearest"}, ValueError, "spec's block must be one of 1x16, .*, got 'fp8 row nearest'"),
+        ({"spec": "nvfp5 1x16 nearest"}, ValueError, "spec must be the text of a QuantSpec, got 'nvfp5 1x16 nearest'"),
+        ({"mean": torch.zeros(4)}, ValueError, r"mean must have .* each column of x \[4, 32\], got shape \[4\]"),
+        ({"mean": torch.zeros(32).half()}, TypeError, "mean must be float32, got float16"),
+        ({"mean": torch.zeros(32, device="meta")}, ValueError, "mean must be on cpu like x, got meta"),
+        ({"left": torch.zeros(4, 2, device="meta")}, ValueError, "left must be on cpu like x, got meta"),
+        ({"right": torch.zeros(2, 32, device="meta")}, ValueError, "right must be on cpu like x, got meta"),
+        ({"signs": torch.ones(16, device="meta")}, ValueError, "signs must be on cpu like x, got meta"),
+        ({"signs": torch.ones(16).double()}, TypeError, "signs must be float32, got float64"),
+        ({"amax": None}, ValueError, "amax must be given for 'nvfp4 1x16 nearest', got None"),
+        (
+            {"spec": "mxfp4 1x32 nearest floor"},
+            ValueError,
+            r"amax must be None for 'mxfp4 1x32 nearest floor', got \[\]",
+        ),
+        ({"amax": torch.ones(7)}, ValueError, r"amax must have shape \[\], got \[7\]"),
+        ({"amax": torch.ones(()).double()}, TypeError, "amax must be float32, got float64"),
+        ({"amax": torch.ones(()).int()}, TypeError, "amax must be float32, got int32"),
+        ({"amax": META}, ValueError, "amax must be on cpu like x, got meta"),
+        ({"seed": torch.tensor([1])}, ValueError, r"seed must be None for 'nvfp4 1x16 nearest', got int64 \[1\]"),
+        ({"spec": DRAWN}, ValueError, f"seed must be given for '{DRAWN}', got None"),
+        ({"spec": DRAWN, "seed": torch.ones(1)}, TypeError, "seed must be int64, got float32"),
+        ({"spec": DRAWN, "seed": torch.ones(2).long()}, ValueError, r"seed must have one element, got shape \[2\]"),
+        ({"spec": DRAWN, "seed": META.long()}, ValueError, "seed must be on cpu like x, got meta"),
+        ({"axes": [2]}, IndexError, "axis must be between -2 and 1 for 2 dimensions, got 2"),
+        ({"axes": []}, ValueError, r"axes must be one, or the last two of 2, got \[\]"),
+        ({"axes": [1, 1]}, ValueError, r"axes must be one, or the last two of 2, got \[1, 1\]"),
+        (
+            {"x": torch.ones(2, 4, 32), "axes": [2, 0]},
+            ValueError,
+            r"axes must be one, or the last two of 3, got \[2, 0\]",
+        ),
+        (
+            {"x": torch.ones(2, 4, 32), "mean": torch.ones(32), "axes": [0]},
+            ValueError,
+            r"axes must be among the last two with a mean, got \[0\]",
+        ),
+        ({"axes": [1, 0]}, ValueError, r"streams must be one for each of axes \[1, 0\], got \[0\]"),
+        ({"streams": []}, ValueError, r"streams must be one for each of axes \[1\], got \[\]"),
+        ({"streams": [-1]}, ValueError, r"each of streams must be at least 0 and less than 2\^31, got -1"),
+        (
+            {"spec": DRAWN, "seed": torch.tensor([1]), "axes": [1, 0], "streams": [1, 2]},
+            ValueError,
+            r"streams must be equal for 16x16 blocks, got \[1, 2\]",
+        ),
+    ],
+)
+def test_mistakes(triton_on_cpu: Any, changed: dict[str, Any], error: type[Exception], message: str) -> None:
+    given = {"x": torch.ones(4, 32), **dict.fromkeys(("mean", "left", "right", "signs")), "amax": torch.ones(())}
+    given |= {"seed": None, "spec": "nvfp4 1x16 nearest", "axes": [1], "streams": [0]}
+    QUANTIZE_TILES(*given.values())
+    arguments = given | changed
+    assert_refused(QUANTIZE_TILES, list(arguments.values()), error, f"metis::quantize_tiles: {message}")
+    how = [arguments.pop(name) for name in ("spec", "axes", "streams")]
+    into = [*arguments.values(), [], *how]
+    assert_refused(QUANTIZE_TILES_INTO, into, error, f"metis::quantize_tiles_into: {message}")
+    source = [arguments[name] for name in ("x", "mean", "left", "right", "signs")]
+    if re.match("x must|mean must have|mean must be [fo]|left|right|signs", message):
+        assert_refused(TILES_AMAX, [*source, 1], error, f"metis::tiles_amax: {message}")
+
+
+@pytest.mark.parametrize(
+    ("place", "changed", "error", "message"),
+    [
+        (0, None, ValueError, r"out must be 3 tensors for 'nvfp4 1x16 nearest' and axes \[1\], got 2"),
+        (0, torch.ones(4, 16), TypeError, r"out\[0\] must be uint8, got float32"),
+        (1, torch.ones(4, 3).to(torch.float8_e4m3fn), ValueError, r"out\[1\] must have shape \[4, 2\], got \[4, 3\]"),
+        (2, META, ValueError, r"out\[2\] must be on cpu like x, got meta"),
+    ],
+)
+def test_mistakes_in_what_is_written(
+    triton_on_cpu: Any, place: int, changed: Any, error: type[Exception], message: str
+) -> None:
+    given, how = [torch.ones(4, 32), None, *NOTHING_ELSE, torch.ones(()), None], ["nvfp4 1x16 nearest", [1], [0]]
+    out = QUANTIZE_TILES(*given, *how)
+    out[place : place + 1] = [] if changed is None else [changed]
+    assert_refused(QUANTIZE_TILES_INTO, [*given, out, *how], error, f"metis::quantize_tiles_into: {message}")
+
+
+def test_strides_are_refused_where_it_runs(triton_on_cpu: Any) -> None:
+    """While tracing they are not those that it will have."""
+    across, how = torch.ones(32, 4).T, ["nvfp4 1x16 nearest", [1], [0]]
+    given = [across.contiguous(), None, *NOTHING_ELSE, torch.ones(()), None]
+    out = QUANTIZE_TILES(*given, *how)
+    with pytest.raises(
+        ValueError, match=r"metis::quantize_tiles: x must be contiguous, got strides \(1, 4\) for shape"
+    ):
+        QUANTIZE_TILES(across, *given[1:], *how)
+    with pytest.raises(ValueError, match=r"metis::tiles_amax: x must be contiguous, got strides \(1, 4\) for shape"):
+        TILES_AMAX(across, *given[1:5], 1)
+    out[0] = out[0].T.contiguous().T
+    with pytest.raises(
+        ValueError, match=r"metis::quantize_tiles_into: out\[0\] must be contiguous, got strides \(1, 4\)"
+    ):
+        QUANTIZE_TILES_INTO(*given, out, *how)
 
 
 def test_only_the_interpreter_runs_on_the_cpu() -> None:
-    with pytest.raises(ValueError, match="x must be on a CUDA device, got cpu"):
+    with pytest.raises(ValueError, match="metis::quantize_tiles: x must be on a CUDA device, got cpu"):
         QUANTIZE_TILES(torch.randn(4, 32), None, *NOTHING_ELSE, None, None, "mxfp4 1x32 nearest floor", [1], [0])
 
 

@@ -46,7 +46,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[int], str]]:
 
     Byte for byte, but for sums: after these an element now and then rounds to its other neighbour.
     """
-    from metis_compile.kernels.quantize.conditioned import Source
+    from metis_compile.kernels.quantize.source import Source
 
     seen: list[tuple[str, list[int], str]] = []
     run = tiles.quantize_tiles

@@ -125,7 +125,7 @@ def train(model: Any, policy: Any, seed: int, *args: Any, **kwargs: Any) -> list
     return [*(y.detach() for y in outputs), *(p.grad for p in model.parameters())]
 
 
-@pytest.mark.parametrize("policy", ["nvfp4", "metis", "quartet2"])
+@pytest.mark.parametrize("policy", ["nvfp4", "averis", "metis", "quartet2", "fp8"])
 def test_the_functional_graphs_do_what_the_compiled_model_does(policy: str) -> None:
     torch.manual_seed(0)
     x, mask = torch.randn(24, 32), torch.rand(24, 32)
@@ -273,9 +273,36 @@ def test_torch_mlir_that_does_not_fit_torch(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(builtins, "__import__", fail)
     with pytest.raises(
-        ExportError, match=r"^torch-mlir \d+ does not fit torch \S+ \(AttributeError: .*\); a pair that"
+        ExportError,
+        match=r"^torch-mlir \d+ does not fit torch \S+ \(AttributeError: .*\); what is tested is",
     ):
         export(MLP(), torch.randn(24, 32))
+
+
+def test_torch_mlir_that_imports_and_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No op of the model is blamed for what no op could do."""
+    from torch_mlir.extras.fx_importer import FxImporter
+
+    def fail(self: Any, graph: Any, **_: Any) -> None:
+        raise TypeError("GraphNodeImporter() takes 3 arguments\nbut 4 were given")
+
+    monkeypatch.setattr(FxImporter, "import_stateless_graph", fail)
+    with pytest.raises(
+        ExportError,
+        match=r"^torch-mlir \d+ does not fit torch \S+ \(it can't lower aten\.neg\.default to linalg: GraphNodeImporter"
+        r".* but 4 were given\); what is tested is torch-mlir 20261001 with torch 2\.13\.0: pip install",
+    ):
+        export(MLP(), torch.randn(24, 32), policy="nvfp4")
+
+
+def test_the_pair_that_is_named_is_the_one_that_is_pinned() -> None:
+    from metis_compile.mlir.lowering import TESTED
+
+    root = Path(__file__).parents[2]
+    pinned = dict(line.split("==") for line in (root / "constraints.txt").read_text().splitlines() if "==" in line)
+    assert (pinned["torch"], pinned["torch-mlir"]) == TESTED
+    text = " ".join((root / "docs" / "export.md").read_text().split())
+    assert "torch {} with torch-mlir {} is the pair that is tested".format(*TESTED) in text
 
 
 def test_the_model_is_left_as_it_was() -> None:
