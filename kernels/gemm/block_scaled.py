@@ -8,20 +8,47 @@ per 16 (`kind::mxf4nvf4`). `tl.dot_scaled` takes scales as [rows, blocks] and la
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from metis_compile.compat import TritonTemplate
 from metis_compile.kernels.gemm.frame import EPILOGUE, PROLOGUE, Config, grid
 from metis_compile.kernels.gemm.operand import Operand
 
-CONFIGS = (
-    Config(128, 256, 256, 3, 8),
-    Config(128, 128, 256, 4, 8),
-    Config(128, 128, 256, 3, 4),
-    Config(128, 128, 128, 4, 4),
-    Config(128, 64, 256, 4, 4),
-    Config(128, 64, 128, 4, 4),
-)
+# By compute capability, 100 or 120, and the bits of the wider element: what fits in 227 and in 99 KB of shared memory.
+# On 12.x sums and operands are in registers too.
+CONFIGS = {
+    (100, 4): (
+        Config(128, 256, 256, 3, 8),
+        Config(128, 128, 256, 4, 8),
+        Config(128, 128, 256, 3, 4),
+        Config(128, 128, 128, 4, 4),
+        Config(128, 64, 256, 4, 4),
+        Config(128, 64, 128, 4, 4),
+    ),
+    (100, 8): (
+        Config(128, 256, 128, 4, 8),
+        Config(128, 128, 128, 4, 8),
+        Config(128, 128, 256, 3, 4),
+        Config(128, 128, 128, 4, 4),
+        Config(128, 64, 256, 4, 4),
+        Config(128, 64, 128, 4, 4),
+    ),
+    (120, 4): (
+        Config(128, 128, 256, 3, 8),
+        Config(128, 64, 256, 3, 8),
+        Config(64, 128, 256, 3, 8),
+        Config(128, 64, 128, 4, 4),
+        Config(128, 128, 128, 4, 8),
+    ),
+    (120, 8): (
+        Config(128, 128, 128, 3, 8),
+        Config(128, 64, 128, 3, 8),
+        Config(64, 64, 128, 4, 4),
+        Config(128, 128, 64, 4, 8),
+        Config(64, 128, 128, 3, 4),
+    ),
+}
 
 LOOP = """
     for step in range(0, tl.cdiv(K, BLOCK_K)):
@@ -53,6 +80,11 @@ def supports(a: Operand, b: Operand, capability: int) -> bool:
     """Whether this template multiplies them on such a GPU: packed along k, under scales of one kind."""
     scales = {a.spec.fmt.scale, b.spec.fmt.scale}
     return capability >= 100 and len(scales) == 1 and "fp32" not in scales and "rows" not in (a.packed, b.packed)
+
+
+def configs(a: Operand, b: Operand, capability: int) -> Sequence[Config]:
+    """Tiles worth timing, the likeliest first."""
+    return CONFIGS[120 if capability >= 120 else 100, max(a.spec.element.bits, b.spec.element.bits)]
 
 
 def extra_constants(a: Operand, b: Operand) -> dict[str, Any]:

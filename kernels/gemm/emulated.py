@@ -9,25 +9,24 @@ the lower codes of A meet the lower codes of B, the upper the upper, and nothing
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from metis_compile.compat import TritonTemplate
 from metis_compile.kernels.gemm.frame import EPILOGUE, PROLOGUE, Config, grid
 from metis_compile.kernels.gemm.operand import Operand
 
-CONFIGS = (
+SMALL = (
     Config(128, 128, 64, 3, 8),
-    Config(128, 256, 64, 3, 8),
-    Config(256, 128, 64, 3, 8),
-    Config(128, 128, 64, 4, 4),
-    Config(128, 128, 128, 3, 8),
-    Config(64, 128, 64, 4, 4),
     Config(128, 64, 64, 4, 4),
-    Config(64, 64, 128, 3, 4),
     Config(64, 64, 64, 4, 4),
+    Config(64, 128, 64, 4, 4),
+    Config(128, 128, 64, 4, 4),
+    Config(64, 64, 128, 3, 4),
     Config(32, 64, 128, 4, 4),
     Config(16, 64, 128, 4, 4),
 )
+LARGE = (Config(128, 256, 64, 3, 8), Config(256, 128, 64, 3, 8), Config(128, 128, 128, 3, 8))
 
 LOOP = """
     k = tl.arange(0, BLOCK_K // 2 if PAIRED else BLOCK_K).to(INDEX_DTYPE)
@@ -101,6 +100,11 @@ TEMPLATE = TritonTemplate(name="metis_gemm_emulated", grid=grid, source=PROLOGUE
 def supports(a: Operand, b: Operand, capability: int) -> bool:
     """Whether this template multiplies them on such a GPU."""
     return capability >= 80
+
+
+def configs(a: Operand, b: Operand, capability: int) -> Sequence[Config]:
+    """Tiles worth timing, the likeliest first: large where tensor cores read operands from shared memory."""
+    return (*LARGE, *SMALL) if 90 <= capability < 120 else (*SMALL, *LARGE)
 
 
 def extra_constants(a: Operand, b: Operand) -> dict[str, Any]:

@@ -5,26 +5,51 @@
 
 Hopper's FP8 tensor cores keep about 14 bits of a running sum: each step of 128 along k is summed there, and the steps
 in float32 registers.
+
+Operands that lie along k are FP8 from the load on, and go from shared memory into the tensor cores: bytes that become
+FP8 later go through registers. Hopper takes no others from there; as FP8 they would not even be copied ahead of time.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from metis_compile.compat import TritonTemplate
 from metis_compile.kernels.gemm.frame import EPILOGUE, PROLOGUE, Config, grid
 from metis_compile.kernels.gemm.operand import Operand
 
-CONFIGS = (
-    Config(128, 256, 128, 3, 8),
-    Config(256, 128, 128, 3, 8),
+LARGE = (Config(128, 256, 128, 3, 8), Config(256, 128, 128, 3, 8))
+MEDIUM = (
     Config(128, 128, 128, 4, 8),
-    Config(128, 128, 128, 3, 4),
-    Config(64, 128, 128, 4, 4),
+    Config(64, 256, 128, 3, 8),
+    Config(64, 128, 128, 4, 8),
+    Config(128, 64, 128, 4, 4),
+    Config(64, 64, 128, 4, 4),
+    Config(16, 64, 128, 4, 4),
+)
+STEPWISE = (  # scales of steps take registers too
+    Config(64, 256, 128, 3, 8),
+    Config(64, 128, 128, 4, 8),
+    Config(64, 64, 128, 4, 4),
+    Config(128, 128, 128, 4, 8),
+    Config(128, 64, 128, 4, 4),
+    Config(16, 64, 128, 4, 4),
+)
+CONSUMER = (
+    Config(128, 128, 128, 3, 8),
+    Config(128, 64, 128, 3, 8),
+    Config(64, 128, 128, 3, 8),
     Config(64, 64, 128, 4, 4),
     Config(16, 64, 128, 4, 4),
 )
 TYPES = {"e4m3": "tl.float8e4nv", "e5m2": "tl.float8e5"}
 
 LOOP = """
+    {% for X, TYPE, K_AXIS in [("A", A_TYPE, A_K_AXIS), ("B", B_TYPE, B_K_AXIS)] %}
+    {% if K_AXIS == -1 %}
+    {{X}} = {{X}}.to(tl.pointer_type({{TYPE}}))
+    {% endif %}
+    {% endfor %}
     k = tl.arange(0, BLOCK_K).to(INDEX_DTYPE)
     for step in range(0, tl.cdiv(K, BLOCK_K)):
         at = step * BLOCK_K + k
@@ -48,6 +73,15 @@ TEMPLATE = TritonTemplate(name="metis_gemm_fp8", grid=grid, source=PROLOGUE + LO
 def supports(a: Operand, b: Operand, capability: int) -> bool:
     """Whether this template multiplies them on such a GPU."""
     return capability >= 90 and all(x.spec.element.bits == 8 and x.spec.fmt.scale == "fp32" for x in (a, b))
+
+
+def configs(a: Operand, b: Operand, capability: int) -> Sequence[Config]:
+    """Tiles worth timing, the likeliest first. Hopper has two sums in registers, 12.x operands too."""
+    if capability >= 120:
+        return CONSUMER
+    if a.per_step or b.per_step:
+        return STEPWISE
+    return (*LARGE, *MEDIUM) if capability >= 100 else MEDIUM
 
 
 def extra_constants(a: Operand, b: Operand) -> dict[str, str]:

@@ -77,18 +77,22 @@ def _capability() -> int:
     return int(driver.active.get_current_target().arch)
 
 
-def _templates(nodes: Sequence[Any], layout: Any, a: Operand, b: Operand, k: Any, capability: int) -> list[Any]:
-    """The choices of the first template that multiplies such operands on this GPU."""
+def template_for(a: Operand, b: Operand, capability: int) -> Any:
+    """The module of the best template that multiplies such operands on such a GPU, None where there is none."""
     from metis_compile.kernels.gemm import block_scaled, emulated, fp8
 
-    serving = [t for t in (block_scaled, fp8, emulated) if t.supports(a, b, capability)]
+    return next((t for t in (block_scaled, fp8, emulated) if t.supports(a, b, capability)), None)
+
+
+def _templates(nodes: Sequence[Any], layout: Any, a: Operand, b: Operand, k: Any, capability: int) -> list[Any]:
+    """The choices of the template that multiplies such operands on this GPU."""
+    template = template_for(a, b, capability)
     tails = (len(nodes) - a.part_count - b.part_count) // 2
     sizevars = graph_being_lowered().sizevars
-    if not serving or tails > MAX_TAILS or any(sizevars.statically_known_equals(s, 0) for s in (*layout.size, k)):
+    if template is None or tails > MAX_TAILS or any(sizevars.statically_known_equals(s, 0) for s in (*layout.size, k)):
         return []
-    template = serving[0]
     choices: list[Any] = []
-    for config in configs_for(template.CONFIGS, *map(lowered_size_hint, layout.size[-2:])):
+    for config in configs_for(template.configs(a, b, capability), *map(lowered_size_hint, layout.size[-2:])):
         numbers = constants(
             a, b, config,
             even_k=sizevars.statically_known_multiple_of(k, config.block_k),
@@ -141,6 +145,14 @@ def _report(timings: dict[Any, float], name: str, *_: Any) -> None:
         _warn_once("none of them compiled and ran")
 
 
-@cache
 def _warn_once(reason: str) -> None:
-    log.warning("metis: the Triton templates of packed products don't work here, plain torch multiplies: %s", reason)
+    """Warns of the first reason in this process; others are for who debugs."""
+    level = logging.DEBUG if _reasons() else logging.WARNING
+    _reasons().append(reason)
+    log.log(level, "metis: the Triton templates of packed products don't work here, plain torch multiplies: %s", reason)
+
+
+@cache
+def _reasons() -> list[str]:
+    """What was warned of, and would have been."""
+    return []

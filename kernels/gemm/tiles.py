@@ -80,11 +80,11 @@ def spread(scales, ROWS: tl.constexpr, COUNT: tl.constexpr, EACH: tl.constexpr):
 
 @triton.jit
 def load_bytes(codes, rows, at, end, row_stride, k_stride, EVEN_K: tl.constexpr):
-    """uint8 [rows, at] of codes; 0 from `end` on."""
+    """[rows, at] of codes, uint8 or FP8; 0 from `end` on."""
     pointers = codes + rows[:, None] * row_stride + at[None, :] * k_stride
     if EVEN_K:
         return tl.load(pointers)
-    return tl.load(pointers, mask=at[None, :] < end, other=0)
+    return tl.load(pointers, mask=at[None, :] < end, other=0.0)
 
 
 @triton.jit

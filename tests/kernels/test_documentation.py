@@ -46,12 +46,12 @@ def test_instructions(
 ) -> None:
     from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 
-    from metis_compile.kernels.gemm import block_scaled, emulated, fp8, lowering
+    from metis_compile.kernels.gemm import lowering
 
     spec = QuantSpec.make(name)
     parts = encode(torch.randn(16, 32), spec, 1)
     operand = operand_of(parts, str(spec), 1, 1)
-    first = next(t for t in (block_scaled, fp8, emulated) if t.supports(operand, operand, capability)).CONFIGS[0]
+    first = lowering.template_for(operand, operand, capability).configs(operand, operand, capability)[0]
     lowering.register_gemm()
     triton_on_cpu.capability = capability
     monkeypatch.setattr(lowering, "configs_for", lambda configs, m, n: [first])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cross_compile import CrossCompiled, cross_compile_generated
-from packed_operands import SPECS, Packed, assert_near, expected, packed, product
+from packed_operands import RTOL, SPECS, Packed, assert_near, expected, packed, product
 from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 
@@ -50,6 +50,13 @@ def compiler(triton_on_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> Compiler:
     return Compiler(triton_on_cpu, monkeypatch)
 
 
+def configs(a: Packed, b: Packed, capability: int) -> Sequence[Any]:
+    """Of the template that serves."""
+    from metis_compile.kernels.gemm.lowering import template_for
+
+    return template_for(a.operand, b.operand, capability).configs(a.operand, b.operand, capability)  # type: ignore[no-any-return]
+
+
 def kernel_of(code: str, capability: int) -> CrossCompiled:
     ((name, built),) = cross_compile_generated(code, capability).items()
     assert name.startswith("triton_tem")
@@ -60,9 +67,9 @@ def kernel_of(code: str, capability: int) -> CrossCompiled:
 INSTRUCTIONS = {
     80: dict.fromkeys(SPECS, "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"),
     90: {
-        name: "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16"
+        name: "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16"
         if "mx" in name or "fp4" in name
-        else f"wgmma.mma_async.sync.aligned.m64n256k32.f32.{'e5m2.e5m2' if 'e5m2' in name else 'e4m3.e4m3'}"
+        else f"wgmma.mma_async.sync.aligned.m64n128k32.f32.{'e5m2.e5m2' if 'e5m2' in name else 'e4m3.e4m3'}"
         for name in SPECS
     },
     100: {
@@ -92,11 +99,8 @@ def test_formats(compiler: Compiler, name: str, capability: int) -> None:
     [(80, "nvfp4"), (90, "nvfp4"), (90, "fp8"), (90, "fp8-128"), (100, "nvfp4"), (100, "mxfp4"), (100, "mxfp8")],
 )
 def test_instructions(compiler: Compiler, name: str, capability: int) -> None:
-    from metis_compile.kernels.gemm import block_scaled, emulated, fp8
-
     a, b = packed((16, 32), SPECS[name]), packed((16, 32), SPECS[name])
-    first = next(t for t in (block_scaled, fp8, emulated) if t.supports(a.operand, b.operand, capability)).CONFIGS[0]
-    _, code = compiler(capability, product, a, b, config=first)
+    _, code = compiler(capability, product, a, b, config=configs(a, b, capability)[0])
     assert INSTRUCTIONS[capability][name] in kernel_of(code, capability).ptx
 
 
@@ -105,22 +109,86 @@ def test_block_scaled_instructions_of_consumer_gpus(compiler: Compiler) -> None:
     assert "kind::mxf4nvf4.block_scale" in kernel_of(code, 120).ptx
 
 
+@pytest.mark.parametrize(
+    ("left", "right", "transposed", "types"),
+    [("fp8", "fp8", True, "e4m3.e4m3"), ("fp8_e5m2", "fp8", False, "e5m2.e4m3")],
+    ids=["wgrad", "e5m2 by e4m3"],
+)
+def test_fp8_instructions_of_hopper(compiler: Compiler, left: str, right: str, transposed: bool, types: str) -> None:
+    a, b = (packed((16, 32), SPECS[name], transposed=transposed) for name in (left, right))
+    result, code = compiler(90, product, a, b, config=configs(a, b, 90)[0])
+    assert_near(result, expected(a, b))
+    assert f"wgmma.mma_async.sync.aligned.m64n128k32.f32.{types}" in kernel_of(code, 90).ptx
+
+
 def all_configurations() -> list[Any]:
-    from metis_compile.kernels.gemm import block_scaled, emulated, fp8
-
-    cases = [(90, "nvfp4", emulated), (100, "nvfp4", block_scaled), (90, "fp8-128", fp8)]
-    return [
-        pytest.param(capability, name, config, id=f"{name}-{capability}-{'x'.join(map(str, config))}")
-        for capability, name, template in cases
-        for config in template.CONFIGS
+    """Each size of a tile once: how Triton runs it, in stages and warps, is nothing to the interpreter."""
+    cases = [
+        (90, "nvfp4", False),
+        (90, "fp8-128", False),
+        (100, "nvfp4", False),
+        (100, "mxfp8", True),
+        (100, "fp8", True),
+        (120, "mxfp8", False),
     ]
+    found = []
+    for capability, name, transposed in cases:
+        operand = packed((2, 2), SPECS[name], transposed=transposed)
+        tiles = {config[:3]: config for config in configs(operand, operand, capability)}
+        for tile, config in tiles.items():
+            label = f"{name}-{capability}-{'wgrad' if transposed else 'fprop'}-{'x'.join(map(str, tile))}"
+            found.append(pytest.param(capability, name, transposed, config, id=label))
+    return found
 
 
-@pytest.mark.parametrize(("capability", "name", "config"), all_configurations())
-def test_every_configuration(compiler: Compiler, capability: int, name: str, config: Any) -> None:
-    a, b = packed((133, 259), SPECS[name]), packed((67, 259), SPECS[name])
+@pytest.mark.parametrize(("capability", "name", "transposed", "config"), all_configurations())
+def test_every_configuration(compiler: Compiler, capability: int, name: str, transposed: bool, config: Any) -> None:
+    a, b = (packed((rows, 259), SPECS[name], transposed=transposed) for rows in (133, 67))
     result, _ = compiler(capability, product, a, b, config=config)
     assert_near(result, expected(a, b))
+
+
+@pytest.mark.parametrize("capability", [90, 100])
+@pytest.mark.parametrize("transposed", [False, True], ids=["fprop", "wgrad"])
+@pytest.mark.parametrize("name", ["nvfp4", "mxfp8", "fp8"])
+def test_whole_steps_along_k(compiler: Compiler, name: str, transposed: bool, capability: int) -> None:
+    """As in most models: loads without masks. In the first tile that is timed, with a tail or a batch."""
+    batch = (2,) if name == "fp8" else ()
+    a, b = (packed((*batch, rows, 512), SPECS[name], transposed=transposed) for rows in (37, 21))
+    tails = () if batch else (torch.randn(37, 5), torch.randn(5, 21))
+    result, code = compiler(capability, product, a, b, tails, config=configs(a, b, capability)[0])
+    assert_near(result, expected(a, b, tails))
+    assert "EVEN_K : tl.constexpr = True" in code
+
+
+@pytest.mark.parametrize(("capability", "name"), [(90, "nvfp4"), (90, "fp8"), (100, "nvfp4"), (100, "mxfp8")])
+@pytest.mark.parametrize("transposed", [False, True], ids=["rows", "k"])
+def test_more_than_an_int32_away(compiler: Compiler, name: str, transposed: bool, capability: int) -> None:
+    """Codes whose rows, or whose lines along k, lie a GiB from each other; the memory in between is never touched."""
+    a, b = packed((5, 32), SPECS[name]), packed((3, 32), SPECS[name])
+    if transposed:
+        a, b = packed((32, 6), SPECS[name], transposed=True), packed((16, 6), SPECS[name], transposed=True)
+    codes = a.parts[0]
+    far = torch.empty_strided(codes.shape, (2**30 + 16, 1), dtype=torch.uint8)
+    far.copy_(codes)
+    a = a._replace(parts=[far, *a.parts[1:]])
+    result, code = compiler(capability, product, a, b)
+    assert "INDEX_DTYPE : tl.constexpr = tl.int64" in code
+    assert_near(result, expected(a, b))
+
+
+@pytest.mark.parametrize(("capability", "name"), [(90, "nvfp4"), (100, "nvfp4"), (90, "mxfp4"), (100, "mxfp4")])
+def test_the_least_and_the_largest_scales(compiler: Compiler, name: str, capability: int) -> None:
+    """448 * 6 and 2^-9 * 0.5 under E4M3; 1.5 * 2^127 and 0.5 * 2^-127 under E8M0: each alone in its sums."""
+    nvfp4 = name == "nvfp4"
+    block, largest, ends = (16, 0x77, (448.0, 2.0**-9)) if nvfp4 else (32, 0x33, (2.0**127, 2.0**-127))
+    codes = torch.tensor([[largest] * (block // 2), [0x11] * (block // 2)], dtype=torch.uint8)
+    scales = torch.tensor(ends)[:, None].to(torch.float8_e4m3fn if nvfp4 else torch.float8_e8m0fnu)
+    a = Packed([codes, scales, *([torch.ones(())] if nvfp4 else [])], SPECS[name], 1, block, 1)
+    b = Packed(encode(torch.eye(3, block), QuantSpec.parse(SPECS[name]), 1), SPECS[name], 1, block, 1)
+    result, _ = compiler(capability, product, a, b)
+    assert (float(a.values.max()), float(a.values.min())) == (ends[0] * (6 if nvfp4 else 1.5), ends[1] * 0.5)
+    torch.testing.assert_close(result, expected(a, b), rtol=RTOL, atol=0)
 
 
 @pytest.mark.parametrize("capability", [90, 100])

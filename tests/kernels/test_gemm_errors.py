@@ -77,7 +77,7 @@ def broken(triton_on_cpu: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
     from metis_compile.kernels.gemm import lowering
 
     lowering.register_gemm()
-    lowering._warn_once.cache_clear()
+    lowering._reasons.cache_clear()
     caplog.set_level(logging.WARNING, "metis_compile.kernels")
     return monkeypatch, caplog
 
@@ -102,11 +102,12 @@ def test_no_template_works(broken: Any, error: Exception, spec: str) -> None:
     monkeypatch, log = broken
     from torch._inductor.autotune_process import TritonBenchmarkRequest
 
-    def fail(*_: Any, **__: Any) -> Any:
-        raise error
-
-    monkeypatch.setattr(TritonBenchmarkRequest, "make_run_fn", fail)
     for rows in (4, 5):
+
+        def fail(*_: Any, rows: int = rows, **__: Any) -> Any:
+            raise type(error)(f"{error}, with {rows} rows")
+
+        monkeypatch.setattr(TritonBenchmarkRequest, "make_run_fn", fail)
         a, b = parts(rows, 32, spec=spec), parts(6, 32, spec=spec)
         plain = without_template(*a, *b, a=(spec, 1, 1), b=(spec, 1, 1), out=torch.empty(rows, 6))
         assert torch.equal(torch.compile(product)(a, b, spec), plain)

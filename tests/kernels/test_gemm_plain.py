@@ -83,7 +83,7 @@ def test_the_decoding_kernel_compiles_for_gpus(name: str) -> None:
     across, along = operand.block
     fp4 = operand.spec.element.bits == 4
     signature = {"codes": "*u8", "scales": "*u8", "out": "*bf16", "rows": "i32", "columns": "i32"}
-    for capability in (80, 90, 100):
+    for capability in (80, 90, 100, 120):
         for rows in (False, True) if fp4 else (False,):
             constants = {
                 "ELEMENT": operand.spec.element.name,

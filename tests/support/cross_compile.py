@@ -151,6 +151,7 @@ def _kernels_of(path: str) -> dict[str, Any]:
     """The Triton kernels of a module that Inductor wrote, not compiled."""
     from torch._inductor.async_compile import AsyncCompile
     from torch._inductor.codecache import PyCodeCache
+    from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 
     kernels: dict[str, Any] = {}
 
@@ -162,11 +163,11 @@ def _kernels_of(path: str) -> dict[str, Any]:
     try:
         for name, function in replaced.items():
             setattr(AsyncCompile, name, function)
-        _load(path)
+        module = _load(path)
     finally:
         for name, function in originals.items():
             setattr(AsyncCompile, name, function)
-    return kernels
+    return kernels or {name: k for name, k in vars(module).items() if isinstance(k, CachingAutotuner)}
 
 
 def _build(source: Any, capability: int, options: dict[str, Any]) -> tuple[str, int, int]:

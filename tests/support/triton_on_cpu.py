@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._inductor import graph as inductor_graph
 from torch._inductor.graph import GraphLowering
 
 from metis_compile.compat import inductor_config
@@ -47,6 +48,8 @@ def triton_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[TritonOnCPU]:
     monkeypatch.setattr(torch._C._dynamo.guards, "_empty_strided_cpu", lambda *args: _poisoned(empty(*args)))
     # a CUDA tensor without dimensions is passed by address, a CPU tensor by value
     monkeypatch.setattr(GraphLowering, "is_unspec_arg", lambda self, name: False)
+    # of a CUDA tensor Inductor knows the alignment, and copies what comes unaligned; of a CPU tensor it assumes none
+    monkeypatch.setattr(inductor_graph, "should_assume_input_aligned", lambda example: True)
     with inductor_config.patch(CONFIG), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Could not find an active CPU backend")
         warnings.filterwarnings("ignore", "TypedStorage is deprecated")
