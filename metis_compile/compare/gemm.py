@@ -30,7 +30,7 @@ from metis_compile.train.llama import logits_of
 from metis_compile.train.settings import Settings, derived_seed
 from metis_compile.train.variant import FULL_PRECISION
 
-__all__ = ["PRODUCTS", "GemmError", "Snapshot", "gemm_errors", "snapshots"]
+__all__ = ["PRODUCTS", "GemmError", "Side", "Snapshot", "gemm_errors", "relative", "snapshots", "treatments_of"]
 
 BEFORE = 8  # steps between the two snapshots
 # The two operands of each product and the axis along which each is contracted: X and G are [tokens, features], W is
@@ -123,7 +123,7 @@ def gemm_errors(
         if module not in now:
             continue
         sides = [
-            _Side(role, axis, treatments.get(role), getattr(before[module], role), getattr(now[module], role), gemm)
+            Side(role, axis, treatments.get(role), getattr(before[module], role), getattr(now[module], role), gemm)
             for role, axis in PRODUCTS[gemm]
         ]
         if all(side.treatment is None for side in sides):
@@ -145,7 +145,7 @@ def gemm_errors(
     return errors
 
 
-class _Side:
+class Side:
     """One operand of one product: how the policy treats it, and its values."""
 
     def __init__(
@@ -160,7 +160,7 @@ class _Side:
 
     def prepared(self) -> Prepared:
         """As the policy has it."""
-        treatment, split = self.treatment, self._split
+        treatment, split = self.treatment, self.split
         if treatment is None or treatment.spec is None:
             return self.plain()
         residual = self.now if split is None else split.residual
@@ -190,7 +190,7 @@ class _Side:
 
         Residual and factors add up to the tensor, also where a policy does not fold the factors' rounding.
         """
-        split = self._split
+        split = self.split
         if split is not None:
             split = split._replace(residual=self.now - split.left @ split.right)
         return prepare(self.now, axis=self.axis, split=split, partner=self._partner, signs=self._signs)
@@ -200,7 +200,8 @@ class _Side:
         return torch.tensor([derived_seed("gemm", 0)], device=self.now.device)
 
     @cached_property
-    def _split(self) -> Conditioned | None:
+    def split(self) -> Conditioned | None:
+        """Of the second snapshot, by a basis from the first where one is kept; None where the policy splits nothing."""
         how = None if self.treatment is None else self.treatment.split
         if how is None:
             return None
