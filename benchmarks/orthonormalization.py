@@ -5,7 +5,8 @@
 - householder: torch.linalg.qr, what the CPU uses;
 - cholesky: two passes of Cholesky QR in float64 of columns with 1e-6 of noise added, what other devices use;
 - cholesky, float32: the same in float32, in three passes of which the first two shift the Gram matrix's diagonal by
-  its rounding error.
+  its rounding error;
+- its noise alone: what of both is spent on drawing it.
 
 All get columns of norm 1, made from [n, k] float32 inputs: random; of rank 2; the first column and 1e-6 of the others;
 random times 1e-30 and times 1e30. "off" is the largest element of |Q^T Q - 1|, "outside" how far the farthest column of
@@ -48,8 +49,7 @@ def cholesky_float32(y: Tensor) -> Tensor:
     """[n, k] -> [n, k] float32. What `orthonormalize` does in float64, with what float32 needs to get through."""
     y = unit_columns(y)[0]
     n, k = y.shape
-    noise = uniform_noise(torch.zeros(1, dtype=torch.int64), 0, [n, k])
-    q = y + (noise - 0.5) * (1e-6 * (12 / n) ** 0.5)
+    q = y + (noise(y) - 0.5) * (1e-6 * (12 / n) ** 0.5)
     identity = torch.eye(k)
     for shift in (k * torch.finfo(torch.float32).eps, k * torch.finfo(torch.float32).eps, 0.0):
         factor = torch.linalg.cholesky_ex(q.mT @ q + shift * identity)[0]
@@ -57,11 +57,17 @@ def cholesky_float32(y: Tensor) -> Tensor:
     return q
 
 
+def noise(y: Tensor) -> Tensor:
+    """Uniform in [0, 1), of y's shape: that of `orthonormalize`."""
+    return uniform_noise(torch.zeros(1, dtype=torch.int64), 0, y.shape)
+
+
 METHODS: dict[str, Callable[[Tensor], Tensor]] = {
     "householder": lambda y: orthonormalize(y, "householder"),
     "cholesky": lambda y: orthonormalize(y, "cholesky"),
     "cholesky, float32": cholesky_float32,
 }
+TIMED = METHODS | {"its noise alone": noise}
 
 
 def off(q: Tensor) -> float:
@@ -89,9 +95,9 @@ def quality(method: Callable[[Tensor], Tensor], n: int, k: int) -> dict[str, dic
 def times(n: int, k: int, rounds: int) -> dict[str, list[float]]:
     """CPU seconds of this thread by method, one a round. Meant for torch.set_num_threads(1)."""
     y = torch.randn(n, k, generator=torch.Generator().manual_seed(0))
-    taken: dict[str, list[float]] = {name: [] for name in METHODS}
+    taken: dict[str, list[float]] = {name: [] for name in TIMED}
     for at in range(-2, rounds):  # two to warm up
-        for name, method in METHODS.items():
+        for name, method in TIMED.items():
             start = time.thread_time()
             method(y)
             if at >= 0:
@@ -100,10 +106,10 @@ def times(n: int, k: int, rounds: int) -> dict[str, list[float]]:
 
 
 def measure(n: int, k: int, rounds: int) -> list[dict[str, Any]]:
-    """A row for each method."""
+    """A row for each method, and one for a part of them, which has no result of its own."""
     taken = times(n, k, rounds)
     rows = []
-    for name, method in METHODS.items():
+    for name in TIMED:
         ratio = Ratio.of(taken[name], taken[REFERENCE])
         rows.append(
             {
@@ -112,7 +118,7 @@ def measure(n: int, k: int, rounds: int) -> list[dict[str, Any]]:
                 "method": name,
                 "milliseconds": 1e3 * statistics.median(taken[name]),
                 "ratio": [ratio.median, ratio.low, ratio.high],
-                "inputs": quality(method, n, k),
+                "inputs": quality(METHODS[name], n, k) if name in METHODS else {},
             }
         )
     return rows
@@ -127,8 +133,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             row["method"],
             f"{row['milliseconds']:.2f}",
             "{:.2f}x ({:.2f}-{:.2f})".format(*row["ratio"]),
-            *(f"{row['inputs'][name]['off']:.0e}" for name in INPUTS),
-            f"{max(found['outside'] for found in row['inputs'].values()):.0e}",
+            *(f"{row['inputs'][name]['off']:.0e}" if row["inputs"] else "-" for name in INPUTS),
+            f"{max(found['outside'] for found in row['inputs'].values()):.0e}" if row["inputs"] else "-",
         ]
         for row in rows
     ]

@@ -33,9 +33,10 @@ def test_a_method_that_fails_is_seen() -> None:
 
 def test_rows_and_their_table() -> None:
     rows = SCRIPT["measure"](64, 3, 5)
-    assert [row["method"] for row in rows] == list(SCRIPT["METHODS"])
+    assert [row["method"] for row in rows] == [*SCRIPT["METHODS"], "its noise alone"]
     assert rows[0]["ratio"] == [1, 1, 1]
     assert all(row["milliseconds"] > 0 for row in rows)
     lines = SCRIPT["table"](rows).splitlines()
-    assert len(lines) == 2 + 3
+    assert len(lines) == 2 + 4
+    assert lines[-1].endswith("| - | - | - | - | - | - |")
     assert lines[2].startswith("| 64, 3 | householder | ")
