@@ -100,12 +100,14 @@ def compare(
             batch=batch,
         )
         if gemm:
-            found, path = compare_gemms(policies, settings, out, Console(stderr=True))
+            sheets, files = compare_gemms(policies, settings, out, Console(stderr=True))
             if json:
-                typer.echo(path.read_text(), nl=False)
-            else:
-                Console().print(found)
-                Console().print(f"report: {path}", highlight=False, soft_wrap=True)
+                typer.echo(files["report"].read_text(), nl=False)
+                return
+            for sheet in sheets:
+                Console().print(sheet.table())
+            for name, path in files.items():
+                Console().print(f"{name}: {path}", highlight=False, soft_wrap=True)
             return
         options = Options(out=out, branch=branch, jobs=jobs, threads=threads, average=average, rounds=rounds)
         outcome = Comparison(policies, seeds_of(seeds), settings, options).run(Console(stderr=True))

@@ -3,11 +3,13 @@
 A model is trained in full precision; then inputs, weights and output gradients of its linears are taken as they are
 (and as they were some steps before, for bases that are kept across steps), and each product is computed from operands
 prepared as the policy says, with nothing else quantized. The error is the Frobenius norm of the difference to the
-exact product, over the product's. A third and a fourth number come from quantizing one operand only.
+exact product, over the product's. A second and a third number come from quantizing one operand only, the other split
+and transformed as it is: about independent, so that their squares add up to the first one's.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,11 @@ from torch import Tensor, nn
 
 from metis_compile.compare.arm import Arm
 from metis_compile.compare.graphs import rewritten_graphs
-from metis_compile.conditioning import kept_step, next_basis
+from metis_compile.conditioning import Conditioned, kept_step, next_basis, with_rank
 from metis_compile.conditioning.hadamard import fixed_signs, signs_from
 from metis_compile.conditioning.product import Prepared, prepare, product
 from metis_compile.numerics import noise_shape, uniform_noise
+from metis_compile.passes.sites import Operand, Site
 from metis_compile.policy import Treatment
 from metis_compile.train import corpus
 from metis_compile.train.learner import Learner
@@ -27,7 +30,7 @@ from metis_compile.train.llama import logits_of
 from metis_compile.train.settings import Settings, derived_seed
 from metis_compile.train.variant import FULL_PRECISION
 
-__all__ = ["GemmError", "Snapshot", "by_gemm", "gemm_errors", "snapshots"]
+__all__ = ["PRODUCTS", "GemmError", "Side", "Snapshot", "gemm_errors", "relative", "snapshots", "treatments_of"]
 
 BEFORE = 8  # steps between the two snapshots
 # The two operands of each product and the axis along which each is contracted: X and G are [tokens, features], W is
@@ -120,21 +123,21 @@ def gemm_errors(
         if module not in now:
             continue
         sides = [
-            _Side(role, axis, treatments.get(role), getattr(before[module], role), getattr(now[module], role), gemm)
+            Side(role, axis, treatments.get(role), getattr(before[module], role), getattr(now[module], role), gemm)
             for role, axis in PRODUCTS[gemm]
         ]
         if all(side.treatment is None for side in sides):
             continue
         exact = product(*(side.plain() for side in sides))
-        prepared = [side.prepared() for side in sides]
+        left, right = (side.prepared() for side in sides)
         errors.append(
             GemmError(
                 policy=Arm(text=policy).name,
                 module=module,
                 gemm=gemm,
-                error=relative(product(*prepared), exact),
-                left_error=relative(product(prepared[0], sides[1].plain()), exact) if sides[0].treatment else None,
-                right_error=relative(product(sides[0].plain(), prepared[1]), exact) if sides[1].treatment else None,
+                error=relative(product(left, right), exact),
+                left_error=relative(product(left, sides[1].unquantized()), exact) if sides[0].treatment else None,
+                right_error=relative(product(sides[0].unquantized(), right), exact) if sides[1].treatment else None,
                 left=sides[0].role,
                 right=sides[1].role,
             )
@@ -142,7 +145,7 @@ def gemm_errors(
     return errors
 
 
-class _Side:
+class Side:
     """One operand of one product: how the policy treats it, and its values."""
 
     def __init__(
@@ -156,38 +159,66 @@ class _Side:
         return prepare(self.now, axis=self.axis)
 
     def prepared(self) -> Prepared:
-        treatment = self.treatment
+        """As the policy has it."""
+        treatment, split = self.treatment, self.split
         if treatment is None or treatment.spec is None:
             return self.plain()
-        seed = torch.tensor([derived_seed("gemm", 0)], device=self.now.device)
-        how, split = treatment.split, None
-        if how is not None:
-            basis = self._basis(how, seed)
-            split = how.split(self.now, axis=self.axis, seed=seed, stream=self.stream, basis=basis)
-        signs = None
-        if treatment.hadamard is not None:
-            signs = fixed_signs(seed.device) if treatment.hadamard == "fixed" else signs_from(seed, 1)
         residual = self.now if split is None else split.residual
         noise = None
         if treatment.spec.needs_noise:
             shape = list(residual.shape)
-            if signs is not None:
+            if self._signs is not None:
                 shape[self.axis] = -(-shape[self.axis] // 16) * 16
-            noise = uniform_noise(seed, self.stream, noise_shape(shape, treatment.spec, self.axis))
+            noise = uniform_noise(self._seed, self.stream, noise_shape(shape, treatment.spec, self.axis))
         made = prepare(
             self.now,
             axis=self.axis,
             spec=treatment.spec,
             split=split,
-            partner=str(getattr(how, "partner", "high")),
-            signs=signs,
+            partner=self._partner,
+            signs=self._signs,
             noise=noise,
-            compensate=None if self.only_saved else how,
+            compensate=None if self.only_saved else treatment.split,
         )
         if self.only_saved:  # what backward has of it: packed residual and factors
             whole = made.plain if split is None else made.plain + made.outer @ made.inner  # type: ignore[operator]
             made = replace(made, x=whole, residual=made.plain)
         return made
+
+    def unquantized(self) -> Prepared:
+        """Split and transformed as the policy says, so that what the other operand is multiplied by stays the same.
+
+        Residual and factors add up to the tensor, also where a policy does not fold the factors' rounding.
+        """
+        split = self.split
+        if split is not None:
+            split = split._replace(residual=self.now - split.left @ split.right)
+        return prepare(self.now, axis=self.axis, split=split, partner=self._partner, signs=self._signs)
+
+    @cached_property
+    def _seed(self) -> Tensor:
+        return torch.tensor([derived_seed("gemm", 0)], device=self.now.device)
+
+    @cached_property
+    def split(self) -> Conditioned | None:
+        """Of the second snapshot, by a basis from the first where one is kept; None where the policy splits nothing."""
+        how = None if self.treatment is None else self.treatment.split
+        if how is None:
+            return None
+        return how.split(
+            self.now, axis=self.axis, seed=self._seed, stream=self.stream, basis=self._basis(how, self._seed)
+        )
+
+    @cached_property
+    def _signs(self) -> Tensor | None:
+        hadamard = None if self.treatment is None else self.treatment.hadamard
+        if hadamard is None:
+            return None
+        return fixed_signs(self._seed.device) if hadamard == "fixed" else signs_from(self._seed, 1)
+
+    @property
+    def _partner(self) -> str:
+        return str(getattr(None if self.treatment is None else self.treatment.split, "partner", "high"))
 
     def _basis(self, how: Any, seed: Tensor) -> Tensor | None:
         """A basis made at the first snapshot and, where the split follows its tensor, moved on at the second."""
@@ -202,25 +233,32 @@ class _Side:
 
 
 def treatments_of(policy: str, model: nn.Module, tokens: Tensor) -> list[tuple[str, str, dict[str, Treatment]]]:
-    """(module, gemm, treatment by role) of each product with a weight."""
+    """(module, gemm, treatment by role) of each product with a weight that the policy quantizes."""
     found = []
     for graph in rewritten_graphs(model, tokens, policy):
         for site in graph.sites:
-            if site.has_weight and site.lhs is not None and site.rhs is not None:
-                decided = [(str(o.role), o.decision.treatment) for o in site.operands if o.decision is not None]
-                found.append((site.module, str(site.gemm), {r: t for r, t in decided if t.spec is not None}))
+            if site.has_weight and site.lhs is not None and site.rhs is not None and site.reason is None:
+                decided = {str(o.role): _ranked(graph.sites, site, o) for o in site.operands if o.decision is not None}
+                found.append((site.module, str(site.gemm), {r: t for r, t in decided.items() if t.spec is not None}))
     return found
+
+
+def _ranked(sites: Sequence[Site], site: Site, operand: Operand) -> Treatment:
+    """The treatment with the rank that its split has for this tensor, the same for all products that read it."""
+    assert operand.decision is not None
+    treatment = operand.decision.treatment
+    if treatment.split is None:
+        return treatment
+    far = [
+        size
+        for reader in sites
+        if reader.gemm == site.gemm and reader.reason is None
+        for read, size in zip(reader.operands, (reader.n, reader.m), strict=True)
+        if read.base is operand.base and read.decision is not None and read.decision.treatment == treatment
+    ]
+    rows, columns = operand.base.meta["val"].shape
+    return replace(treatment, split=with_rank(treatment.split, rows, columns, sum(far)))
 
 
 def relative(value: Tensor, exact: Tensor) -> float:
     return float((value - exact).norm() / exact.norm())
-
-
-def by_gemm(errors: Sequence[GemmError]) -> dict[str, float]:
-    """The geometric mean of the errors of each kind of product."""
-    found = {}
-    for gemm in PRODUCTS:
-        values = [e.error for e in errors if e.gemm == gemm and e.error is not None]
-        if values:
-            found[gemm] = float(torch.tensor(values, dtype=torch.float64).log().mean().exp())
-    return found

@@ -10,7 +10,8 @@ from typer.testing import CliRunner, Result
 
 from metis_compile.cli import app
 from metis_compile.cli.compare import seeds_of
-from metis_compile.compare import comparison, worker
+from metis_compile.compare import comparison, gemm_report, worker
+from metis_compile.compare.gemm import GemmError
 from metis_compile.measure.schedule import Failure, Job
 from metis_compile.train.errors import TrainError
 
@@ -52,6 +53,24 @@ def test_products_are_compared_without_training_under_a_policy(metis: Any) -> No
     result = metis("nvfp4", "high+nudged", "--gemm")
     assert result.exit_code == 2
     assert "a comparison of products takes policies alone, got 'high+nudged'" in result.stderr
+
+
+def test_products_as_tables_and_as_json(metis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gemm_report, "gemm_errors", errors)
+    result = metis("mxfp8", "--gemm")
+    assert result.exit_code == 0, result.output
+    assert "geometric mean over layers" in result.stdout
+    for name in ("gemm.json", "gemm.png", "products.md", "operands.md", "layers.md"):
+        assert Path("runs/compare", name).is_file()
+        assert name in result.stdout
+    numbers = json.loads(metis("mxfp8", "--gemm", "--json").stdout)
+    assert numbers["mean_errors"]["mxfp8"]["fprop"] == pytest.approx({"all": 0.05, "activation": 0.04, "weight": 0.03})
+
+
+def errors(policy: str, *measured: Any) -> list[GemmError]:
+    """One product, as if it had been measured."""
+    sides = {"left": "activation", "right": "weight", "left_error": 0.04, "right_error": 0.03}
+    return [GemmError(policy=policy, module="up", gemm="fprop", error=0.05, **sides)]
 
 
 @pytest.mark.parametrize(
