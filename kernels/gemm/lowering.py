@@ -55,7 +55,7 @@ def register_gemm() -> None:
         size = [*a_sizes[:-2], a_sizes[left.rows], b_sizes[right.rows]]
         capability = _capability()
         inputs = [_as_bytes(i) if _needs_bytes(i.get_dtype(), capability) else i for i in (*a, *b, *tails)]
-        nodes: list[Any] = [ExternKernel.realize_input(i) for i in inputs]
+        nodes: list[Any] = [_buffer(i) for i in inputs]
         layout: Any = FixedLayout(nodes[0].get_device(), torch.float32, size)
         extern = plain.bind(nodes, layout, a=(a_spec, a_axis, a_contract), b=(b_spec, b_axis, b_contract))
         templates = _templates(nodes, layout, left, right, a_sizes[left.contracted], capability)
@@ -126,6 +126,14 @@ def _as_bytes(x: TensorBox) -> Any:
     """
     x.realize()
     return fallback_handler(torch.ops.aten.view.dtype)(x, torch.uint8)
+
+
+def _buffer(x: TensorBox) -> Any:
+    """The buffer that holds it, which may have to be written; the next product that takes it takes the same."""
+    buffer = ExternKernel.realize_input(x)
+    if isinstance(buffer, TensorBox):  # a copy, of what was a view of no buffer: FP8 as its bytes
+        x.data = buffer.data
+    return buffer
 
 
 def _choose(templates: list[Any], extern: Any, nodes: Sequence[Any], layout: Any) -> TensorBox:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import ast
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+NAMES = r"(buf|arg|primals_|tangents_)\w*|\w+_(codes|block_scales|tensor_scale)(_\w+)?"  # the last are saved by forward
 
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One call of a kernel, by the names of the buffers in the code. What it updates in place it reads and writes."""
+    """One call of a kernel, by the names of the buffers in the code. What it updates in place it reads and writes.
+
+    arguments: the buffers by parameter, of Triton kernels.
+    """
 
     kernel: str
     reads: tuple[str, ...]
     writes: tuple[str, ...]
+    arguments: Mapping[str, str] = field(default_factory=dict)
 
 
 def calls_in(code: str) -> list[Call]:
@@ -30,9 +37,10 @@ def calls_in(code: str) -> list[Call]:
         if name.startswith("triton_") and name.endswith(".run"):
             kernel = name.removesuffix(".run")
             pairs = [(p, _name(a)) for p, a in zip(parameters[kernel], call.args, strict=False)]
-            reads = tuple(b for p, b in pairs if b and p.startswith(("in_", "in_out")))
+            reads = tuple(b for p, b in pairs if b and p.startswith(("in_", "arg_")))  # arg_: a template's
             writes = tuple(b for p, b in pairs if b and p.startswith(("out_", "in_out")))
-            found.append(Call(kernel=kernel, reads=reads, writes=writes))
+            arguments = {p: b for p, b in pairs if b}
+            found.append(Call(kernel=kernel, reads=reads, writes=writes, arguments=arguments))
         elif name.startswith(("extern_kernels.", "torch.ops.")):
             out = tuple(b for k in call.keywords if k.arg == "out" and (b := _name(k.value)))
             lists = [a.elts if isinstance(a, ast.List) else [a] for a in call.args]
@@ -44,6 +52,6 @@ def calls_in(code: str) -> list[Call]:
 def _name(argument: ast.expr) -> str | None:
     """The buffer of an argument, which may be a view of it."""
     for node in ast.walk(argument):
-        if isinstance(node, ast.Name) and re.fullmatch(r"(buf|arg|primals_|tangents_)\w*", node.id):
+        if isinstance(node, ast.Name) and re.fullmatch(NAMES, node.id):
             return node.id
     return None

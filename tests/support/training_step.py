@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import metis_compile
 from metis_compile import CapturedGraph
 
-PRESETS = ("nvfp4", "averis", "metis", "best", "metis-fp8", "mxfp4")
+PRESETS = ("nvfp4", "averis", "metis", "best", "metis-fp8", "mxfp4", "mxfp8", "fp8")
 LAYERS = 2
 
 
