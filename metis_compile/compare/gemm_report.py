@@ -13,7 +13,7 @@ from rich.table import Table
 from metis_compile.compare.arm import Arm
 from metis_compile.compare.gemm import PRODUCTS, GemmError, gemm_errors, snapshots
 from metis_compile.compare.gemm_plot import draw
-from metis_compile.compare.gemm_summary import ALL, by_gemm, by_kind, by_module, by_operand, kinds
+from metis_compile.compare.gemm_summary import ALL, by_gemm, by_kind, by_module, by_operand, kinds, over
 from metis_compile.compare.trial import identity
 from metis_compile.measure.checkout import commit
 from metis_compile.measure.machine import machine
@@ -116,16 +116,14 @@ def sheets(errors: Errors) -> list[Sheet]:
 
 
 def _products(errors: Errors) -> Sheet:
-    """For each policy and product the mean error, and that over the reference's."""
-    reference = by_gemm(errors.get(REFERENCE, []))
+    """For each policy and product the mean error, and that over the reference's on the layers that both quantize."""
     cells = []
     for name, found in errors.items():
-        means = by_gemm(found)
+        means, ratios = by_gemm(found), over(found, errors.get(REFERENCE, []))
         row = [f"`{name}`"]
         for gemm in PRODUCTS:
             row.append(_text(means.get(gemm)))
-            both = gemm in means and gemm in reference
-            row.append(f"{means[gemm] / reference[gemm]:.2f}" if both else "-")
+            row.append(f"{ratios[gemm]:.2f}" if gemm in ratios else "-")
         cells.append(row)
     headings = ["policy", *(text for gemm in PRODUCTS for text in (gemm, f"/ {REFERENCE}"))]
     return Sheet(

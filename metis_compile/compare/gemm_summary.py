@@ -7,7 +7,7 @@ import torch
 
 from metis_compile.compare.gemm import PRODUCTS, GemmError
 
-__all__ = ["ALL", "by_gemm", "by_kind", "by_module", "by_operand", "kind_of", "kinds"]
+__all__ = ["ALL", "by_gemm", "by_kind", "by_module", "by_operand", "kind_of", "kinds", "over"]
 
 ALL = "all"  # both operands as the policy has them
 Key = TypeVar("Key")
@@ -28,6 +28,16 @@ def kinds(errors: Iterable[GemmError]) -> list[str]:
 def by_gemm(errors: Sequence[GemmError]) -> dict[str, float]:
     """The mean error of each product."""
     return _means({gemm: [e.error for e in errors if e.gemm == gemm] for gemm in PRODUCTS})
+
+
+def over(errors: Sequence[GemmError], reference: Sequence[GemmError]) -> dict[str, float]:
+    """For each product the mean ratio of errors to another policy's, over the layers that both quantize."""
+    theirs = {(e.module, e.gemm): e.error for e in reference}
+    ratios: dict[str, list[float | None]] = {gemm: [] for gemm in PRODUCTS}
+    for e in errors:
+        other = theirs.get((e.module, e.gemm))
+        ratios[e.gemm].append(e.error / other if e.error is not None and other else None)
+    return _means(ratios)
 
 
 def by_operand(errors: Sequence[GemmError]) -> dict[tuple[str, str], float]:

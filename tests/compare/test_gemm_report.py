@@ -112,11 +112,13 @@ def test_what_was_measured_is_said(report: Any) -> None:
         assert len(text.splitlines()) == 2 + len(sheet.cells)
 
 
-def error(policy: str, product: str, both: float, left: float | None, right: float | None) -> GemmError:
+def error(
+    policy: str, product: str, both: float, left: float | None, right: float | None, module: str = "blocks.0.up"
+) -> GemmError:
     roles = [role for role, _ in PRODUCTS[product]]
     return GemmError(
         policy=policy,
-        module="blocks.0.up",
+        module=module,
         gemm=product,
         error=both,
         left_error=left,
@@ -140,6 +142,13 @@ def test_ratios_are_to_nvfp4_and_what_is_not_there_is_left_out() -> None:
     ]
     assert operands.cells[1] == ["`mine`", "-", "0.1000", "-", "-", "-", "-"]
     assert layers.cells[0] == ["up, fprop", "0.2000", "0.1000"]
+
+
+def test_ratios_are_over_the_layers_that_both_quantize() -> None:
+    last = error("nvfp4", "fprop", 0.8, 0.1, 0.15, "blocks.1.up")
+    products, *_ = sheets({"nvfp4": [*ERRORS["nvfp4"], last], "mine": ERRORS["mine"]})
+    assert products.cells[0][1:3] == ["0.4000", "1.00"]
+    assert products.cells[1][1:3] == ["0.1000", "0.50"]
 
 
 def test_the_plot_has_a_panel_for_each_product() -> None:
