@@ -78,10 +78,29 @@ def test_json_is_all_that_stdout_gets(metis: Any) -> None:
     assert numbers["machine"]["threads"] == 1
 
 
+@pytest.mark.parametrize("command", ["step", "memory"])
+def test_the_models(metis: Any, command: str) -> None:
+    def settings(*arguments: str) -> dict[str, Any]:
+        result = metis(command, "nvfp4", "--json", "--device=cpu", *arguments)
+        assert result.exit_code == 0, result.output
+        found = json.loads(result.stdout)
+        assert found["title"].count("llama-8b-block") == ("--model=llama-8b-block" in arguments)
+        return dict(found["rows"][0]["settings"])
+
+    names = ("model", "width", "layers", "heads", "context", "batch")
+    gpt, block = settings(), settings("--model=llama-8b-block")
+    assert [gpt[name] for name in names] == ["gpt", 512, 4, 8, 256, 8]
+    assert [block[name] for name in names] == ["llama-8b-block", 4096, 1, 32, 2048, 4]
+    tiny = settings("--model=llama-8b-block", "--width=32", "--layers=2", "--tokens=64")
+    assert [tiny[name] for name in names] == ["llama-8b-block", 32, 2, 1, 64, 1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["step", "nvfp5", *TINY], "nvfp5"),
+        (["step", "nvfp4", "--model=bert", "--device=cpu"], "model must be gpt or llama-8b-block, got 'bert'"),
+        (["memory", "nvfp4", "--model=llama-8b-block", "--tokens=3000"], "tokens must be a multiple of 2048"),
         (["step", "nvfp4", *TINY, "--rounds=0"], "rounds must be at least 1, got 0"),
         (["step", "nvfp4", *TINY, "--threads=0"], "threads must be at least 1, got 0"),
         (["step", "nvfp4", *TINY, "--tokens=300"], "tokens must be a multiple of 256"),
