@@ -1,6 +1,7 @@
 """``metis bench`` from the command line, with a stand-in for the processes that measure."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ ANSWERS: dict[str, Any] = {
     "start": {"wall_seconds": 1.0, "cpu_seconds": 2.0, "phases": {"metis_joint_pass": 0.01}},
     "memory": {"saved_bytes": 100, "peak_bytes": 200, "input_bits": 4.5},
     "against": {"eager": SIDE, "compiled": SIDE, "contender": SIDE},
+    "gemm": {"times": {"cuBLAS bfloat16": [1.0]}, "chosen": {}, "off": {}},
     "quantize": {"cases": [{"source": "x", "blocks": "rows", "bytes": 10, "times": [2.0, 2.0], "copies": [1.0, 1.0]}]},
 }
 
@@ -76,6 +78,22 @@ def test_json_is_all_that_stdout_gets(metis: Any) -> None:
     assert {"benchmark", "title", "machine", "rounds", "rows", "failures"} == set(numbers)
     assert [row["settings"]["width"] for row in numbers["rows"]] == [16, 16, 32, 32]
     assert numbers["machine"]["threads"] == 1
+
+
+def test_what_waits_for_a_gpu_can_be_asked_for(metis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands of docs/kernels.md, with a stand-in for the GPU too."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    page = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text().partition("## Waiting for a GPU")[2]
+    commands = [shlex.split(line)[3:] for line in page.splitlines() if line.startswith("$ metis bench ")]
+    assert [command[0] for command in commands] == ["step", "quantize", "gemm", "step", "memory"]
+    for command in commands:
+        result = metis(*command, "--json", "--rounds=1")
+        assert result.exit_code == 0, result.output
+        rows = json.loads(result.stdout)["rows"]
+        assert rows
+        for row in rows:
+            assert row.get("settings", {}).get("model", "llama-8b-block") == "llama-8b-block"
+            assert row.get("settings", {}).get("dtype", "bfloat16") == "bfloat16"
 
 
 @pytest.mark.parametrize("command", ["step", "memory"])
