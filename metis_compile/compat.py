@@ -206,7 +206,7 @@ def in_backward() -> bool:
 def scaled_mm(a: torch.Tensor, b: torch.Tensor, a_scale: torch.Tensor, b_scale: torch.Tensor, dtype: Any) -> Any:
     """cuBLAS' product of float8 a [m, k], row by row, and b [k, n], column by column, with its fast accumulation.
 
-    torch._scaled_mm. a_scale, b_scale: float32 of no dimensions.
+    torch._scaled_mm. a_scale, b_scale: float32 of no dimensions, or [m, 1] and [1, n].
     """
     return torch._scaled_mm(a, b, scale_a=a_scale, scale_b=b_scale, out_dtype=dtype, use_fast_accum=True)
 

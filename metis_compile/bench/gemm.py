@@ -25,7 +25,8 @@ from metis_compile.numerics import QuantSpec, encode
 
 __all__ = ["FORMATS", "SHAPES", "bench_gemm", "measure"]
 
-BASELINE, SCALED = "cuBLAS bfloat16", "torch._scaled_mm FP8"
+BASELINE, INDUCTOR = "cuBLAS bfloat16", "Inductor bfloat16"
+SCALED, SCALED_ROWS = "torch._scaled_mm FP8", "torch._scaled_mm FP8 by row"
 FORMATS = ("nvfp4", "mxfp4", "mxfp8", "fp8")
 # A square, and the linears of a Llama of 8B parameters at 8192 tokens: q and o, k and v, up and gate, down.
 SHAPES = ("4096x4096x4096", "8192x4096x4096", "8192x1024x4096", "8192x14336x4096", "8192x4096x14336")
@@ -52,9 +53,11 @@ def measure(
     torch.cuda.set_device(torch.device(device))
     generator = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(rows, k, generator=generator, device=device).bfloat16() for rows in (m, n))
-    calls: dict[str, Callable[[], Tensor]] = {BASELINE: partial(torch.mm, a, b.T)}
+    calls: dict[str, Callable[[], Tensor]] = {BASELINE: partial(torch.mm, a, b.T), INDUCTOR: plain(a, b)}
     if torch.cuda.get_device_capability() >= (8, 9):
         calls[SCALED] = scaled(a, b)
+    if torch.cuda.get_device_capability() >= (9, 0):
+        calls[SCALED_ROWS] = scaled_by_row(a, b)
     chosen: dict[str, str] = {}
     off: dict[str, float] = {}
     for text in formats:
@@ -64,6 +67,21 @@ def measure(
             raise BenchError(f"the packed product of {text} is off by {off[text]:.2g} of the largest sum")
     times = in_rounds(list(calls.values()), rounds, device, stepped)
     return {"times": dict(zip(calls, times, strict=True)), "chosen": chosen, "off": off}
+
+
+def plain(a: Tensor, b: Tensor) -> Callable[[], Tensor]:
+    """Plain Inductor's product, of its own templates or cuBLAS' as its autotuner finds."""
+    call = partial(torch.compile(torch.mm, fullgraph=True, dynamic=False), a, b.T)
+    with inductor_config.patch(COMPILING):
+        call()
+    return call
+
+
+def scaled_by_row(a: Tensor, b: Tensor) -> Callable[[], Tensor]:
+    """The same under a scale of each row of a and of b, which the elements have been divided by."""
+    scales = [t.float().abs().amax(1, keepdim=True) / torch.finfo(torch.float8_e4m3fn).max for t in (a, b)]
+    left, right = ((t / scale).to(torch.float8_e4m3fn) for t, scale in zip((a, b), scales, strict=True))
+    return partial(scaled_mm, left, right.T, scales[0], scales[1].T, torch.bfloat16)
 
 
 def scaled(a: Tensor, b: Tensor) -> Callable[[], Tensor]:

@@ -66,7 +66,7 @@ def cells(numbers: dict[str, Any]) -> list[list[str]]:
 
 def bench_scaling(
     policies: Sequence[str],
-    middle: Mapping[str, int],
+    middle: Mapping[str, Any],
     points: Mapping[str, Sequence[int]],
     device: str,
     dtype: str,

@@ -35,9 +35,26 @@ DType = Annotated[
     ),
 ]
 Width = Annotated[int, typer.Option(rich_help_panel=SIZE, help="Features.")]
-Widths = Annotated[list[int], typer.Option(rich_help_panel=SIZE, help="Features; several times for several widths.")]
 Layers = Annotated[int, typer.Option(rich_help_panel=SIZE, help="Blocks.")]
 Tokens = Annotated[int, typer.Option(rich_help_panel=SIZE, help="In a step, in sequences of 256.")]
+ModelName = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        rich_help_panel=SIZE,
+        help="gpt, or llama-8b-block: one, of width 4096, with an MLP of 14336 and 32 heads, and 8192 tokens by 2048.",
+    ),
+]
+ModelWidth = Annotated[int | None, typer.Option(rich_help_panel=SIZE, help="Features.", show_default="the model's")]
+ModelWidths = Annotated[
+    list[int] | None,
+    typer.Option(rich_help_panel=SIZE, help="Features; several times for several widths.", show_default="the model's"),
+]
+ModelLayers = Annotated[int | None, typer.Option(rich_help_panel=SIZE, help="Blocks.", show_default="the model's")]
+ModelTokens = Annotated[
+    int | None,
+    typer.Option(rich_help_panel=SIZE, help="In a step, in the model's sequences.", show_default="the model's"),
+]
 
 OUT, WIDTH, LAYERS, TOKENS, ROUNDS = Path("runs/bench"), 512, 4, 2048, 16
 
@@ -51,9 +68,10 @@ bench = typer.Typer(
 @bench.command()
 def step(
     policies: Policies,
-    width: Widths = [WIDTH],  # noqa: B006  (typer copies it)
-    layers: Layers = LAYERS,
-    tokens: Tokens = TOKENS,
+    model: ModelName = "gpt",
+    width: ModelWidths = None,
+    layers: ModelLayers = None,
+    tokens: ModelTokens = None,
     rounds: Rounds = ROUNDS,
     baseline: Annotated[
         str | None,
@@ -68,7 +86,8 @@ def step(
     """Step time: forward and backward, and the whole optimizer step, each policy in turn with plain Inductor."""
 
     def run(options: "Options", console: "Console") -> "Report":
-        sizes = [size(w, layers, tokens, device, dtype) for w in dict.fromkeys(width)]
+        widths: list[int | None] = list(dict.fromkeys(width or [])) or [None]
+        sizes = [size(w, layers, tokens, device, dtype, model) for w in widths]
         if baseline is None:
             from metis_compile.bench.step import bench_step
 
@@ -106,9 +125,10 @@ def compile_(
 @bench.command()
 def memory(
     policies: Policies,
-    width: Width = WIDTH,
-    layers: Layers = LAYERS,
-    tokens: Tokens = TOKENS,
+    model: ModelName = "gpt",
+    width: ModelWidth = None,
+    layers: ModelLayers = None,
+    tokens: ModelTokens = None,
     rounds: Annotated[int, typer.Option(help="Processes of each, in turn; the peak differs between them.")] = 3,
     device: Device = "auto",
     dtype: DType = None,
@@ -121,7 +141,7 @@ def memory(
     def run(options: "Options", console: "Console") -> "Report":
         from metis_compile.bench.memory import bench_memory
 
-        return bench_memory(policies, size(width, layers, tokens, device, dtype), options, console)
+        return bench_memory(policies, size(width, layers, tokens, device, dtype, model), options, console)
 
     show(run, out=out, rounds=rounds, threads=threads, json=json)
 
@@ -203,7 +223,7 @@ def gemm(
     out: Out = OUT,
     json: AsJson = False,
 ) -> None:
-    """Products of packed operands over cuBLAS' of bfloat16, and torch._scaled_mm's of FP8, on a CUDA GPU.
+    """Products of packed operands over cuBLAS' of bfloat16, Inductor's, and torch._scaled_mm's of FP8, on a CUDA GPU.
 
     A shape is MxNxK; without one, a square and the linears of a Llama of 8B parameters.
     """
@@ -248,12 +268,16 @@ def quantize(
     show(run, out=out, rounds=rounds, threads=threads, json=json)
 
 
-def size(width: int, layers: int, tokens: int, device: str, dtype: str | None) -> Any:
-    """The settings of one model."""
-    from metis_compile.bench.size import settings_of
+def size(
+    width: int | None, layers: int | None, tokens: int | None, device: str, dtype: str | None, model: str = "gpt"
+) -> Any:
+    """The settings of one model, of its own size where none is given."""
+    from metis_compile.bench.size import model_of, settings_of
 
     where, what = resolved(device, dtype)
-    return settings_of(width=width, layers=layers, tokens=tokens, device=where, dtype=what)
+    given = {"width": width, "layers": layers, "tokens": tokens}
+    sizes = {name: getattr(model_of(model), name) if value is None else value for name, value in given.items()}
+    return settings_of(**sizes, device=where, dtype=what, model=model)
 
 
 def resolved(device: str, dtype: str | None) -> tuple[str, str]:

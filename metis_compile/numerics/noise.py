@@ -1,8 +1,10 @@
 """Noise for stochastic rounding: uniform numbers that depend on a seed, a stream and a position alone.
 
 A counter-based generator draws the same bits eagerly, in a fused kernel and when a checkpointed region is computed
-again, and needs no state but its seed. The mixing function is the 32-bit `lowbias32` of Ellis and Wellons (2018), used
-twice with a key in between; stochastic rounding needs numbers that are uniform and look independent, not secrecy.
+again, and needs no state but its seed. Not Philox: libraries that have it lay its numbers over a tensor in orders of
+their own, and this is a few integer operations on the position, in plain torch, C++ and Triton alike: the same bits
+everywhere. The mixing function is the 32-bit `lowbias32` of Ellis and Wellons (2018), used twice with a key in between;
+stochastic rounding needs numbers that are uniform and look independent, not secrecy.
 """
 
 from __future__ import annotations

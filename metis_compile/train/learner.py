@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from metis_compile import state as across_steps
 from metis_compile.train.llama import llama, logits_of
+from metis_compile.train.llama_block import LlamaBlocks
 from metis_compile.train.model import GPT
 from metis_compile.train.settings import Settings, derived_seed
 from metis_compile.train.variant import Variant
@@ -154,7 +155,8 @@ class Learner:
 
 def build(settings: Settings) -> nn.Module:
     """A new model, of random weights from torch's generator."""
-    return llama(settings.shape) if settings.model == "llama" else GPT(settings.shape)
+    models = {"gpt": GPT, "llama": llama, "llama-8b-block": LlamaBlocks}
+    return models[settings.model](settings.shape)
 
 
 def bytes_saved_for_backward(model: Any, tokens: Tensor) -> int:

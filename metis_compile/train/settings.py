@@ -13,7 +13,7 @@ from metis_compile.train.model import Shape
 
 __all__ = ["MODELS", "Settings", "derived_seed", "resolve_device"]
 
-MODELS = ("gpt", "llama")
+MODELS = ("gpt", "llama", "llama-8b-block")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Settings:
     """The identity of a run: two runs with equal settings, text and policy have the same curves."""
 
     policy: str = DEFAULT_POLICY  # a preset's name or a policy file
-    model: str = "gpt"  # or llama, that of transformers
+    model: str = "gpt"  # or llama, that of transformers, or llama-8b-block: see llama_block.py
     steps: int = 300  # optimizer steps
     seed: int = 0  # of the weights, the batches and the stochastic rounding
     device: str = "cpu"  # cpu, cuda or cuda:N
@@ -42,7 +42,9 @@ class Settings:
         if self.width % self.heads:
             raise TrainError(f"width must be a multiple of heads, got width {self.width}, heads {self.heads}")
         if self.model not in MODELS:
-            raise TrainError(f"model must be {' or '.join(MODELS)}, got {self.model!r}")
+            raise TrainError(f"model must be one of {', '.join(MODELS)}, got {self.model!r}")
+        if self.model == "llama-8b-block" and self.width // self.heads % 2:
+            raise TrainError(f"width / heads must be even for rotary positions, got {self.width} / {self.heads}")
         if not self.learning_rate > 0:
             raise TrainError(f"learning rate must be above 0, got {self.learning_rate}")
         if self.dtype not in ("float32", "bfloat16"):

@@ -100,6 +100,27 @@ def test_what_inductors_autotuner_chose_has_a_name(triton_on_cpu: Any, monkeypat
     assert chosen["nvfp4"].startswith(("metis_gemm: ", "metis_gemm_emulated"))
 
 
+def test_fp8_by_row_is_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With plain torch in place of cuBLAS: what the elements were divided by is what the scales multiply by."""
+
+    def stand_in(a: Any, b: Any, a_scale: Any, b_scale: Any, dtype: Any) -> Any:
+        assert (a.dtype, b.dtype) == (torch.float8_e4m3fn, torch.float8_e4m3fn)
+        assert (tuple(a_scale.shape), tuple(b_scale.shape), b.stride(0)) == ((32, 1), (1, 48), 1)
+        return ((a.float() @ b.float()) * a_scale * b_scale).to(dtype)
+
+    monkeypatch.setattr(gemm, "scaled_mm", stand_in)
+    a, b = torch.randn(32, 64).bfloat16() * torch.arange(1, 33)[:, None], torch.randn(48, 64).bfloat16()
+    assert 0 < gemm.difference(gemm.scaled_by_row(a, b)(), a.float() @ b.float().T) < 0.05
+
+
+def test_plain_inductors_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda function, **how: compiled.append(function) or function)
+    a, b = torch.randn(2, 32, 64).bfloat16()
+    assert torch.equal(gemm.plain(a, b)(), a @ b.T)
+    assert compiled == [torch.mm]
+
+
 def test_what_is_off() -> None:
     assert gemm.difference(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0])) == 0.5
 
@@ -110,5 +131,5 @@ def test_the_worker_times_all_ways() -> None:
         "", None, lambda done: None, sizes=[256, 512, 128], formats=["nvfp4", "fp8"], device="cuda", rounds=2
     )
     assert [len(times) for times in result["times"].values()] == [2] * len(result["times"])
-    assert set(result["times"]) >= {gemm.BASELINE, "nvfp4", "fp8"}
+    assert set(result["times"]) >= {gemm.BASELINE, gemm.INDUCTOR, "nvfp4", "fp8"}
     assert set(result["chosen"]) == set(result["off"]) == {"nvfp4", "fp8"}

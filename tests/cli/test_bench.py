@@ -1,6 +1,7 @@
 """``metis bench`` from the command line, with a stand-in for the processes that measure."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ ANSWERS: dict[str, Any] = {
     "start": {"wall_seconds": 1.0, "cpu_seconds": 2.0, "phases": {"metis_joint_pass": 0.01}},
     "memory": {"saved_bytes": 100, "peak_bytes": 200, "input_bits": 4.5},
     "against": {"eager": SIDE, "compiled": SIDE, "contender": SIDE},
+    "gemm": {"times": {"cuBLAS bfloat16": [1.0]}, "chosen": {}, "off": {}},
     "quantize": {"cases": [{"source": "x", "blocks": "rows", "bytes": 10, "times": [2.0, 2.0], "copies": [1.0, 1.0]}]},
 }
 
@@ -78,10 +80,45 @@ def test_json_is_all_that_stdout_gets(metis: Any) -> None:
     assert numbers["machine"]["threads"] == 1
 
 
+def test_what_waits_for_a_gpu_can_be_asked_for(metis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands of docs/kernels.md, with a stand-in for the GPU too."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    page = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text().partition("## Waiting for a GPU")[2]
+    commands = [shlex.split(line)[3:] for line in page.splitlines() if line.startswith("$ metis bench ")]
+    assert [command[0] for command in commands] == ["step", "quantize", "gemm", "step", "memory"]
+    for command in commands:
+        result = metis(*command, "--json", "--rounds=1")
+        assert result.exit_code == 0, result.output
+        rows = json.loads(result.stdout)["rows"]
+        assert rows
+        for row in rows:
+            assert row.get("settings", {}).get("model", "llama-8b-block") == "llama-8b-block"
+            assert row.get("settings", {}).get("dtype", "bfloat16") == "bfloat16"
+
+
+@pytest.mark.parametrize("command", ["step", "memory"])
+def test_the_models(metis: Any, command: str) -> None:
+    def settings(*arguments: str) -> dict[str, Any]:
+        result = metis(command, "nvfp4", "--json", "--device=cpu", *arguments)
+        assert result.exit_code == 0, result.output
+        found = json.loads(result.stdout)
+        assert found["title"].count("llama-8b-block") == ("--model=llama-8b-block" in arguments)
+        return dict(found["rows"][0]["settings"])
+
+    names = ("model", "width", "layers", "heads", "context", "batch")
+    gpt, block = settings(), settings("--model=llama-8b-block")
+    assert [gpt[name] for name in names] == ["gpt", 512, 4, 8, 256, 8]
+    assert [block[name] for name in names] == ["llama-8b-block", 4096, 1, 32, 2048, 4]
+    tiny = settings("--model=llama-8b-block", "--width=32", "--layers=2", "--tokens=64")
+    assert [tiny[name] for name in names] == ["llama-8b-block", 32, 2, 1, 64, 1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["step", "nvfp5", *TINY], "nvfp5"),
+        (["step", "nvfp4", "--model=bert", "--device=cpu"], "model must be gpt or llama-8b-block, got 'bert'"),
+        (["memory", "nvfp4", "--model=llama-8b-block", "--tokens=3000"], "tokens must be a multiple of 2048"),
         (["step", "nvfp4", *TINY, "--rounds=0"], "rounds must be at least 1, got 0"),
         (["step", "nvfp4", *TINY, "--threads=0"], "threads must be at least 1, got 0"),
         (["step", "nvfp4", *TINY, "--tokens=300"], "tokens must be a multiple of 256"),

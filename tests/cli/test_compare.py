@@ -79,7 +79,7 @@ def errors(policy: str, *measured: Any) -> list[GemmError]:
         (["nvfp5"], "nvfp5"),
         (["nvfp4", "--seeds=none"], "seeds must be a number above 0"),
         (["nvfp4", "--jobs=0"], "jobs must be at least 1"),
-        (["nvfp4", "--model=bert"], "model must be gpt or llama, got 'bert'"),
+        (["nvfp4", "--model=bert"], "model must be one of gpt, llama, llama-8b-block, got 'bert'"),
     ],
 )
 def test_a_mistake_is_one_line(metis: Any, arguments: list[str], message: str) -> None:
