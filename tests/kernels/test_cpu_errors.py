@@ -8,6 +8,8 @@ import pytest
 import torch
 from refusals import assert_refused
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
 from metis_compile.kernels.cpu import ops
 from metis_compile.numerics import QuantSpec, encode
@@ -154,10 +156,24 @@ def test_cast_and_cat() -> None:
 
 
 def test_another_device_is_refused_while_tracing() -> None:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode(), pytest.raises(ValueError, match="metis::cpu_cast: x must be on the CPU, got cuda:0"):
-        ops.CPU_CAST(torch.empty(2, device="cuda:0"), torch.bfloat16)
+    parts = encode(X, QuantSpec.parse(MXFP8), 1)
+    calls: dict[str, list[Any]] = {
+        "cpu_tensor_scale": [X, 1.0],
+        "cpu_values": [X, [ONE, ONE], NVFP4, 1, 0, False],
+        "cpu_parts": [X, [ONE, ONE], NVFP4, 1, 0],
+        "cpu_decode": [parts, MXFP8, 1, 32, False],
+        "cpu_thin_sum": [X, torch.ones(4, 2), torch.ones(2, 32), 1.0],
+        "cpu_product": [A, B, [], []],
+        "cpu_cast": [X, torch.bfloat16],
+        "cpu_cat": [[X, X], 0],
+    }
+    assert {f"CPU_{name.removeprefix('cpu_').upper()}" for name in calls} == set(ops.__all__)
+    mode = FakeTensorMode()
+    for name, given in calls.items():
+        with mode:
+            moved = tree_map_only(Tensor, lambda t: torch.empty(t.shape, dtype=t.dtype, device="cuda:0"), given)
+            with pytest.raises(ValueError, match=rf"metis::{name}: [\w\[\]]+ must be on the CPU, got cuda:0"):
+                getattr(torch.ops.metis, name)(*moved)
 
 
 def test_joined_behind_the_last() -> None:
