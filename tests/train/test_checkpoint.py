@@ -54,7 +54,7 @@ def test_another_text_is_an_error(go, finished: Path, text: Path) -> None:
 
 
 def test_a_changed_policy_is_an_error(go, finished: Path) -> None:
-    with pytest.raises(TrainError, match="whose policy 'nvfp4' read otherwise"):
+    with pytest.raises(TrainError, match="whose policy 'best' read otherwise"):
         go(resume=True, digest="2")
 
 
