@@ -68,7 +68,7 @@ def test_tables_beside_the_numbers(folder: str) -> None:
         ("step-512", ["step-512", "rows", 0, "times", "contender", "gradients"], 1.1),
         ("step-512", ["step-512", "rows", 0, "times", "contender", "whole"], 1.1),
         ("step-1024", ["step-1024", "rows", 0, "times", "plain", "gradients"], 1.1),
-        ("targets", ["step-512", "rows", 0, "times", "contender", "gradients"], 1.1),
+        ("targets", ["step-512", "rows", 1, "times", "contender", "gradients"], 1.1),
         ("compile", ["compile", "rows", 1, "cold", "starts", 0, "wall_seconds"], 1.1),
         ("compile", ["compile", "rows", 1, "cold", "starts", 0, "phases", "metis_joint_pass"], 2),
         ("memory", ["memory", "rows", 1, "saved_bytes"], 1.1),
@@ -123,12 +123,12 @@ def test_ratios_in_a_page_are_measured_ones(page: Path) -> None:
 
 
 def test_what_the_readme_says_of_the_cost_of_best() -> None:
-    (said,) = re.findall(r"for steps (\d\.\d) to (\d\.\d) times as\s+long as `nvfp4`'s", README.read_text())
+    (said,) = re.findall(r"for steps (\d\.\d) times as\s+long as `nvfp4`'s", README.read_text())
     found = []
     for folder in ("step-512", "step-1024"):
         ratio = {row["policy"]: step.ratios(row["times"])[0].median for row in BENCHMARKS[folder]["rows"]}
         found.append(ratio["best"] / ratio["nvfp4"])
-    assert said == (f"{min(found):.1f}", f"{max(found):.1f}")
+    assert {f"{ratio:.1f}" for ratio in found} == {said}
 
 
 @pytest.mark.parametrize("folder", COMPARISONS, ids=lambda path: path.name)
