@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cross_compile import CrossCompiled, cross_compile_generated
-from packed_operands import RTOL, SPECS, Packed, assert_near, expected, packed, product
+from packed_operands import LAYOUTS, RTOL, SPECS, Packed, assert_near, expected, packed, product
 from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 
@@ -194,17 +194,7 @@ def test_the_least_and_the_largest_scales(compiler: Compiler, name: str, capabil
 @pytest.mark.parametrize("capability", [90, 100])
 @pytest.mark.parametrize(
     ("left", "right"),
-    [
-        (("nvfp4", {"transposed": True}), ("nvfp4", {"transposed": True})),  # wgrad
-        (("nvfp4", {}), ("nvfp4", {"transposed": True})),  # dgrad
-        (("nvfp4", {}), ("nvfp4-2d", {"transposed": True, "across": True})),  # dgrad of a weight packed for fprop
-        (("nvfp4-2d", {"transposed": True, "across": True}), ("nvfp4-2d", {"across": True})),
-        (("fp8-row", {"transposed": True}), ("fp8-128-2d", {"transposed": True, "across": True})),
-        (("fp8-128", {"transposed": True}), ("fp8_e5m2", {"across": True})),
-        (("nvfp4", {}), ("mxfp8", {"transposed": True})),
-        (("mxfp4", {"transposed": True}), ("mxfp8_e5m2", {})),
-        (("nvfp4", {}), ("fp8-128", {})),
-    ],
+    LAYOUTS,
     ids=lambda side: "-".join([side[0], *side[1]]),
 )
 def test_layouts_and_mixed_formats(compiler: Compiler, left: Any, right: Any, capability: int) -> None:

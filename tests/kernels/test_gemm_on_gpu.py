@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from packed_operands import RTOL, SPECS, Packed, expected, packed, product
+from packed_operands import LAYOUTS, RTOL, SPECS, Packed, expected, packed, product
 from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 
@@ -113,17 +113,7 @@ def test_every_configuration(compiler: Compiler, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     ("left", "right"),
-    [
-        (("nvfp4", {"transposed": True}), ("nvfp4", {"transposed": True})),  # wgrad
-        (("nvfp4", {}), ("nvfp4", {"transposed": True})),  # dgrad
-        (("nvfp4", {}), ("nvfp4-2d", {"transposed": True, "across": True})),  # dgrad of a weight packed for fprop
-        (("nvfp4-2d", {"transposed": True, "across": True}), ("nvfp4-2d", {"across": True})),
-        (("fp8-row", {"transposed": True}), ("fp8-128-2d", {"transposed": True, "across": True})),
-        (("fp8-128", {"transposed": True}), ("fp8_e5m2", {"across": True})),
-        (("nvfp4", {}), ("mxfp8", {"transposed": True})),
-        (("mxfp4", {"transposed": True}), ("mxfp8_e5m2", {})),
-        (("nvfp4", {}), ("fp8-128", {})),
-    ],
+    LAYOUTS,
     ids=lambda side: "-".join([side[0], *side[1]]),
 )
 @pytest.mark.parametrize("shape", [(37, 21, 75), (256, 128, 512)], ids=str)

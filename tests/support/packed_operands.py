@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,3 +72,15 @@ SPECS = {
     "fp8-128": "fp8 1x128 nearest",
     "fp8-128-2d": "fp8 128x128 nearest",
 }
+# operands of a product, left and right: a format, and how it lies
+LAYOUTS: list[Any] = [
+    (("nvfp4", {"transposed": True}), ("nvfp4", {"transposed": True})),  # wgrad
+    (("nvfp4", {}), ("nvfp4", {"transposed": True})),  # dgrad
+    (("nvfp4", {}), ("nvfp4-2d", {"transposed": True, "across": True})),  # dgrad of a weight packed for fprop
+    (("nvfp4-2d", {"transposed": True, "across": True}), ("nvfp4-2d", {"across": True})),
+    (("fp8-row", {"transposed": True}), ("fp8-128-2d", {"transposed": True, "across": True})),
+    (("fp8-128", {"transposed": True}), ("fp8_e5m2", {"across": True})),
+    (("nvfp4", {}), ("mxfp8", {"transposed": True})),
+    (("mxfp4", {"transposed": True}), ("mxfp8_e5m2", {})),
+    (("nvfp4", {}), ("fp8-128", {})),
+]
