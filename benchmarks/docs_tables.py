@@ -101,13 +101,21 @@ def against_them(results: Results) -> str:
     return made + (f"\nTheir commit: {commit(about)}.\n" if about else "")
 
 
+GROWTH_OPTIONS = {"width": "--widths", "layers": "--depths", "tokens": "--tokens"}
+
+
 def growth(results: Results) -> str:
     """A whole section, once there are numbers."""
     made = benchmark("scaling")(results)
     if not made:
         return ""
-    names = " ".join(dict.fromkeys(row["policy"] for row in results["scaling"]["rows"]))
-    command = f"metis bench scaling {names} --out benchmarks/results/scaling"
+    numbers = results["scaling"]
+    names = dict.fromkeys(row["policy"] for row in numbers["rows"])
+    points = {axis: [str(r["at"]) for r in numbers["rows"] if r["axis"] == axis] for axis in GROWTH_OPTIONS}
+    given = {option: ",".join(dict.fromkeys(points[axis])) for axis, option in GROWTH_OPTIONS.items()}
+    sizes = [f"{option} {at}" for option, at in given.items() if at]
+    command = " ".join(["metis bench scaling", *names, *sizes, f"--rounds {numbers['rounds']}"])
+    command += " \\\n    --out benchmarks/results/scaling"
     return f"## How it grows\n\n{made}\n```console\n$ {command}\n```\n"
 
 
