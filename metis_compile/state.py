@@ -148,8 +148,8 @@ def new_state(sizes: tuple[int, ...], device: torch.device) -> State:
 def room(gm: fx.GraphModule, policy: Policy) -> tuple[int, int] | None:
     """How many values the forward and the backward part of a Dynamo graph may keep at most, from what it calls.
 
-    For each product, a basis of every matrix in it: of the features of `linear`; of either side, for the others. None
-    where the policy keeps nothing.
+    For each product, a basis of every matrix in it: of the features of `linear` and of experts; of either side, for the
+    others. None where the policy keeps nothing.
     """
     kept = {role: _kept_splits(policy, role) for role in OPERANDS}
     if not any(kept.values()):
@@ -178,12 +178,15 @@ def _features(node: fx.Node) -> tuple[list[int], list[int]]:
     """How many features the matrices that a call reads have at most, and those that it gives."""
     target = node.target
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
-    if node.op not in ("call_function", "call_method") or name.strip("_") not in OPS:
+    name = name.split(".")[0].strip("_").removesuffix("_fallback")  # transformers has a grouped_mm of its own
+    if node.op not in ("call_function", "call_method") or name not in OPS:
         return [], []
     read = [_sizes(n) for n in node.all_input_nodes]
     given = _sizes(node)
     if name == "linear" and len(read) > 1 and len(read[1]) == 2:
         return [*read[0][-1:], max(read[1])], read[1][:1]
+    if name == "grouped_mm" and len(read) > 1 and len(read[1]) == 2:  # tokens are no features
+        return [*read[0][-1:], max(read[1])], given[-1:]
     inputs = [max(sizes) for sizes in read if sizes]
     return inputs, [*inputs, *([max(given)] if given else [])]
 

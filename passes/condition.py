@@ -8,6 +8,9 @@ U and S are left and right of the split where the product contracts the tensor's
 they are right and left, transposed. What a tail reads of the other operand, its *partner*, is in high precision, or
 what the big product reads, as the split says; in backward an activation is only there as it was saved, residual and
 factors. Where left is a column of ones (a mean), S B is a sum and U (...) a row that is added to all rows.
+
+In a grouped product what is contracted over tokens is a product for each group, [groups, r, n], and so is the other
+one: U (S B) has S B[g] for each of the experts' matrices, and tokens take that of their group.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from metis_compile.conditioning.factors import partner_spec
 from metis_compile.conditioning.hadamard import fixed_signs, hadamard, inverse_hadamard, signs_from
 from metis_compile.conditioning.kinds import as_read
 from metis_compile.conditioning.operators import using
+from metis_compile.grouped_ops import GROUPED_MM
 from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.noise import stream_offset
 from metis_compile.passes.emit import Emitter
@@ -65,7 +69,7 @@ class Side:
 
     @property
     def contracts_rows(self) -> bool:
-        return self.operand.axis == 0
+        return self.operand.axis == self.operand.base.meta["val"].dim() - 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,8 +225,13 @@ class Conditioner:
         (result,) = self.tracer.insert(("inverse", axis, side.hadamard), run, inputs, f"{side.quantized.name}_plain")
         return result
 
-    def tails(self, left: Side, right: Side) -> list[fx.Node]:
-        """What to add to the big product: matrices [m, n], or rows [1, n] that are added to every row."""
+    def tails(self, left: Side, right: Side, *, ends: fx.Node | None = None) -> list[fx.Node]:
+        """What to add to the big product: matrices [m, n], or rows [1, n] that are added to every row.
+
+        ends: those of a grouped product's groups; it has tails of its result's shape.
+        """
+        if ends is not None:
+            return self._grouped_tails(left, right, ends)
         found = []
         if left.parts is not None and left.split is not None:
             partner = self._partner(right, left.split)
@@ -243,6 +252,43 @@ class Conditioner:
                 thin = self.emitter.call(aten.mm.default, (read, u))
             found.append(self.emitter.call(aten.mm.default, (thin, s)))
         return found
+
+    def _grouped_tails(self, left: Side, right: Side, ends: fx.Node) -> list[fx.Node]:
+        """Sums over the tokens of a group don't vanish, so that no mean has a short cut here."""
+        found = []
+        over_tokens = left.contracts_rows and right.contracts_rows
+
+        def contracted(a: fx.Node, b: fx.Node) -> fx.Node:
+            return self.emitter.call(GROUPED_MM, (a, b, ends)) if over_tokens else self._for_each(a, b)
+
+        def spread(a: fx.Node, b: fx.Node) -> fx.Node:
+            return self._for_each(a, b) if over_tokens else self.emitter.call(GROUPED_MM, (a, b, ends))
+
+        if left.parts is not None and left.split is not None:
+            u, s = self._factors(left)
+            partner = self._partner(right, left.split)
+            assert partner.value is not None
+            inner = contracted(s, partner.value)
+            if partner.thin is not None:
+                inner = self.emitter.call(
+                    aten.add.Tensor, (inner, self._for_each(contracted(s, partner.thin[0]), partner.thin[1]))
+                )
+            found.append(spread(u, inner))
+        if right.parts is not None and right.split is not None:
+            u, s = self._factors(right)
+            read = self._partner(left, right.split, residual_only=left.parts is not None).value
+            assert read is not None
+            found.append(self._for_each(contracted(read, u), s))
+        return found
+
+    def _for_each(self, a: fx.Node, b: fx.Node) -> fx.Node:
+        """a @ b of which one is a batch of matrices, and the other a matrix for all of them."""
+        batch = next(x.meta["val"].shape[0] for x in (a, b) if x.meta["val"].dim() == 3)
+        many = [
+            x if x.meta["val"].dim() == 3 else self.emitter.call(aten.expand.default, (x, [batch, -1, -1]))
+            for x in (a, b)
+        ]
+        return self.emitter.call(aten.bmm.default, tuple(many))
 
     @staticmethod
     def _vanishes(left: Side, right: Side, split: Conditioning) -> bool:
@@ -318,4 +364,5 @@ class Conditioner:
         return Partner(value=value if side.contracts_rows != side.is_left else self._transpose(value), thin=thin)
 
     def _transpose(self, node: fx.Node) -> fx.Node:
-        return self.emitter.call(aten.permute.default, (node, [1, 0]))
+        order = [1, 0] if node.meta["val"].dim() == 2 else [0, 2, 1]
+        return self.emitter.call(aten.permute.default, (node, order))

@@ -15,13 +15,14 @@ import torch
 from torch import fx
 
 from metis_compile.compat import bf16_gemm
+from metis_compile.grouped_ops import GROUPED_MM
 from metis_compile.kernels.cpu.calls import is_exact
-from metis_compile.kernels.cpu.ops import CPU_CAST, CPU_CAT, CPU_DECODE, CPU_PRODUCT, CPU_THIN_SUM
+from metis_compile.kernels.cpu.ops import CPU_CAST, CPU_CAT, CPU_DECODE, CPU_GROUPED, CPU_PRODUCT, CPU_THIN_SUM
 from metis_compile.kernels.parts import tensor_target
 from metis_compile.numerics import QuantSpec
 from metis_compile.ops import DEQUANTIZE, TO_BFLOAT16
 from metis_compile.passes.emit import Emitter
-from metis_compile.passes.find import PRODUCTS
+from metis_compile.passes.find import OPERANDS, PRODUCTS
 from metis_compile.passes.views import from_bfloat16, strip_views
 
 __all__ = ["multiply_on_cpu"]
@@ -63,9 +64,9 @@ class _Products:
     def exact_products(self) -> None:
         """Replaces the products that two exact operands feed."""
         for node in list(self.graph.nodes):
-            if node.target not in PRODUCTS or node.target is aten.addbmm.default or not _is_scaled_sum(node):
+            if not (node.target is GROUPED_MM or _is_scaled_sum(node)):
                 continue
-            sides = [node.args[i] for i in PRODUCTS[node.target]]
+            sides = [node.args[i] for i in OPERANDS[node.target]]
             stripped = [strip_views(s, s.meta["val"].dim() + axis) for s, axis in zip(sides, (-1, -2), strict=True)]
             bases = [base for base, _, _ in stripped]
             factors = any(from_bfloat16(base) for base in bases)
@@ -133,6 +134,12 @@ class _Products:
             operands.append(value)
             if base.target is DEQUANTIZE and tensor_target(QuantSpec.parse(str(base.args[1]))) is not None:
                 decs.append(base.args[0][-1])  # type: ignore[index]
+        if node.target is GROUPED_MM:
+            with self.emitter.at(node, like=node):
+                args = (*operands, node.args[2], decs)
+                node.replace_all_uses_with(self.emitter.call(CPU_GROUPED, args, name=f"{node.name}_exact"))
+            self.graph.erase_node(node)
+            return
         sums, tails = _with_tails(node)
         whole = sums[-1]
         with self.emitter.at(whole, like=node):
@@ -184,7 +191,9 @@ def _is_row(bias: fx.Node) -> bool:
 
 
 def _is_scaled_sum(product: fx.Node) -> bool:
-    """Whether it is a number times the product, and what it is added to as it is."""
+    """Whether it is a number times a product, and what it is added to as it is."""
+    if product.target not in PRODUCTS or product.target is aten.addbmm.default:
+        return False
     return bool(product.kwargs.get("beta", 1) == 1 and isinstance(product.kwargs.get("alpha", 1), (int, float)))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from metis_compile.compat import OpOverload
+from metis_compile.grouped_ops import GROUPED_MM
 from metis_compile.passes.dependencies import Dependencies
 from metis_compile.passes.names import block_counts, block_of, module_name, op_name, schema_name, source_line
 from metis_compile.passes.sites import Gemm, GraphInputs, Operand, Site
@@ -25,7 +26,9 @@ PRODUCTS: dict[object, tuple[int, int]] = {
     aten.baddbmm.default: (1, 2),
     aten.addbmm.default: (1, 2),
 }
-_OPAQUE_EXPERTS = "one operator hides the products of all experts; experts_implementation='batched_mm' shows them"
+# a product for each group of tokens, whose ends are the third argument
+GROUPED: dict[object, tuple[int, int]] = {GROUPED_MM: (0, 1), aten._grouped_mm.default: (0, 1)}
+_OPAQUE_EXPERTS = "one operator hides the products of all experts"
 # products that are listed and left alone
 LEFT_ALONE: dict[str, str] = {
     "aten::convolution": "a convolution: only matrix products are rewritten",
@@ -44,6 +47,7 @@ LEFT_ALONE: dict[str, str] = {
     "aten::_sparse_mm": "a sparse operand has no dense blocks to quantize",
     "aten::_sparse_semi_structured_mm": "a sparse operand has no dense blocks to quantize",
 }
+OPERANDS = PRODUCTS | GROUPED
 SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _FLOAT8 = {
     torch.float8_e4m3fn,
@@ -87,7 +91,7 @@ def find_sites(graph: fx.Graph, inputs: GraphInputs) -> SiteGraph:
     for node in graph.nodes:
         if node.op != "call_function":
             continue
-        if node.target in PRODUCTS:
+        if node.target in PRODUCTS or _is_grouped(node):
             site = _product(node, depends, numbers)
             partner = _partner(site, fprops)
             if partner is not None:
@@ -99,8 +103,9 @@ def find_sites(graph: fx.Graph, inputs: GraphInputs) -> SiteGraph:
         elif (name := schema_name(node)) in LEFT_ALONE:
             site = _bare_site(node, depends)
             site.reason = LEFT_ALONE[name]
-        elif name == "aten::_grouped_mm":
-            site = _grouped_product(node, depends)
+        elif node.target in GROUPED:
+            site = _bare_site(node, depends)
+            site.reason = "a grouped product of another form than that of tokens sorted by expert"
         else:
             continue
         site.block = block_of(site.module, blocks)
@@ -110,12 +115,15 @@ def find_sites(graph: fx.Graph, inputs: GraphInputs) -> SiteGraph:
 
 def _product(node: fx.Node, depends: Dependencies, numbers: ValueNumbers) -> Site:
     site = _bare_site(node, depends)
-    left, right = (node.args[i] for i in PRODUCTS[node.target])
+    left, right = (node.args[i] for i in OPERANDS[node.target])
     assert isinstance(left, fx.Node)
     assert isinstance(right, fx.Node)
     rank = len(shape_of(left))
     site.lhs = _operand(left, rank - 1, depends, numbers)
-    site.rhs = _operand(right, rank - 2, depends, numbers)
+    site.rhs = _operand(right, len(shape_of(right)) - 2, depends, numbers)
+    if node.target in GROUPED:
+        site.op = "grouped_mm"
+        site.ends = node.args[2] if len(node.args) > 2 else node.kwargs["offs"]  # type: ignore[assignment]
     if site.op == "linear" and site.lhs.role == site.rhs.role == "activation":
         site.rhs.role = "weight"  # what F.linear's second argument is, whoever computed it
     site.m, site.k = shape_of(left)[-2:]
@@ -151,16 +159,12 @@ def _bare_site(node: fx.Node, depends: Dependencies) -> Site:
     )
 
 
-def _grouped_product(node: fx.Node, depends: Dependencies) -> Site:
-    """A product per group of rows (`[tokens, k] @ [experts, k, n]`), or per group of the contraction (its wgrad)."""
-    site = _bare_site(node, depends)
-    left, right = (len(shape_of(matrix)) for matrix in node.all_input_nodes[:2])
-    if left == right == 2:
-        site.gemm = "wgrad" if node in depends.tangent else "fprop"
-        site.reason = "a grouped product: its groups' boundaries along the contraction cut through blocks"
-    else:
-        site.reason = "a grouped product: bfloat16 only, and rows past the last group would set the others' scale"
-    return site
+def _is_grouped(node: fx.Node) -> bool:
+    """Whether it is one of the two forms of `metis.grouped_mm`."""
+    if node.target not in GROUPED or any(node.args[3:]) or any(v for k, v in node.kwargs.items() if k != "offs"):
+        return False
+    left, right = (len(shape_of(node.args[i])) for i in OPERANDS[node.target])  # type: ignore[arg-type]
+    return left == 2 and right in (2, 3)
 
 
 def _partner(site: Site, fprops: dict[int, list[Site]]) -> Site | None:

@@ -14,6 +14,7 @@ from metis_compile.captured import Record
 from metis_compile.compat import CustomGraphPass, compile_phase, trace_structured
 from metis_compile.config import Config
 from metis_compile.passes.dependencies import parameter_placeholders, state_placeholders
+from metis_compile.passes.experts import write_out_experts
 from metis_compile.passes.find import find_sites
 from metis_compile.passes.hold import hold, release
 from metis_compile.passes.lower import lower
@@ -35,6 +36,7 @@ def run_pipeline(graph: fx.Graph, config: Config, inputs: GraphInputs) -> list[S
     """Rewrites a joint (or inference) graph in place and returns its sites, rewritten or left with a reason."""
     check = _checker(graph, config)
 
+    write_out_experts(graph)
     sites = find_sites(graph, inputs).sites
     check("find")
 

@@ -41,6 +41,11 @@ def _unsplittable(site: Site) -> str | None:
         return None
     if not same(site.batch, 1):
         return f"a split is of matrices, and this product has a batch of {site.batch}"
+    if site.ends is not None:  # tokens are a matrix, and each expert's weight is another
+        split = [o for o in site.operands if o.decision is not None and o.decision.treatment.split is not None]
+        if any(len(shape_of(o.base)) > 2 for o in split):
+            return "a split is of matrices, and the weights of experts are a batch of them"
+        return None
     shapes = [tuple(shape_of(o.base)) for o in site.operands]
     if any(len(shape) != 2 for shape in shapes):
         return f"a split is of matrices, and the operands have the shapes {shapes}"
@@ -55,6 +60,8 @@ def _unrotatable(site: Site) -> str | None:
     if len(set(signs)) > 1:
         roles = ", ".join(f"{o.role}: {s or 'none'}" for o, s in zip(site.operands, signs, strict=True))
         return f"a Hadamard transform cancels only if both operands have the same, and they have {roles}"
+    if site.groups_contracted:
+        return "a Hadamard transform along tokens would mix those of different experts"
     shapes = [tuple(shape_of(o.base)) for o in site.operands]
     if any(len(shape) != 2 for shape in shapes) or not same(site.batch, 1):
         return f"a Hadamard transform is of matrices, and the operands have the shapes {shapes}"

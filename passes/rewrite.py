@@ -7,6 +7,9 @@
 
 A product of bfloat16 or float16 matrices is done in float32 and cast: E2M1 times its scale is exact there, so the
 result is what a block-scaled tensor core with a float32 accumulator gives, to summation order.
+
+A grouped product quantizes all its tokens as one matrix, zeros where they belong to no group: what such rows hold would
+set the scale of the others. Where it contracts over tokens, a block may hold tokens of two groups.
 """
 
 from __future__ import annotations
@@ -19,13 +22,14 @@ import torch
 from torch import fx
 
 from metis_compile.conditioning import Conditioning, with_rank
+from metis_compile.grouped_ops import GROUPED_MM
 from metis_compile.numerics import QuantSpec
 from metis_compile.ops import DEQUANTIZE, QUANTIZE
 from metis_compile.passes.condition import Conditioner, Parts, Side
 from metis_compile.passes.emit import Emitter
-from metis_compile.passes.find import PRODUCTS
+from metis_compile.passes.find import OPERANDS
 from metis_compile.passes.sites import GraphInputs, Operand, Site
-from metis_compile.passes.views import target_of, undoes
+from metis_compile.passes.views import shape_of, target_of, undoes
 
 aten = torch.ops.aten
 PART_NAMES = ("codes", "block_scales", "tensor_scale")
@@ -43,6 +47,7 @@ class Rewriter:
         self._dequantized: dict[Any, fx.Node] = {}
         self._splits: dict[Any, Conditioning] = {}
         self._streams = 0  # numbers the tensors that round at random: each draws its own noise
+        self._without_strays(sites)
 
     def rewrite(self, site: Site) -> None:
         """Replaces the site's operands and adds the tails of those that are split.
@@ -51,14 +56,37 @@ class Rewriter:
         """
         args = list(site.node.args)
         sides = [self._side(site, operand) for operand in site.operands]
-        for position, side in zip(PRODUCTS[site.node.target], sides, strict=True):
+        for position, side in zip(OPERANDS[site.node.target], sides, strict=True):
             args[position] = self._as_read(site, side)
         with self.emitter.at(site.node, like=site.node), self.emitter.marking(metis_tail=True):
-            tails = self.conditioner.tails(*sides)
-        if site.node.meta["val"].dtype == torch.float32 and not tails:
+            tails = self.conditioner.tails(*sides, ends=site.ends)
+        as_it_is = site.ends is None or site.node.target is GROUPED_MM
+        if site.node.meta["val"].dtype == torch.float32 and not tails and as_it_is:
             site.node.args = tuple(args)
         else:
             self._product_in_float32(site, args, tails)
+
+    def _without_strays(self, sites: list[Site]) -> None:
+        """Gives grouped products tokens that are zero past the last group."""
+        masked: dict[Any, fx.Node] = {}
+
+        def run(x: torch.Tensor, ends: torch.Tensor) -> list[torch.Tensor]:
+            token = torch.arange(x.shape[0], device=x.device)
+            return [torch.where((token < ends[-1])[:, None], x, 0)]
+
+        for site in sites:
+            for operand in site.operands if site.ends is not None and site.reason is None else ():
+                base = operand.base
+                if len(shape_of(base)) != 2 or operand.decision is None or operand.decision.treatment.spec is None:
+                    continue
+                if (base, site.ends) not in masked:
+                    before, like = self._place(site, operand)
+                    with self.emitter.at(before, like=like):
+                        inputs = [base, site.ends]
+                        (made,) = self.conditioner.tracer.insert("in groups", run, inputs, f"{base.name}_in_groups")
+                    self.emitter.take_place(base, made)
+                    masked[base, site.ends] = made
+                operand.base = masked[base, site.ends]
 
     def _side(self, site: Site, operand: Operand) -> Side:
         """The operand split and quantized, as its base lies."""
@@ -178,8 +206,13 @@ class Rewriter:
     def _product_in_float32(self, site: Site, args: list[Any], tails: list[fx.Node]) -> None:
         node = site.node
         with self.emitter.at(node, like=node):
+            target, kwargs = target_of(node), node.kwargs
+            if site.ends is not None:
+                target, kwargs, args = GROUPED_MM, {}, args[:2]
             args = [self.emitter.cast(a, torch.float32) if isinstance(a, fx.Node) else a for a in args]
-            product = self.emitter.call(target_of(node), tuple(args), node.kwargs, name=f"{node.name}_float32")
+            if site.ends is not None:
+                args.append(site.ends)
+            product = self.emitter.call(target, tuple(args), kwargs, name=f"{node.name}_float32")
             result = product
             for tail in tails:
                 result = self.emitter.call(aten.add.Tensor, (result, tail), name=f"{node.name}_with_tail")

@@ -42,8 +42,8 @@ class Operand:
 class Site:
     """One matrix product of the joint graph.
 
-    m, n, k are ints or SymInts: the product is `[batch, m, k] @ [batch, k, n]`. `reason` says why a site was left
-    alone, and is None when it was rewritten.
+    m, n, k are ints or SymInts: the product is `[batch, m, k] @ [batch, k, n]`; of a grouped one, which has `ends`, m
+    or k is all tokens. `reason` says why a site was left alone, and is None when it was rewritten.
     """
 
     node: fx.Node
@@ -60,12 +60,18 @@ class Site:
     seq: int | None = None  # autograd's number, shared by a fprop, its dgrad and its wgrad
     block: tuple[int, int] | None = None  # index and number of blocks along the model's depth
     reason: str | None = None
+    ends: fx.Node | None = None  # of a grouped product: where its groups of tokens end
     weights: tuple[str, ...] = field(default=())  # names of the parameters among the operands
     of_weight: bool = False  # a backward product whose fprop has a weight, be it no parameter
 
     @property
     def operands(self) -> tuple[Operand, ...]:
         return tuple(o for o in (self.lhs, self.rhs) if o is not None)
+
+    @property
+    def groups_contracted(self) -> bool:
+        """Whether this is a grouped product that contracts over tokens: wgrad."""
+        return self.ends is not None and all(len(o.node.meta["val"].shape) == 2 for o in self.operands)
 
     @property
     def has_weight(self) -> bool:

@@ -10,7 +10,7 @@ from torch import fx
 from metis_compile.compat import OpOverload
 from metis_compile.numerics import QuantSpec
 from metis_compile.ops import DEQUANTIZE, QUANTIZE
-from metis_compile.passes.find import PRODUCTS
+from metis_compile.passes.find import GROUPED, OPERANDS
 from metis_compile.passes.views import REARRANGEMENTS, shape_of, strip_views
 
 
@@ -88,9 +88,9 @@ def dequantize_matches(node: Any) -> str | None:
 
 def axis_rule(node: Any) -> str | None:
     """A product contracts over the axis that its quantized operands are blocked along; a tail, in float32, need not."""
-    if node.target not in PRODUCTS or node.meta.get("metis_tail"):
+    if node.target not in OPERANDS or node.meta.get("metis_tail"):
         return None
-    left, right = (node.args[i] for i in PRODUCTS[node.target])
+    left, right = (node.args[i] for i in OPERANDS[node.target])
     for side, operand, axis in (("left", left, -1), ("right", right, -2)):
         base: Any
         base, base_axis, _ = strip_views(operand, len(shape_of(operand)) + axis)
@@ -107,12 +107,12 @@ def axis_rule(node: Any) -> str | None:
 
 def product_is_typed(node: Any) -> str | None:
     """Both operands of a product have its dtype, and shapes that fit."""
-    if node.target not in PRODUCTS:
+    if node.target not in OPERANDS:
         return None
-    left, right = (node.args[i].meta["val"] for i in PRODUCTS[node.target])
+    left, right = (node.args[i].meta["val"] for i in OPERANDS[node.target])
     if left.dtype != right.dtype or left.dtype != node.meta["val"].dtype:
         return f"multiplies {left.dtype} by {right.dtype} into {node.meta['val'].dtype}"
-    if left.dim() != right.dim():
+    if left.dim() != right.dim() and node.target not in GROUPED:
         return f"multiplies {left.dim()} by {right.dim()} dimensions"
     return None
 

@@ -20,7 +20,7 @@ from metis_compile.kernels.cpu.compile import INPUTS, load
 from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.blocks import BlockLayout
 
-__all__ = ["cast", "cat", "decode", "is_exact", "parts", "product", "tensor_scale", "thin_sum", "values"]
+__all__ = ["cast", "cat", "decode", "grouped", "is_exact", "parts", "product", "tensor_scale", "thin_sum", "values"]
 
 _NONE, _FULL, _EXACT = 0, 1, 2
 _FLOAT32_SMALLEST, _FLOAT32_LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
@@ -118,6 +118,27 @@ def product(
     if last is not None:
         out.mul_(last)
         rest.add_to(out)
+    return out
+
+
+def grouped(a: Tensor, b: Tensor, ends: Tensor, *decs: Tensor, out: Tensor) -> Tensor:
+    """`metis::grouped_mm` of exact values, times tensor scales: float32 sums."""
+    scales = [ctypes.c_float.from_address(dec.data_ptr()).value for dec in decs]
+    apart = len(scales) == 2 and not _FLOAT32_SMALLEST <= abs(prod(scales)) <= _FLOAT32_LARGEST
+    first = scales[0] if apart else prod(scales)
+    start = 0
+    for group, end in enumerate(ends.tolist()):
+        if b.dim() == 3 and end > start:
+            _gemm(a[start:end], b[group], first, 0.0, out[start:end])
+        elif b.dim() == 2 and end > start:
+            _gemm(a[:, start:end], b[start:end], first, 0.0, out[group])
+        elif b.dim() == 2:
+            out[group].zero_()
+        start = end
+    if apart:
+        out.mul_(scales[1])
+    if b.dim() == 3:
+        out[start:].zero_()
     return out
 
 

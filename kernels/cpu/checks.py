@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from metis_compile.arguments import (
     differ,
     spec_of,
 )
+from metis_compile.grouped_ops import grouped_shape
 from metis_compile.kernels.cpu.calls import is_exact
 from metis_compile.kernels.cpu.compile import INPUTS
 from metis_compile.kernels.parts import tensor_target
@@ -94,10 +96,7 @@ def check_product(
     if a.dim() < 2 or a.dim() != b.dim() or differ([*a.shape[:-2], a.shape[-1]], [*b.shape[:-2], b.shape[-2]]):
         raise ValueError(f"{op}: a and b must be [..., m, k] and [..., k, n], got {list(a.shape)} and {list(b.shape)}")
     size = [*a.shape[:-1], b.shape[-1]]
-    if len(decs) > MOST_DECS:
-        raise ValueError(f"{op}: decs must be at most {MOST_DECS}, got {len(decs)}")
-    for i, dec in enumerate(decs):
-        _check_scalar(op, f"decs[{i}]", dec, a, "a")
+    _check_decs(op, decs, a)
     if len(tails) % 2:
         raise ValueError(f"{op}: tails must be pairs of left and right, got {len(tails)} tensors")
     if tails and len(size) > 2:
@@ -111,6 +110,16 @@ def check_product(
             check_device(op, name, tensor, a, "a")
     if bias is not None and not tails:
         raise ValueError(f"{op}: bias must be None without tails, whose sum takes it along, got {list(bias.shape)}")
+
+
+def check_grouped(a: Tensor, b: Tensor, ends: Tensor, decs: Sequence[Tensor]) -> list[Any]:
+    """Returns the product's shape."""
+    op = "metis::cpu_grouped"
+    _on_cpu(op, "a", a)
+    check_dtype(op, "a", a, torch.bfloat16)
+    size = grouped_shape(op, a, b, ends)
+    _check_decs(op, decs, a)
+    return size
 
 
 def check_cast(x: Tensor, dtype: torch.dtype) -> None:
@@ -143,6 +152,13 @@ def check_cat(parts: Sequence[Tensor], dim: int) -> int:
 def _on_cpu(op: str, name: str, tensor: Tensor) -> None:
     if tensor.device.type not in ("cpu", "meta"):
         raise ValueError(f"{op}: {name} must be on the CPU, got {tensor.device}")
+
+
+def _check_decs(op: str, decs: Sequence[Tensor], first: Tensor) -> None:
+    if len(decs) > MOST_DECS:
+        raise ValueError(f"{op}: decs must be at most {MOST_DECS}, got {len(decs)}")
+    for i, dec in enumerate(decs):
+        _check_scalar(op, f"decs[{i}]", dec, first, "a")
 
 
 def _check_scalar(op: str, name: str, tensor: Tensor, first: Tensor, like: str) -> None:

@@ -21,7 +21,15 @@ from metis_compile.compat import (
     graph_being_lowered,
     register_lowering,
 )
-from metis_compile.kernels.cpu.ops import CPU_CAST, CPU_CAT, CPU_DECODE, CPU_PRODUCT, CPU_THIN_SUM, CPU_VALUES
+from metis_compile.kernels.cpu.ops import (
+    CPU_CAST,
+    CPU_CAT,
+    CPU_DECODE,
+    CPU_GROUPED,
+    CPU_PRODUCT,
+    CPU_THIN_SUM,
+    CPU_VALUES,
+)
 from metis_compile.numerics.blocks import normalize_axis
 
 _IMPORT = "from metis_compile.kernels.cpu import calls as metis_cpu"
@@ -77,6 +85,14 @@ def register_cpu_lowerings() -> None:
         more |= {} if added is None else {"accumulates": True}
         more |= {} if scale == 1 else {"scale": scale}
         return _call("product", [a, b, *given], size, torch.float32, tails=len(tails) // 2, **more)
+
+    @register_lowering(CPU_GROUPED, type_promotion_kind=None)
+    def grouped(a: TensorBox, b: TensorBox, ends: TensorBox, decs: list[TensorBox]) -> TensorBox:
+        if graph_being_lowered().cpp_wrapper:
+            return fallback_handler(CPU_GROUPED)(a, b, ends, decs)
+        rows = a.get_size()[0]
+        size = [rows] if len(b.get_size()) == 3 else [ends.get_size()[0], rows]
+        return _call("grouped", [a, b, ends, *decs], [*size, b.get_size()[-1]], torch.float32)
 
     @register_lowering(CPU_CAST, type_promotion_kind=None)
     def cast(x: TensorBox, dtype: torch.dtype) -> TensorBox:

@@ -6,6 +6,7 @@
     cpu_decode(parts, spec, axis, length, exact) -> values
     cpu_thin_sum(x, left, right, scale) -> x + scale left right   float32, few columns in left
     cpu_product(a, b, decs, tails, bias, added, scale) -> float32    of exact values
+    cpu_grouped(a, b, ends, decs) -> float32                    `metis::grouped_mm` of exact values
     cpu_cast(x, dtype) -> x in that dtype                       of factors: too small for a kernel of their own,
     cpu_cat(parts, dim) -> parts side by side                   as these
 
@@ -32,6 +33,7 @@ from metis_compile.kernels.cpu.checks import (
     check_cat,
     check_decode,
     check_exact,
+    check_grouped,
     check_product,
     check_quantized,
     check_tensor_scale,
@@ -44,6 +46,7 @@ __all__ = [
     "CPU_CAST",
     "CPU_CAT",
     "CPU_DECODE",
+    "CPU_GROUPED",
     "CPU_PARTS",
     "CPU_PRODUCT",
     "CPU_TENSOR_SCALE",
@@ -69,6 +72,7 @@ _define(
     "float scale=1.0) -> Tensor",
     torch.Tag.needs_fixed_stride_order,
 )
+_define("cpu_grouped(Tensor a, Tensor b, Tensor ends, Tensor[] decs) -> Tensor", torch.Tag.needs_fixed_stride_order)
 _define("cpu_cast(Tensor x, ScalarType dtype) -> Tensor", _CONTIGUOUS)
 _define("cpu_cat(Tensor[] parts, int dim) -> Tensor", _CONTIGUOUS)
 
@@ -108,6 +112,10 @@ def _product(
 ) -> Tensor:
     check_product(a, b, decs, tails, bias, added)
     return a.new_empty((*a.shape[:-1], b.shape[-1]), dtype=torch.float32)
+
+
+def _grouped(a: Tensor, b: Tensor, ends: Tensor, decs: list[Tensor]) -> Tensor:
+    return a.new_empty(check_grouped(a, b, ends, decs), dtype=torch.float32)
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -166,6 +174,10 @@ def cpu_product(
     return calls.product(a, b, *given, tails=count, **kinds, scale=scale, out=out)
 
 
+def cpu_grouped(a: Tensor, b: Tensor, ends: Tensor, decs: list[Tensor]) -> Tensor:
+    return calls.grouped(a, b, ends, *decs, out=_grouped(a, b, ends, decs))
+
+
 def cpu_thin_sum(x: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
     return calls.thin_sum(x, left, right, scale=scale, out=_summed(x, left, right, scale))
 
@@ -190,5 +202,6 @@ CPU_VALUES = _register("cpu_values", cpu_values, _values)
 CPU_PARTS = _register("cpu_parts", cpu_parts, _parts)
 CPU_DECODE = _register("cpu_decode", cpu_decode, _decoded)
 CPU_PRODUCT = _register("cpu_product", cpu_product, _product)
+CPU_GROUPED = _register("cpu_grouped", cpu_grouped, _grouped)
 CPU_CAST = _register("cpu_cast", cpu_cast, _cast)
 CPU_CAT = _register("cpu_cat", cpu_cat, _cat)

@@ -1,4 +1,4 @@
-"""GPT-2, Llama and BERT of `transformers`, unmodified, small and random: they train, and nothing is missed.
+"""GPT-2, Llama, BERT and Mixtral of `transformers`, unmodified, small and random: they train, and nothing is missed.
 
 In NVFP4, and Llama also with splits that are kept across steps.
 """
@@ -43,9 +43,16 @@ def bert(attention: str) -> nn.Module:
     return transformers.BertForMaskedLM(config)
 
 
-MODELS: dict[str, Callable[[str], nn.Module]] = {"gpt2": gpt2, "llama": llama, "bert": bert}
-HEADS = {"gpt2": "lm_head", "llama": "lm_head", "bert": "cls.predictions.decoder"}  # high by the preset
-LAYERS = {"gpt2": 4 * 2, "llama": 7 * 2, "bert": 6 * 2 + 1}
+def mixtral(attention: str) -> nn.Module:
+    config = transformers.MixtralConfig(
+        **SIZES, intermediate_size=48, num_key_value_heads=1, num_local_experts=4, attn_implementation=attention
+    )
+    return transformers.MixtralForCausalLM(config)
+
+
+MODELS: dict[str, Callable[[str], nn.Module]] = {"gpt2": gpt2, "llama": llama, "bert": bert, "mixtral": mixtral}
+HEADS = dict.fromkeys(MODELS, "lm_head") | {"bert": "cls.predictions.decoder"}  # high by the preset
+LAYERS = {"gpt2": 4 * 2, "llama": 7 * 2, "bert": 6 * 2 + 1, "mixtral": 4 * 2}  # beside experts
 
 
 def make(name: str, attention: str) -> tuple[nn.Module, Tensor]:
@@ -70,6 +77,7 @@ TRAINED = [
     ("llama", "sdpa", "metis"),
     ("llama", "sdpa", "best"),
     ("bert", "eager", "nvfp4"),
+    ("mixtral", "sdpa", "best"),
 ]
 
 
@@ -130,9 +138,20 @@ def test_every_linear_is_three_sites(explained: tuple[str, str, nn.Module, Expla
     assert explanation.graphs == 1
 
 
+def test_experts_are_rewritten() -> None:
+    """In each of two layers, gate and up as one, and down; by torch's operator in bfloat16, else by transformers'."""
+    for dtype in (torch.float32, torch.bfloat16):
+        model, tokens = make("mixtral", "sdpa")
+        explanation = metis_compile.explain(model.to(dtype), input_ids=tokens, policy="best")
+        experts = [s for s in explanation.sites if s.module.endswith("mlp.experts")]
+        assert sorted(s.gemm for s in experts) == sorted(["fprop", "dgrad", "wgrad"] * 4)
+        assert {s.reason for s in experts} == {None}
+
+
 def test_only_heads_and_attention_stay_high(explained: tuple[str, str, nn.Module, Explanation]) -> None:
     name, attention, _, explanation = explained
-    left = [s for s in explanation.sites if s.reason is not None and s.module != HEADS[name]]
+    high = (HEADS[name], "mlp.gate")  # of a mixture, which chooses the experts
+    left = [s for s in explanation.sites if s.reason is not None and not s.module.endswith(high)]
     assert all("has_weight=false" in str(s.reason) for s in left)
     # two products in each of two layers, and the two dgrads of each; one fused operator under sdpa
     assert len(left) == (12 if attention == "eager" else 0)

@@ -182,8 +182,8 @@ def test_rows_picked_by_data_are_activations() -> None:
     assert {r[2:] for r in found if r[0] == "fprop"} == {("activation", "weight")}
 
 
-def test_grouped_products_are_listed_and_left() -> None:
-    """Both have a reason of their own: a product per group of rows, and one per group of the contraction."""
+def test_grouped_products_of_sorted_tokens() -> None:
+    """What each expert multiplies: rows of tokens in fprop and dgrad, what is contracted in wgrad."""
 
     class Grouped(nn.Module):
         def __init__(self) -> None:
@@ -193,14 +193,33 @@ def test_grouped_products_are_listed_and_left() -> None:
         def forward(self, x: Tensor, ends: Tensor) -> Tensor:
             return torch._grouped_mm(x, self.weight, offs=ends)
 
-    x = torch.randn(32, 32, dtype=torch.bfloat16, requires_grad=True)
-    ends = torch.tensor([16, 32], dtype=torch.int32)
+    x = torch.randn(64, 32, dtype=torch.bfloat16, requires_grad=True)
+    ends = torch.tensor([16, 64], dtype=torch.int32)
     found = sites_of(capture_graphs(Grouped(), x, ends, policy=EVERYTHING))
-    reasons = {s.gemm: str(s.reason) for s in found}
-    assert len(found) == len(reasons) == 3
-    assert "rows past the last group" in reasons["fprop"]
-    assert reasons["dgrad"] == reasons["fprop"]
-    assert "cut through blocks" in reasons["wgrad"]
+    assert {(s.gemm, s.op, s.lhs.role, s.rhs.role, s.m, s.n, s.k) for s in found if s.lhs and s.rhs} == {
+        ("fprop", "grouped_mm", "activation", "weight", 64, 48, 32),
+        ("dgrad", "grouped_mm", "gradient", "weight", 64, 32, 48),
+        ("wgrad", "grouped_mm", "activation", "gradient", 32, 48, 64),
+    }
+    assert {s.reason for s in found} == {None}
+    assert {s.weights for s in found} == {("weight",)}
+
+
+def test_other_grouped_products_are_listed_and_left() -> None:
+    """Without ends a batch, and tokens as columns."""
+    w = torch.randn(2, 48, 32, dtype=torch.bfloat16)
+    ends = torch.tensor([16, 64], dtype=torch.int32)
+
+    def columns(x: Tensor) -> Tensor:
+        return torch._grouped_mm(w, x.T, offs=ends)
+
+    def batch(x: Tensor) -> Tensor:
+        return torch._grouped_mm(x.view(2, 32, 32), w.mT)
+
+    x = torch.randn(64, 32, dtype=torch.bfloat16)
+    for function in (columns, batch):
+        (site,) = sites_of(capture_graphs(function, x, policy=EVERYTHING, grad=False))
+        assert "of another form" in str(site.reason)
 
 
 def test_rows_whose_number_depends_on_data() -> None:

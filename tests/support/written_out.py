@@ -73,7 +73,7 @@ class Linear:
 
 
 @contextmanager
-def _recorded() -> Iterator[list[Split]]:
+def recorded() -> Iterator[list[Split]]:
     found: list[Split] = []
     original = Conditioner.split
 
@@ -96,7 +96,7 @@ def linear_graph(
 ) -> Linear:
     """Three different sizes. steps: how many a basis has served for already; 0: none is there yet."""
     model = nn.Linear(inputs, outputs, bias=False, dtype=dtype)
-    with _recorded() as splits:
+    with recorded() as splits:
         captured = capture_graphs(model, torch.randn(tokens, inputs, requires_grad=True, dtype=dtype), policy=policy)
     sites = sites_of(captured)
     assert {s.gemm: s.reason for s in sites} == dict.fromkeys(("fprop", "dgrad", "wgrad"))
@@ -134,7 +134,7 @@ def results(linear: Linear) -> dict[str, Result]:
     found = {}
     for site in linear.sites:
         (actual,) = (v for v in outputs if tuple(v.shape) == (site.m, site.n))
-        a, b = (_prepared(linear, site, operand, seed) for operand in site.operands)
+        a, b = (prepared(linear, site, operand, seed) for operand in site.operands)
         exact = product(*(prepare(linear.values[o.base.name], axis=o.axis) for o in site.operands))
         if site.gemm == "wgrad":
             a, b = _as_saved(site, a, b)
@@ -164,7 +164,7 @@ def _as_saved(site: Site, a: Prepared, b: Prepared) -> tuple[Prepared, Prepared]
     return replace(a, partner="residual" if b.spec is not None else a.partner), b
 
 
-def _prepared(linear: Linear, site: Site, operand: Operand, seed: Tensor) -> Prepared:
+def prepared(linear: Linear, site: Site, operand: Operand, seed: Tensor) -> Prepared:
     assert operand.decision is not None
     treatment, axis = operand.decision.treatment, operand.axis
     x = linear.values[operand.base.name].to(torch.float32)

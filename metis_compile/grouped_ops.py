@@ -1,0 +1,81 @@
+"""`metis::grouped_mm`: a product for each group of tokens, such as those that a router sends to one expert.
+
+    a [tokens, k] and b [groups, k, n]  ->  [tokens, n]       rows ends[g - 1] to ends[g] of a, times b[g]
+    a [m, tokens] and b [tokens, n]     ->  [groups, m, n]    those columns of a, times those rows of b
+
+Group 0 begins at 0. Tokens past the last end belong to no group: nothing of them is read, and their rows are zero.
+Otherwise it is `aten::_grouped_mm` in these two forms, for any floating dtype.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from metis_compile.arguments import check_device, check_dtype, differ
+from metis_compile.compat import OpOverload
+
+__all__ = ["GROUPED_MM", "grouped_mm", "grouped_shape"]
+
+NAME = "metis::grouped_mm"
+
+_library = torch.library.Library("metis", "FRAGMENT")
+_library.define("grouped_mm(Tensor a, Tensor b, Tensor ends) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def grouped_mm(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
+    """[tokens, n] or [groups, m, n], in a's dtype.
+
+    ends: int32 or int64 [groups], ascending from 0 to the number of tokens. Raises TypeError or ValueError that names
+    the argument, its value and what is supported.
+    """
+    out = a.new_empty(grouped_shape(NAME, a, b, ends))
+    start = 0
+    for group, end in enumerate(ends.tolist()):
+        if b.dim() == 3:
+            torch.mm(a[start:end], b[group], out=out[start:end])
+        else:
+            torch.mm(a[:, start:end], b[start:end], out=out[group])
+        start = end
+    if b.dim() == 3:
+        out[start:].zero_()
+    return out
+
+
+def grouped_shape(op: str, a: Tensor, b: Tensor, ends: Tensor) -> list[Any]:
+    """The shape of the product. Raises as `op` for arguments that it can't be made of."""
+    check_dtype(op, "a", a, torch.float32, torch.bfloat16, torch.float16)
+    check_dtype(op, "b", b, a.dtype)
+    check_dtype(op, "ends", ends, torch.int32, torch.int64)
+    check_device(op, "b", b, a, "a")
+    check_device(op, "ends", ends, a, "a")
+    if ends.dim() != 1:
+        raise ValueError(f"{op}: ends must have one dimension, got shape {list(ends.shape)}")
+    if a.dim() != 2 or b.dim() not in (2, 3):
+        shapes = f"{list(a.shape)} and {list(b.shape)}"
+        raise ValueError(f"{op}: a and b must be a matrix and a matrix or a batch of them, got {shapes}")
+    if differ(a.shape[1:], b.shape[-2:-1]):
+        raise ValueError(f"{op}: b must have {a.shape[1]} rows, as many as a has columns, got {list(b.shape)}")
+    if b.dim() == 2:
+        return [ends.shape[0], a.shape[0], b.shape[1]]
+    if differ(b.shape[:1], ends.shape):
+        raise ValueError(f"{op}: b must hold a matrix for each of {ends.shape[0]} ends, got shape {list(b.shape)}")
+    return [a.shape[0], b.shape[2]]
+
+
+def _fake(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
+    return a.new_empty(grouped_shape(NAME, a, b, ends))
+
+
+_library.impl("grouped_mm", grouped_mm, "CompositeExplicitAutograd")
+torch.library.register_fake(NAME, _fake, lib=_library)
+GROUPED_MM: OpOverload = torch.ops.metis.grouped_mm.default
+
+
+@register_flop_formula(torch.ops.metis.grouped_mm)  # type: ignore[untyped-decorator]
+def _flops(a_shape: torch.Size, b_shape: torch.Size, *_: Any, **__: Any) -> int:
+    """As if all tokens were in a group."""
+    return 2 * a_shape[0] * a_shape[1] * b_shape[-1]

@@ -1,0 +1,151 @@
+"""Grouped products of a mixture's experts: each expert's is what `conditioning.product` writes out, on the same draws.
+
+In forward and dgrad a group is of rows; in wgrad of what is contracted.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers.integrations.moe  # noqa: F401 (registers the operators)
+from by_hand import SUMMATION_ORDER, relative_error
+from graphs import capture_graphs
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+from treatments import ROLES, SPLITS, policy
+from written_out import Linear, Result
+from written_out_experts import Experts, expert_results, experts_graph
+
+TOKENS, INPUTS, OUTPUTS = 150, 112, 136
+ENDS = [37, 37, 101, 150]  # one expert without tokens, no boundary between two blocks
+STRAYS = [37, 37, 101, 141]  # and tokens that belong to none
+
+
+def check(linear: Linear, reasons: tuple[str, ...] = ()) -> dict[str, Result]:
+    left = {site.gemm for site in linear.sites if site.reason is not None}
+    assert left == set(reasons)
+    found = expert_results(linear, OUTPUTS, INPUTS)
+    for name, (actual, expected, exact) in found.items():
+        assert actual.dtype == expected.dtype
+        if name in left:
+            continue
+        tolerance = 2**-8 if actual.dtype == torch.bfloat16 else SUMMATION_ORDER
+        assert relative_error(actual.float(), expected.float()) < tolerance, name
+        assert relative_error(actual.float(), exact) > 0.01, name
+    return found
+
+
+@pytest.mark.parametrize("ends", [ENDS, STRAYS], ids=["all in groups", "strays"])
+@pytest.mark.parametrize("preset", ["nvfp4", "averis", "metis", "best", "fp8", "mxfp4", "four-over-six"])
+def test_of_presets(preset: str, ends: list[int]) -> None:
+    check(experts_graph(preset, TOKENS, INPUTS, OUTPUTS, ends))
+
+
+@pytest.mark.parametrize("split", [s for s in SPLITS if s != "user's own"])
+def test_of_splits_of_tokens(split: str) -> None:
+    """The sums of what a mean leaves are zero over all tokens, and not over those of one expert."""
+    treated = policy(("nvfp4", None), ("nvfp4", split), ("nvfp4", split))
+    check(experts_graph(treated, TOKENS, INPUTS, OUTPUTS, STRAYS))
+
+
+@pytest.mark.parametrize("role", ["activation", "gradient"])
+@pytest.mark.parametrize("split", ["mean, high", "spectral, e4m3 row", "compensated, residual"])
+def test_of_one_operand_that_is_split(split: str, role: str) -> None:
+    treated = policy(*(("nvfp4", split if role == r else None) for r in ROLES))
+    check(experts_graph(treated, TOKENS, INPUTS, OUTPUTS, ENDS))
+
+
+@pytest.mark.parametrize("split", [None, "mean, high", "spectral, residual"])
+def test_beside_weights_that_are_left_high(split: str | None) -> None:
+    check(experts_graph(policy(("high", None), ("nvfp4", split), ("nvfp4", split)), TOKENS, INPUTS, OUTPUTS, ENDS))
+
+
+@pytest.mark.parametrize("preset", ["nvfp4", "averis"])
+def test_of_bfloat16(preset: str) -> None:
+    """Sizes that aten takes: rows of 16 bytes."""
+    check(experts_graph(preset, TOKENS, INPUTS, OUTPUTS, ENDS, dtype=torch.bfloat16))
+
+
+def test_what_strays_hold_changes_nothing() -> None:
+    linear = experts_graph("best", TOKENS, INPUTS, OUTPUTS, STRAYS)
+    plain = expert_results(linear, OUTPUTS, INPUTS)
+    for value in linear.values.values():
+        if value.dim() == 2 and len(value) == TOKENS:
+            value[STRAYS[-1] :] = torch.nan
+    for name, result in expert_results(linear, OUTPUTS, INPUTS).items():
+        assert torch.equal(result.actual, plain[name].actual), name
+
+
+def test_what_can_not_be_done_of_experts_is_said() -> None:
+    split = experts_graph("metis-paper", TOKENS, INPUTS, OUTPUTS, ENDS)
+    reasons = {site.gemm: str(site.reason) for site in split.sites}
+    assert "weights of experts are a batch" in reasons["fprop"]
+    assert reasons["dgrad"] == reasons["fprop"]
+    turned = experts_graph("nvidia", TOKENS, INPUTS, OUTPUTS, ENDS)
+    reasons = {site.gemm: str(site.reason) for site in turned.sites}
+    assert reasons["fprop"] == reasons["dgrad"] == "None"
+    assert "would mix those of different experts" in reasons["wgrad"]
+
+
+def test_what_is_saved_is_packed() -> None:
+    """[150, 112] activations in 4.5 bits an element."""
+    model = Experts(4, INPUTS, OUTPUTS, torch.float32)
+    up = nn.Linear(INPUTS, INPUTS)
+    x, ends = torch.randn(TOKENS, INPUTS), torch.tensor(ENDS, dtype=torch.int32)
+    captured = capture_graphs(lambda x, ends: model(torch.relu(up(x)), ends), x, ends, policy="nvfp4")
+    saved = {t.name: t for graph in captured.graphs for t in graph.saved if not t.is_parameter}
+    codes = [t for name, t in saved.items() if "experts" not in name and "codes_wgrad" in name]
+    assert (TOKENS // 2, INPUTS) in [t.shape for t in codes]
+    assert not any(t.dtype == torch.float32 and t.shape == (TOKENS, INPUTS) for t in saved.values())
+
+
+class TestOperator:
+    """`metis::grouped_mm` against products of slices, in every dtype that it takes, and with groups without tokens."""
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+    @pytest.mark.parametrize("ends", [[0, 5, 5, 9], [2, 3, 12, 12]])
+    def test_of_rows(self, ends: list[int], dtype: torch.dtype) -> None:
+        a, b = torch.randn(12, 8, dtype=dtype), torch.randn(4, 8, 6, dtype=dtype)
+        made = torch.ops.metis.grouped_mm(a, b, torch.tensor(ends))
+        for group, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+            assert torch.equal(made[start:end], a[start:end] @ b[group])
+        assert not made[ends[-1] :].any()
+
+    @pytest.mark.parametrize("ends", [[0, 5, 5, 9], [2, 3, 12, 12]])
+    def test_of_what_is_contracted(self, ends: list[int]) -> None:
+        a, b = torch.randn(7, 12), torch.randn(12, 6)
+        made = torch.ops.metis.grouped_mm(a, b, torch.tensor(ends, dtype=torch.int32))
+        for group, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+            assert torch.allclose(made[group], a[:, start:end] @ b[start:end], rtol=0, atol=1e-5)
+
+    def test_is_what_torch_has(self) -> None:
+        a, b = torch.randn(48, 32, dtype=torch.bfloat16), torch.randn(3, 32, 16, dtype=torch.bfloat16)
+        ends = torch.tensor([16, 16, 48], dtype=torch.int32)
+        assert torch.allclose(torch.ops.metis.grouped_mm(a, b, ends), torch._grouped_mm(a, b, offs=ends), rtol=2**-7)
+        g = torch.randn(48, 16, dtype=torch.bfloat16)
+        torch.testing.assert_close(torch.ops.metis.grouped_mm(a.T, g, ends), torch._grouped_mm(a.T, g, offs=ends))
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"a": torch.zeros(12, 8, dtype=torch.float64)}, "a must be float32, bfloat16 or float16, got float64"),
+            ({"b": torch.zeros(4, 8, 6, dtype=torch.bfloat16)}, "b must be float32, got bfloat16"),
+            ({"ends": torch.zeros(4)}, "ends must be int32 or int64, got float32"),
+            ({"ends": torch.zeros(4, 1, dtype=torch.int32)}, r"ends must have one dimension, got shape \[4, 1\]"),
+            ({"b": torch.zeros(4, 7, 6)}, r"b must have 8 rows, as many as a has columns, got \[4, 7, 6\]"),
+            ({"b": torch.zeros(3, 8, 6)}, r"a matrix for each of 4 ends, got shape \[3, 8, 6\]"),
+            ({"a": torch.zeros(2, 12, 8)}, r"a matrix and a matrix or a batch of them, got \[2, 12, 8\]"),
+        ],
+    )
+    def test_refuses(self, change: dict[str, Tensor], message: str) -> None:
+        given = {"a": torch.zeros(12, 8), "b": torch.zeros(4, 8, 6), "ends": torch.zeros(4, dtype=torch.int32)} | change
+        with pytest.raises((TypeError, ValueError), match=f"metis::grouped_mm: .*{message}"):
+            torch.ops.metis.grouped_mm(**given)
+        with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises((TypeError, ValueError), match=message):
+            torch.ops.metis.grouped_mm(**given)
+
+    def test_counts_its_work(self) -> None:
+        with FlopCounterMode(display=False) as counter:
+            torch.ops.metis.grouped_mm(torch.zeros(12, 8), torch.zeros(4, 8, 6), torch.tensor([3, 6, 9, 12]))
+        assert counter.get_total_flops() == 2 * 12 * 8 * 6
