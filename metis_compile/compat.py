@@ -313,10 +313,19 @@ def lowered_size_hint(size: Any) -> int:
     return int(hint(size))
 
 
-def autotune(name: str, choices: Sequence[Any], nodes: Sequence[Any], layout: Any) -> Any:
+def autotune(
+    name: str,
+    choices: Sequence[Any],
+    nodes: Sequence[Any],
+    layout: Any,
+    inputs: dict[int, Any] | None = None,
+) -> Any:
     """Times the choices and returns the best one's output.
+
+    inputs: what makes the tensors of some of the nodes, by their places, to time with; others get random numbers.
 
     `autotune_select_algorithm` returns that up to 2.12, and with it the choice from 2.13 on.
     """
-    result = autotune_select_algorithm(name, list(choices), list(nodes), layout)
+    more: dict[str, Any] = {} if inputs is None else {"input_gen_fns": inputs}
+    result = autotune_select_algorithm(name, list(choices), list(nodes), layout, **more)
     return result[0] if isinstance(result, tuple) else result

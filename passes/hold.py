@@ -29,7 +29,7 @@ RELEASED: dict[Any, Any] = {held: target for target, held in HELD.items()}
 
 def hold(graph: fx.Graph) -> list[fx.Node]:
     """Gives the products that `multiply_packed` will take a target that no pattern knows; returns them."""
-    nodes = [node for node in graph.nodes if packed_operands(node) is not None]
+    nodes = [node for node in graph.nodes if node.target in HELD and packed_operands(node) is not None]
     for node in nodes:
         node.target = HELD[node.target]
     return nodes

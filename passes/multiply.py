@@ -16,11 +16,13 @@ import torch
 from torch import fx
 
 from metis_compile.compat import lowers_to_triton
+from metis_compile.grouped_ops import GROUPED_MM
+from metis_compile.kernels.gemm.grouped_op import GROUPED_GEMM
 from metis_compile.kernels.gemm.op import GEMM, MAX_TAILS
 from metis_compile.numerics import QuantSpec
 from metis_compile.ops import DEQUANTIZE
 from metis_compile.passes.emit import Emitter
-from metis_compile.passes.find import PRODUCTS
+from metis_compile.passes.find import OPERANDS, PRODUCTS
 from metis_compile.passes.views import same, shape_of, strip_views
 
 aten = torch.ops.aten
@@ -63,11 +65,11 @@ def multiplies_packed(device: torch.device) -> bool:
 
 def packed_operands(node: fx.Node) -> list[Packed] | None:
     """The operands of a product that `metis.gemm` can do, None for any other node."""
-    if node.target not in PRODUCTS or any(v != 1 for v in node.kwargs.values()):
+    if node.target is not GROUPED_MM and (node.target not in PRODUCTS or any(v != 1 for v in node.kwargs.values())):
         return None
     if node.target is aten.addbmm.default or not multiplies_packed(node.meta["val"].device):
         return None
-    sides = [_packed(node.args[i], axis) for i, axis in zip(PRODUCTS[node.target], (-1, -2), strict=True)]
+    sides = [_packed(node.args[i], axis) for i, axis in zip(OPERANDS[node.target], (-1, -2), strict=True)]
     return [side for side in sides if side is not None] if all(sides) else None
 
 
@@ -87,6 +89,11 @@ def _packed(operand: Any, axis: int) -> Packed | None:
 
 
 def _replace(emitter: Emitter, node: fx.Node, operands: Sequence[Packed]) -> fx.Node:
+    if node.target is GROUPED_MM:
+        with emitter.at(node, like=node):
+            product = emitter.call(GROUPED_GEMM, (*operands[0], *operands[1], node.args[2]), name=f"{node.name}_packed")
+        node.replace_all_uses_with(product)
+        return product
     last, tails, rows = _added(node)
     if node.target in (aten.addmm.default, aten.baddbmm.default):
         rows = [node.args[0], *rows]  # type: ignore[list-item]

@@ -51,7 +51,7 @@ CONFIGS = {
 }
 
 LOOP = """
-    for step in range(0, tl.cdiv(K, BLOCK_K)):
+    for step in range(first_step, end_step):
         {% for X, x, PACKED_K, E4M3_SCALES, ROW_AXIS, K_AXIS in [
             ("A", "a", A_PACKED_K, A_E4M3_SCALES, A_ROW_AXIS, A_K_AXIS),
             ("B", "b", B_PACKED_K, B_E4M3_SCALES, B_ROW_AXIS, B_K_AXIS),

@@ -30,7 +30,7 @@ LARGE = (Config(128, 256, 64, 3, 8), Config(256, 128, 64, 3, 8), Config(128, 128
 
 LOOP = """
     k = tl.arange(0, BLOCK_K // 2 if PAIRED else BLOCK_K).to(INDEX_DTYPE)
-    for step in range(0, tl.cdiv(K, BLOCK_K)):
+    for step in range(first_step, end_step):
         {% if PAIRED %}
         at = step * (BLOCK_K // 2) + k
         {% else %}
@@ -69,6 +69,12 @@ LOOP = """
         {{x}} = scaled({{x}}, {{x}}_scales, {{X}}_ELEMENT, {{X}}_SCALE, {{X}}_ALONG // 2 if PAIRED else {{X}}_ALONG)
         {% if PAIRED %}
         {{x}}_odd = scaled({{x}}_odd, {{x}}_scales, {{X}}_ELEMENT, {{X}}_SCALE, {{X}}_ALONG // 2)
+        {% endif %}
+        {% if GROUPED_K %}
+        {{x}} = within({{x}}, 2 * at if PAIRED else at, first_k, end_k)
+        {% if PAIRED %}
+        {{x}}_odd = within({{x}}_odd, 2 * at + 1, first_k, end_k)
+        {% endif %}
         {% endif %}
         {% endfor %}
         {% if A_PER_STEP or B_PER_STEP %}

@@ -51,7 +51,7 @@ LOOP = """
     {% endif %}
     {% endfor %}
     k = tl.arange(0, BLOCK_K).to(INDEX_DTYPE)
-    for step in range(0, tl.cdiv(K, BLOCK_K)):
+    for step in range(first_step, end_step):
         at = step * BLOCK_K + k
         a = load_bytes(A, a_rows, at, K, {{stride("A", A_ROW_AXIS)}}, {{stride("A", A_K_AXIS)}}, EVEN_K)
         b = load_bytes(B, b_rows, at, K, {{stride("B", B_ROW_AXIS)}}, {{stride("B", B_K_AXIS)}}, EVEN_K)

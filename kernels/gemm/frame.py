@@ -4,6 +4,9 @@ A template is PROLOGUE, its loop, EPILOGUE. The prologue names the tile's `rows`
 the rows to read; the loop sums into `acc`; the epilogue applies what scales whole rows or the whole tensor, adds the
 tails and hands `acc` to Inductor's own epilogue. Tiles are visited in groups of GROUP_M rows of tiles, so that what one
 reads of B is still in the L2 cache when the next reads it.
+
+A grouped product (see `metis::grouped_gemm`) is of rows (GROUPED_ROWS), where each group begins a new tile of rows and
+has a matrix of B, or of k (GROUPED_K), where each has a part of k and a matrix of the result.
 """
 
 from __future__ import annotations
@@ -19,13 +22,16 @@ PROLOGUE = """
 {{def_kernel(
     *(["A"] + (["A_SCALES"] if A_HAS_SCALES else []) + (["A_DEC"] if A_HAS_DEC else [])
     + ["B"] + (["B_SCALES"] if B_HAS_SCALES else []) + (["B_DEC"] if B_HAS_DEC else [])
+    + (["ENDS"] if GROUPED_ROWS or GROUPED_K else [])
     + (["LEFT_0", "RIGHT_0"] if TAILS > 0 else []) + (["LEFT_1", "RIGHT_1"] if TAILS > 1 else []))
 )}}
     M = {{size(None, -2)}}
     N = {{size(None, -1)}}
     K = K_UNIT * ({{size("B" if K_FROM_B else "A", K_AXIS)}})
-    {% if BATCHED %}
+    {% if BATCHED or GROUPED_K %}
     batch = tl.program_id(1).to(tl.int64)
+    {% endif %}
+    {% if BATCHED %}
     {% for X in ["A", "B"] %}
     {{X}} += batch * ({{stride(X, 0)}})
     {% if (A_HAS_SCALES if X == "A" else B_HAS_SCALES) %}
@@ -41,13 +47,36 @@ PROLOGUE = """
     {% endif %}
 
     pid = tl.program_id(0)
-    tiles_m = tl.cdiv(M, BLOCK_M)
+    tiles_m = tl.cdiv(M, BLOCK_M) + MORE_TILES_M
     tiles_n = tl.cdiv(N, BLOCK_N)
     group = pid // (GROUP_M * tiles_n)
     group_size = tl.minimum(tiles_m - group * GROUP_M, GROUP_M)
     pid_m = group * GROUP_M + pid % group_size
     pid_n = pid % (GROUP_M * tiles_n) // group_size
+    {% if GROUPED_ROWS %}
+    group, first_row, end_row = rows_of_tile(ENDS, {{size("ENDS", 0)}}, pid_m, M, BLOCK_M)
+    rows = (first_row + tl.arange(0, BLOCK_M)).to(INDEX_DTYPE)
+    some = group < {{size("ENDS", 0)}}
+    first_step = 0
+    end_step = tl.where(some, tl.cdiv(K, BLOCK_K), 0)
+    matrix = tl.where(some, group, 0).to(tl.int64)
+    B += matrix * ({{stride("B", 0)}})
+    {% if B_HAS_SCALES %}
+    B_SCALES += matrix * ({{stride("B_SCALES", 0)}})
+    {% endif %}
+    {% else %}
+    end_row = M
     rows = (pid_m * BLOCK_M + tl.arange(0, BLOCK_M)).to(INDEX_DTYPE)
+    {% if GROUPED_K %}
+    first_k = tl.load(ENDS + batch - 1, mask=batch > 0, other=0).to(INDEX_DTYPE)
+    end_k = tl.load(ENDS + batch).to(INDEX_DTYPE)
+    first_step = first_k // BLOCK_K
+    end_step = tl.where(end_k > first_k, tl.cdiv(end_k, BLOCK_K), first_step)
+    {% else %}
+    first_step = 0
+    end_step = tl.cdiv(K, BLOCK_K)
+    {% endif %}
+    {% endif %}
     columns = (pid_n * BLOCK_N + tl.arange(0, BLOCK_N)).to(INDEX_DTYPE)
     # what lies past the end reads rows that are there, and is not stored
     a_rows = rows % M
@@ -88,8 +117,8 @@ EPILOGUE = """
 
     idx_m = rows[:, None]
     idx_n = columns[None, :]
-    mask = (idx_m < M) & (idx_n < N)
-    {% if BATCHED %}
+    mask = (idx_m < end_row) & (idx_n < N)
+    {% if BATCHED or GROUPED_K %}
     idx_q = batch.to(INDEX_DTYPE)
     {{store_output(("idx_q", "idx_m", "idx_n"), "acc", "mask", val_shape=("BLOCK_M", "BLOCK_N"))}}
     {% else %}
@@ -97,7 +126,7 @@ EPILOGUE = """
     {% endif %}
 
 from metis_compile.kernels.gemm.tiles import (
-    high_e2m1, load_bytes, load_scales, low_e2m1, scaled, tail_of, unscaled_tile,
+    high_e2m1, load_bytes, load_scales, low_e2m1, rows_of_tile, scaled, tail_of, unscaled_tile, within,
 )
 """
 
@@ -116,11 +145,21 @@ class Config(NamedTuple):
 def grid(*sizes_and_meta: Any, cdiv: Any) -> tuple[Any, Any, Any]:
     """One program for each tile of each matrix."""
     *batch, m, n, meta = sizes_and_meta
-    return cdiv(m, meta["BLOCK_M"]) * cdiv(n, meta["BLOCK_N"]), batch[0] if batch else 1, 1
+    return (cdiv(m, meta["BLOCK_M"]) + meta["MORE_TILES_M"]) * cdiv(n, meta["BLOCK_N"]), batch[0] if batch else 1, 1
 
 
-def constants(a: Operand, b: Operand, config: Config, *, even_k: bool, batched: bool, tails: int) -> dict[str, Any]:
-    """The template's constants but for those of its loop."""
+def constants(
+    a: Operand,
+    b: Operand,
+    config: Config,
+    *,
+    even_k: bool,
+    batched: bool = False,
+    tails: int = 0,
+    grouped: str | None = None,
+    groups: int = 0,
+) -> dict[str, Any]:
+    """The template's constants but for those of its loop. grouped: "rows" or "k", of so many groups."""
     k_from_b = a.packed == "k" and b.packed != "k"
     k_operand = b if k_from_b else a
     result: dict[str, Any] = {
@@ -134,6 +173,9 @@ def constants(a: Operand, b: Operand, config: Config, *, even_k: bool, batched: 
         "GROUP_M": GROUP_M,
         "EVEN_K": even_k,
         "BATCHED": batched,
+        "GROUPED_ROWS": grouped == "rows",
+        "GROUPED_K": grouped == "k",
+        "MORE_TILES_M": groups + 1 if grouped == "rows" else 0,  # that are not full, one of rows of no group
         "TAILS": tails,
         "num_stages": config.stages,
         "num_warps": config.warps,

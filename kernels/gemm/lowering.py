@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -28,9 +28,10 @@ from metis_compile.compat import (
     register_lowering,
 )
 from metis_compile.kernels.gemm.frame import Config, constants
+from metis_compile.kernels.gemm.grouped_op import GROUPED_GEMM
 from metis_compile.kernels.gemm.op import GEMM, MAX_TAILS
 from metis_compile.kernels.gemm.operand import Operand, parse
-from metis_compile.kernels.gemm.plain import product
+from metis_compile.kernels.gemm.plain import grouped_product, product
 
 log = logging.getLogger("metis_compile.kernels")
 
@@ -61,6 +62,38 @@ def register_gemm() -> None:
         templates = _templates(nodes, layout, left, right, a_sizes[left.contracted], capability)
         return _choose(templates, extern, nodes, layout)
 
+    plain_grouped = ExternKernelChoice(grouped_product, name=f"{NAME}_grouped", has_out_variant=True)
+
+    @register_lowering(GROUPED_GEMM, type_promotion_kind=None)
+    def grouped_gemm(
+        a: Sequence[TensorBox], a_spec: str, a_axis: int, a_length: Any, a_contract: int,
+        b: Sequence[TensorBox], b_spec: str, b_axis: int, b_length: Any, b_contract: int,
+        ends: TensorBox,
+    ) -> TensorBox:  # fmt: skip
+        left, a_sizes = _operand(a, a_spec, a_axis, a_length, a_contract)
+        right, b_sizes = _operand(b, b_spec, b_axis, b_length, b_contract)
+        of_rows, groups = len(b_sizes) == 3, ends.get_size()[0]
+        size = [*([] if of_rows else [groups]), a_sizes[left.rows], b_sizes[right.rows]]
+        capability = _capability()
+        inputs = [_as_bytes(i) if _needs_bytes(i.get_dtype(), capability) else i for i in (*a, *b, ends)]
+        nodes: list[Any] = [_buffer(i) for i in inputs]
+        layout: Any = FixedLayout(nodes[0].get_device(), torch.float32, size)
+        extern = plain_grouped.bind(nodes, layout, a=(a_spec, a_axis, a_contract), b=(b_spec, b_axis, b_contract))
+        grouped, tokens = "rows" if of_rows else "k", a_sizes[left.rows if of_rows else left.contracted]
+        templates = []
+        if left.packed != "rows" or not of_rows:  # a tile of a group begins at any row, within a byte too
+            k = a_sizes[left.contracted]
+            templates = _templates(nodes, layout, left, right, k, capability, grouped=grouped, groups=groups)
+        even = {len(nodes) - 1: partial(_even_groups, tokens=lowered_size_hint(tokens))}
+        return _choose(templates, extern, nodes, layout, inputs=even)
+
+
+def _even_groups(ends: Any, *, tokens: int) -> torch.Tensor:
+    """Ends of groups of equal size, to time products with."""
+    count = lowered_size_hint(ends.get_size()[0])
+    sizes = torch.arange(1, count + 1, device=ends.get_device()) * tokens // count
+    return sizes.to(ends.get_dtype())
+
 
 def _operand(parts: Sequence[TensorBox], spec: str, axis: int, length: Any, contract: int) -> tuple[Operand, list[Any]]:
     """The operand, and the sizes of the tensor that it holds."""
@@ -77,27 +110,50 @@ def _capability() -> int:
     return int(driver.active.get_current_target().arch)
 
 
-def template_for(a: Operand, b: Operand, capability: int) -> Any:
-    """The module of the best template that multiplies such operands on such a GPU, None where there is none."""
+def template_for(a: Operand, b: Operand, capability: int, grouped: str | None = None) -> Any:
+    """The module of the best template that multiplies such operands on such a GPU, None where there is none.
+
+    Groups of k may begin within a block, and within a byte, which only what decodes in registers can tell apart.
+    """
     from metis_compile.kernels.gemm import block_scaled, emulated, fp8
 
-    return next((t for t in (block_scaled, fp8, emulated) if t.supports(a, b, capability)), None)
+    templates = (emulated,) if grouped == "k" else (block_scaled, fp8, emulated)
+    return next((t for t in templates if t.supports(a, b, capability)), None)
 
 
-def _templates(nodes: Sequence[Any], layout: Any, a: Operand, b: Operand, k: Any, capability: int) -> list[Any]:
-    """The choices of the template that multiplies such operands on this GPU."""
-    template = template_for(a, b, capability)
-    tails = (len(nodes) - a.part_count - b.part_count) // 2
+def _templates(
+    nodes: Sequence[Any],
+    layout: Any,
+    a: Operand,
+    b: Operand,
+    k: Any,
+    capability: int,
+    *,
+    grouped: str | None = None,
+    groups: Any = 0,
+) -> list[Any]:
+    """The choices of the template that multiplies such operands on this GPU. grouped, groups: see `constants`."""
+    template = template_for(a, b, capability, grouped)
+    tails = 0 if grouped else (len(nodes) - a.part_count - b.part_count) // 2
     sizevars = graph_being_lowered().sizevars
+    if grouped and not isinstance(groups, int):
+        groups = lowered_size_hint(groups) if groups.is_number else None
+    if groups is None:
+        return []
     if template is None or tails > MAX_TAILS or any(sizevars.statically_known_equals(s, 0) for s in (*layout.size, k)):
         return []
     choices: list[Any] = []
-    for config in configs_for(template.configs(a, b, capability), *map(lowered_size_hint, layout.size[-2:])):
+    m, n = map(lowered_size_hint, layout.size[-2:])
+    if grouped == "rows":
+        m = max(m // max(groups, 1), 1)
+    for config in configs_for(template.configs(a, b, capability), m, n):
         numbers = constants(
             a, b, config,
             even_k=sizevars.statically_known_multiple_of(k, config.block_k),
-            batched=len(layout.size) == 3,
+            batched=len(layout.size) == 3 and not grouped,
             tails=tails,
+            grouped=grouped,
+            groups=groups,
         )  # fmt: skip
         for name, operand, part in (("A", a, nodes[1]), ("B", b, nodes[a.part_count + 1])):
             numbers[f"{name}_E4M3_SCALES"] = operand.scaled and part.get_dtype() == torch.float8_e4m3fn
@@ -136,9 +192,10 @@ def _buffer(x: TensorBox) -> Any:
     return buffer
 
 
-def _choose(templates: list[Any], extern: Any, nodes: Sequence[Any], layout: Any) -> TensorBox:
+def _choose(templates: list[Any], extern: Any, nodes: Sequence[Any], layout: Any, **how: Any) -> TensorBox:
+    """how: for `autotune`."""
     try:
-        return autotune(NAME, [*templates, extern], nodes, layout)
+        return autotune(NAME, [*templates, extern], nodes, layout, **how)
     except Exception as error:
         if not templates:
             raise

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metis_compile.grouped_ops import grouped_mm
 from metis_compile.kernels.gemm.operand import Operand, operand_of
 from metis_compile.numerics import decode
 
-__all__ = ["product"]
+__all__ = ["grouped_product", "product"]
 
 aten = torch.ops.aten
 
@@ -39,13 +40,29 @@ def product(*tensors: Tensor, a: tuple[str, int, int], b: tuple[str, int, int], 
     y = _as_read(_unscaled(b_parts, right, _length(b_parts[0], right, out.shape[-1])), right, -2)
     k = min(x.shape[-1], y.shape[-2])
     _multiply(x[..., :k], y[..., :k, :], out)
-    for parts, operand, contracted in ((a_parts, left, -1), (b_parts, right, -2)):
-        if operand.spec.block == "row":
-            out *= _as_read(parts[1], operand, contracted)
-        if operand.dec and not _in_float32(operand):
-            out *= parts[-1]
+    _scale(out, a_parts, left, -1)
+    _scale(out, b_parts, right, -2)
     for u, s in zip(tails[::2], tails[1::2], strict=True):
         out += u.float() @ s.float()
+    return out
+
+
+def grouped_product(*tensors: Tensor, a: tuple[str, int, int], b: tuple[str, int, int], out: Tensor) -> Tensor:
+    """The grouped product into `out`, float32, as Inductor calls it.
+
+    tensors: the parts of a, of b, and the ends of the groups. torch's own product waits for no GPU, and rounds its sum
+    to bfloat16 before the scales of rows and tensors come; sizes that it does not take are multiplied group by group.
+    """
+    *tensors_of_both, ends = tensors
+    left = operand_of(tensors_of_both[:1], *a)
+    a_parts, b_parts = tensors_of_both[: left.part_count], tensors_of_both[left.part_count :]
+    right = operand_of(b_parts[:1], *b)
+    x = _as_read(_unscaled(a_parts, left, _length(a_parts[0], left, out.shape[-2])), left, -1)
+    y = _as_read(_unscaled(b_parts, right, _length(b_parts[0], right, out.shape[-1])), right, -2)
+    k = min(x.shape[-1], y.shape[-2])
+    _multiply_groups(x[..., :k], y[..., :k, :], ends, out)
+    _scale(out, a_parts, left, -1)
+    _scale(out, b_parts, right, -2, ends if out.dim() == 2 else None)
     return out
 
 
@@ -77,6 +94,18 @@ def _unscaled(parts: Sequence[Tensor], operand: Operand, length: int) -> Tensor:
     return decode([codes, parts[1].view(spec.fmt.scale_dtype), *ones], spec, operand.axis, length, torch.bfloat16)
 
 
+def _scale(out: Tensor, parts: Sequence[Tensor], operand: Operand, contracted: int, ends: Tensor | None = None) -> None:
+    """Multiplies by the scales of rows and of the tensor. ends: of the rows of `out` that have a matrix each."""
+    if operand.spec.block == "row":
+        scales = _as_read(parts[1], operand, contracted)
+        if ends is not None:
+            group = torch.bucketize(torch.arange(len(out), device=out.device), ends, right=True)
+            scales = scales[group.clamp(max=len(ends) - 1), 0]
+        out *= scales
+    if operand.dec and not _in_float32(operand):
+        out *= parts[-1]
+
+
 def _as_read(x: Tensor, operand: Operand, contracted: int) -> Tensor:
     """[m, k] or [k, n] of the operand as it lies."""
     return x if operand.contracted == contracted else x.mT
@@ -88,3 +117,20 @@ def _multiply(x: Tensor, y: Tensor, out: Tensor) -> None:
         multiply(x, y, torch.float32, out=out)
     else:  # nothing else has a product of bfloat16 into float32
         torch.matmul(x.float(), y.float(), out=out)
+
+
+def _multiply_groups(x: Tensor, y: Tensor, ends: Tensor, out: Tensor) -> None:
+    if x.dtype == y.dtype == torch.bfloat16 and out.device.type == "cuda" and _is_aligned(x, y):
+        out.copy_(torch._grouped_mm(x, y, offs=ends.to(torch.int32)))
+        if out.dim() == 2:
+            strays = torch.arange(len(out), device=out.device) >= ends[-1]
+            out.masked_fill_(strays[:, None], 0)
+    else:
+        out.copy_(grouped_mm(x.float(), y.float(), ends))
+
+
+def _is_aligned(x: Tensor, y: Tensor) -> bool:
+    """Whether rows begin at 16 bytes in both, and groups do: where tokens are contracted, they are no row."""
+    groups = y.dim() == 3 or (x.stride(0) == 1 and y.stride(1) == 1)
+    strides = [sorted(t.stride()) for t in (x, y)]
+    return groups and all(first == 1 and not any(n % 8 for n in others) for first, *others in strides)

@@ -73,6 +73,29 @@ def load_scales(
 
 
 @triton.jit
+def rows_of_tile(ends, groups, tile, tokens, BLOCK: tl.constexpr):
+    """(group, first row, end) of a tile of BLOCK rows. Groups begin new tiles; `groups` stands for rows of none."""
+    group, first_row, end_row = tile * 0 + groups, tile * 0, tile * 0
+    start, tiles_before = tile * 0, tile * 0
+    for g in range(0, groups + 1):
+        end = tl.load(ends + g, mask=g < groups, other=tokens).to(tl.int32)
+        tiles = tl.cdiv(end - start, BLOCK)
+        here = (tile >= tiles_before) & (tile < tiles_before + tiles)
+        group = tl.where(here, g, group)
+        first_row = tl.where(here, start + (tile - tiles_before) * BLOCK, first_row)
+        end_row = tl.where(here, end, end_row)
+        tiles_before += tiles
+        start = end
+    return group, first_row, end_row
+
+
+@triton.jit
+def within(values, k, first, end):
+    """Those of [rows, k] from `first` to `end` along k, 0 for others."""
+    return tl.where(((k >= first) & (k < end))[None, :], values, tl.zeros_like(values))
+
+
+@triton.jit
 def spread(scales, ROWS: tl.constexpr, COUNT: tl.constexpr, EACH: tl.constexpr):
     """[ROWS, COUNT * EACH] of [ROWS, COUNT]: each of them EACH times."""
     return tl.reshape(tl.broadcast_to(scales[:, :, None], (ROWS, COUNT, EACH)), (ROWS, COUNT * EACH))

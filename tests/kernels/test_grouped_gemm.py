@@ -1,0 +1,232 @@
+"""Grouped products of packed operands: the operator and its templates, against products of each group's slices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from cross_compile import cross_compile_generated
+from packed_operands import SPECS, Packed, assert_near, packed
+from torch import Tensor
+from torch._inductor.utils import run_and_get_code
+
+from metis_compile.compat import autotune
+from metis_compile.kernels.gemm.grouped_op import GROUPED_GEMM
+from metis_compile.numerics import QuantSpec, encode
+
+pytest.importorskip("triton")
+
+TOKENS = 75
+ENDS = [[0, 7, 7, 40, 75], [17, 30, 31, 31, 66]]  # without tokens first or last, and tokens past the last end
+
+
+def product(a: Packed, b: Packed, ends: Tensor) -> Tensor:
+    return GROUPED_GEMM(*a, *b, ends)
+
+
+def expected(a: Packed, b: Packed, ends: Tensor) -> Tensor:
+    spans = [slice(start, end) for start, end in zip([0, *ends.tolist()], ends.tolist(), strict=False)]
+    x, w = a.values, b.values.mT
+    if w.dim() == 2:
+        return torch.stack([x[:, span] @ w[span] for span in spans])
+    rows = [x[span] @ matrix for span, matrix in zip(spans, w, strict=True)]
+    return torch.cat([*rows, torch.zeros(len(x) - spans[-1].stop, w.shape[-1])])
+
+
+class Compiler:
+    """Compiles functions with one of the templates' configurations, the smallest unless one is given."""
+
+    def __init__(self, harness: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        from metis_compile.kernels.gemm import lowering
+
+        lowering.register_gemm()
+        self.harness, self.config, self.plain = harness, None, False
+        monkeypatch.setattr(lowering, "configs_for", self._one)
+        monkeypatch.setattr(lowering, "autotune", self._first)
+
+    def _one(self, configs: Sequence[Any], m: int, n: int) -> Sequence[Any]:
+        return [min(configs, key=lambda c: c.block_m * c.block_n * c.block_k) if self.config is None else self.config]
+
+    def _first(self, name: str, choices: list[Any], nodes: list[Any], layout: Any, inputs: Any) -> Any:
+        self.choices = len(choices)
+        return autotune(name, choices[-1:] if self.plain else choices[:1], nodes, layout, inputs)
+
+    def __call__(self, capability: int, function: Callable[..., Any], *args: Any, config: Any = None) -> Any:
+        """The results and the code."""
+        self.harness.capability, self.config = capability, config
+        torch.compiler.reset()
+        result, codes = run_and_get_code(torch.compile(function), *args)
+        return result, "\n".join(codes)
+
+
+@pytest.fixture
+def compiler(triton_on_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> Compiler:
+    return Compiler(triton_on_cpu, monkeypatch)
+
+
+def of_rows(name: str, weight: str, **lying: Any) -> tuple[Packed, Packed]:
+    return packed((TOKENS, 50), SPECS[name]), packed((5, 21, 50), SPECS[weight], **lying)
+
+
+def of_k(left: str, right: str) -> tuple[Packed, Packed]:
+    return packed((37, TOKENS), SPECS[left], transposed=True), packed((21, TOKENS), SPECS[right], transposed=True)
+
+
+ROWS = [
+    *((name, name, {}) for name in SPECS),
+    ("nvfp4", "nvfp4", {"transposed": True}),
+    ("nvfp4", "nvfp4-2d", {"transposed": True, "across": True}),  # dgrad of a weight packed for fprop
+    ("fp8-row", "fp8-128-2d", {"transposed": True}),
+    ("nvfp4", "mxfp8", {}),
+]
+
+
+@pytest.mark.parametrize("ends", ENDS, ids=str)
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize(("name", "weight", "lying"), ROWS, ids=str)
+def test_of_rows(
+    compiler: Compiler, name: str, weight: str, lying: dict[str, bool], capability: int, ends: Any
+) -> None:
+    a, b = of_rows(name, weight, **lying)
+    wanted = expected(a, b, torch.tensor(ends))
+    assert_near(product(a, b, torch.tensor(ends)), wanted)
+    result, _ = compiler(capability, product, a, b, torch.tensor(ends, dtype=torch.int32))
+    assert compiler.choices == 2
+    assert_near(result, wanted)
+
+
+@pytest.mark.parametrize("ends", ENDS, ids=str)
+@pytest.mark.parametrize("capability", [80, 100])
+@pytest.mark.parametrize(
+    ("left", "right"), [*((n, n) for n in SPECS), ("nvfp4", "mxfp8"), ("fp8-row", "fp8-128"), ("mxfp8", "fp8")]
+)
+def test_of_what_is_contracted(compiler: Compiler, left: str, right: str, capability: int, ends: Any) -> None:
+    """A group begins in the middle of a block, and of a byte."""
+    a, b = of_k(left, right)
+    wanted = expected(a, b, torch.tensor(ends))
+    assert_near(product(a, b, torch.tensor(ends)), wanted)
+    result, _ = compiler(capability, product, a, b, torch.tensor(ends))
+    assert compiler.choices == 2
+    assert_near(result, wanted)
+
+
+@pytest.mark.parametrize("ends", ENDS, ids=str)
+@pytest.mark.parametrize(("left", "right"), [("nvfp4", "nvfp4"), ("fp8-row", "fp8-row"), ("fp8-128", "fp8")])
+def test_without_a_template(compiler: Compiler, left: str, right: str, ends: Any) -> None:
+    compiler.plain = True
+    for a, b in (of_rows(left, right), of_k(left, right)):
+        result, code = compiler(90, product, a, b, torch.tensor(ends, dtype=torch.int32))
+        assert "extern_kernels.metis_gemm_grouped(" in code
+        assert_near(result, expected(a, b, torch.tensor(ends)))
+
+
+def all_configurations() -> list[Any]:
+    """Each size of a tile once, for rows and for k."""
+    from metis_compile.kernels.gemm.lowering import template_for
+
+    found = []
+    for capability, name, grouped in [
+        (90, "nvfp4", "rows"),
+        (90, "nvfp4", "k"),
+        (90, "fp8-128", "rows"),
+        (90, "fp8-128", "k"),
+        (100, "nvfp4", "rows"),
+        (100, "mxfp8", "rows"),
+        (120, "nvfp4", "rows"),
+    ]:
+        a, b = of_rows(name, name) if grouped == "rows" else of_k(name, name)
+        template = template_for(a.operand, b.operand, capability, grouped)
+        tiles = {c[:3]: c for c in template.configs(a.operand, b.operand, capability)}
+        for tile, config in tiles.items():
+            label = f"{name}-{capability}-{grouped}-{'x'.join(map(str, tile))}"
+            found.append(pytest.param(capability, name, grouped, config, id=label))
+    return found
+
+
+@pytest.mark.parametrize(("capability", "name", "grouped", "config"), all_configurations())
+def test_every_configuration(compiler: Compiler, capability: int, name: str, grouped: str, config: Any) -> None:
+    """Of groups of several tiles, and of several steps along k."""
+    ends = torch.tensor([0, 301, 317, 600], dtype=torch.int32)
+    if grouped == "rows":
+        a, b = packed((601, 300), SPECS[name]), packed((4, 70, 300), SPECS[name])
+    else:
+        a, b = (packed((rows, 601), SPECS[name], transposed=True) for rows in (150, 70))
+    result, code = compiler(capability, product, a, b, ends, config=config)
+    assert "triton_tem" in code
+    assert_near(result, expected(a, b, ends))
+
+
+@pytest.mark.parametrize(
+    ("capability", "name", "instruction"),
+    [
+        (80, "nvfp4", "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"),
+        (90, "nvfp4", "wgmma.mma_async.sync.aligned"),
+        (90, "fp8", "wgmma.mma_async.sync.aligned"),
+        (100, "nvfp4", "kind::mxf4nvf4.block_scale"),
+        (100, "mxfp8", "kind::mxf8f6f4.block_scale"),
+        (120, "nvfp4", "kind::mxf4nvf4.block_scale"),
+    ],
+)
+def test_instructions(compiler: Compiler, capability: int, name: str, instruction: str) -> None:
+    """What a product without groups has."""
+    from metis_compile.kernels.gemm.lowering import template_for
+
+    a, b = of_rows(name, name)
+    config = template_for(a.operand, b.operand, capability).configs(a.operand, b.operand, capability)[0]
+    _, code = compiler(capability, product, a, b, torch.tensor(ENDS[0], dtype=torch.int32), config=config)
+    ((kernel, built),) = cross_compile_generated(code, capability).items()
+    assert kernel.startswith("triton_tem")
+    assert instruction in built.ptx
+
+
+def test_what_lies_in_other_groups_is_not_read(compiler: Compiler) -> None:
+    """NaN in the tokens of one, which begins in the middle of a block, stays in it."""
+    x, g = torch.randn(75, 37), torch.randn(75, 21)
+    x[40:] = torch.nan
+    ends = torch.tensor([5, 40, 75], dtype=torch.int32)
+    for text in (SPECS["mxfp4"], SPECS["mxfp8"]):  # without a scale of the whole tensor, which would be NaN
+        spec = QuantSpec.parse(text)
+        a, b = (Packed(encode(t, spec, 0), text, 0, 75, 0) for t in (x, g))
+        result, _ = compiler(90, product, a, b, ends)
+        assert not result[0].isnan().any()
+        assert result[2].isnan().any()
+
+
+def test_autotuning_times_groups_of_equal_size(compiler: Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zeros, which integers are timed with otherwise, would be groups without tokens."""
+    from metis_compile.kernels.gemm import lowering
+
+    seen: list[Tensor] = []
+
+    def all_of_them(name: str, choices: list[Any], nodes: list[Any], layout: Any, inputs: Any) -> Any:
+        ((place, make),) = inputs.items()
+        assert nodes[place].get_dtype() == torch.int32
+        seen.append(make(nodes[place]))
+        return autotune(name, choices, nodes, layout, inputs)
+
+    monkeypatch.setattr(lowering, "autotune", all_of_them)
+    a, b = of_rows("nvfp4", "nvfp4")
+    ends = torch.tensor(ENDS[0], dtype=torch.int32)
+    result, _ = compiler(90, product, a, b, ends)
+    assert_near(result, expected(a, b, ends))
+    assert seen[0].tolist() == [15, 30, 45, 60, 75]
+    assert seen[0].dtype == torch.int32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ends": torch.zeros(5)}, "ends must be int32 or int64, got float32"),
+        ({"ends": torch.zeros(5, 1, dtype=torch.int32)}, r"ends must have one dimension, got shape \[5, 1\]"),
+        ({"ends": torch.zeros(4, dtype=torch.int32)}, "b must hold a matrix for each of 4 ends, got 5"),
+        ({"b": packed((5, 21, 66), SPECS["nvfp4"])}, "a and b must have equal k, got 50 and 66"),
+        ({"a": packed((5, 75, 50), SPECS["nvfp4"])}, "a must be a quantized matrix, got 3 dimensions"),
+    ],
+)
+def test_refuses(change: dict[str, Any], message: str) -> None:
+    a, b = of_rows("nvfp4", "nvfp4")
+    given = {"a": a, "b": b, "ends": torch.zeros(5, dtype=torch.int32)} | change
+    with pytest.raises((TypeError, ValueError), match=f"metis::grouped_gemm: {message}"):
+        product(**given)
