@@ -17,6 +17,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.blocks import BlockLayout, normalize_axis
 from metis_compile.numerics.quantize import part_shapes
+from metis_compile.numerics.swizzle import can_swizzle, is_swizzled
 
 __all__ = [
     "axis_of",
@@ -27,6 +28,7 @@ __all__ = [
     "check_seed",
     "check_shape",
     "check_stream",
+    "check_swizzled",
     "differ",
     "spec_of",
 ]
@@ -104,6 +106,14 @@ def check_stream(op: str, name: str, stream: int) -> None:
         raise ValueError(f"{op}: {name} must be at least 0 and less than 2^31, got {stream}")
 
 
+def check_swizzled(op: str, argument: str, spec: QuantSpec, axis: int, ndim: int, got: Any) -> None:
+    """Raises ValueError for scales that can't be swizzled. axis: from 0, that of their blocks. got: the argument's."""
+    if not can_swizzle(spec):
+        raise ValueError(f"{op}: {argument} must be for 1x16 or 1x32 blocks, got {got} for {str(spec)!r}")
+    if not axis >= ndim - 2 >= 0:
+        raise ValueError(f"{op}: {argument} must be for one of the last two of {ndim} dimensions, got {got}")
+
+
 def check_parts(op: str, parts: Sequence[Tensor], spec: QuantSpec, axis: int, length: Any) -> None:
     """Raises for `parts` that are not what `metis_compile.numerics.encode` gives of `length` elements along `axis`."""
     text = str(spec)
@@ -112,8 +122,10 @@ def check_parts(op: str, parts: Sequence[Tensor], spec: QuantSpec, axis: int, le
     if len(parts) != len(names):
         raise ValueError(f"{op}: parts of {text!r} must be [{', '.join(names)}], got {len(parts)} tensors")
     shape = list(parts[0].shape)
-    shape[check_axis(op, spec, axis, len(shape))] = length
-    codes, scales = part_shapes(spec, shape, axis)
+    axis_from_0 = check_axis(op, spec, axis, len(shape))
+    shape[axis_from_0] = length
+    swizzled = axis_from_0 >= len(shape) - 2 >= 0 and is_swizzled(spec, len(shape), parts[1].dim())
+    codes, scales = part_shapes(spec, shape, axis, swizzled)
     wanted = {
         "codes": (torch.uint8, codes),
         "block_scales": (spec.fmt.scale_dtype, scales or []),

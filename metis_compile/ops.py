@@ -2,7 +2,7 @@
 
 A fake tensor has its arguments checked and its shape worked out, nothing more: a graph has hundreds of them.
 
-`metis::quantize(x, spec, axis, seed?, stream) -> [codes, block_scales?, tensor_scale?]` and its inverse
+`metis::quantize(x, spec, axis, seed?, stream, swizzled) -> [codes, block_scales?, tensor_scale?]` and its inverse
 `metis::dequantize(parts, spec, axis, length)`; a spec is the text of a `QuantSpec`, such as "nvfp4 1x16 nearest".
 Rounding at random draws its noise from the seed, an int64 tensor that the graph draws from torch's generator.
 `metis::materialize(x)` is the identity; it tells Inductor to compute x once, into a buffer.
@@ -24,10 +24,12 @@ from metis_compile.arguments import (
     check_parts,
     check_seed,
     check_stream,
+    check_swizzled,
     spec_of,
 )
 from metis_compile.numerics import QuantSpec, decode, encode, noise_shape, uniform_noise
 from metis_compile.numerics.quantize import empty_parts, empty_values
+from metis_compile.numerics.swizzle import swizzle
 
 __all__ = [
     "DEQUANTIZE",
@@ -56,30 +58,49 @@ FLOATS = (
 
 @torch.library.custom_op("metis::quantize", mutates_args=())
 def quantize(
-    x: torch.Tensor, spec: str, axis: int, seed: torch.Tensor | None = None, stream: int = 0
+    x: torch.Tensor,
+    spec: str,
+    axis: int,
+    seed: torch.Tensor | None = None,
+    stream: int = 0,
+    swizzled: bool = False,
 ) -> list[torch.Tensor]:
     """Packed codes and scales of `x` along `axis`: see `metis_compile.numerics.encode`.
 
-    seed, stream: what rounding at random takes its noise from, see `metis_compile.numerics.uniform_noise`. Raises
-    TypeError, ValueError or IndexError that names the argument, its value and what is supported.
+    seed, stream: what rounding at random takes its noise from, see `metis_compile.numerics.uniform_noise`. swizzled:
+    whether block scales come as `metis_compile.numerics.swizzle` has them. Raises TypeError, ValueError or IndexError
+    that names the argument, its value and what is supported.
     """
-    parsed = _check_quantize(x, spec, axis, seed, stream)
+    parsed = _check_quantize(x, spec, axis, seed, stream, swizzled)
     parts = encode(x, parsed, axis, noise_of(x, parsed, axis, seed, stream))
+    if swizzled:
+        parts[1] = swizzle(parts[1], axis)
     return [part.clone(memory_format=torch.contiguous_format) for part in parts]
 
 
 @quantize.register_fake
-def _(x: torch.Tensor, spec: str, axis: int, seed: torch.Tensor | None = None, stream: int = 0) -> list[torch.Tensor]:
-    return empty_parts(x, _check_quantize(x, spec, axis, seed, stream), axis)
+def _(
+    x: torch.Tensor,
+    spec: str,
+    axis: int,
+    seed: torch.Tensor | None = None,
+    stream: int = 0,
+    swizzled: bool = False,
+) -> list[torch.Tensor]:
+    return empty_parts(x, _check_quantize(x, spec, axis, seed, stream, swizzled), axis, swizzled)
 
 
-def _check_quantize(x: torch.Tensor, text: str, axis: int, seed: torch.Tensor | None, stream: int) -> QuantSpec:
+def _check_quantize(
+    x: torch.Tensor, text: str, axis: int, seed: torch.Tensor | None, stream: int, swizzled: bool
+) -> QuantSpec:
     op = "metis::quantize"
     spec = spec_of(op, "spec", text)
     check_dtype(op, "x", x, *FLOATS)
-    check_axis(op, spec, axis, x.dim())
+    axis = check_axis(op, spec, axis, x.dim())
     check_seed(op, seed, spec, x)
     check_stream(op, "stream", stream)
+    if swizzled:
+        check_swizzled(op, "swizzled", spec, axis, x.dim(), swizzled)
     return spec
 
 

@@ -35,6 +35,7 @@ from metis_compile.kernels.parts import tensor_target
 from metis_compile.kernels.quantize.inductor import register_tile_lowering
 from metis_compile.numerics import QuantSpec, decode, encode, fake_quantize, materializing
 from metis_compile.numerics.noise import stream_seed
+from metis_compile.numerics.swizzle import swizzle
 from metis_compile.ops import DEQUANTIZE, MATERIALIZE, QUANTIZE, noise_of
 from metis_compile.passes.bfloat16 import write_out_bfloat16
 from metis_compile.passes.cpu_products import multiply_on_cpu
@@ -147,16 +148,19 @@ class _Lowering:
     def _trace_numerics(self, node: fx.Node, decoded: bool, stored: list[fx.Node]) -> list[fx.Node]:
         """The `stored` parts and then the values, as aten ops."""
         x, text, axis = node.args[:3]
+        swizzled = node.kwargs.get("swizzled", False)
         seed, stream = (*node.args[3:], None, 0)[:2]
         spec = QuantSpec.parse(str(text))
 
         def run(x: torch.Tensor, *seed: torch.Tensor) -> list[torch.Tensor]:
             noise = noise_of(x, spec, axis, seed[0] if seed else None, 0)  # type: ignore[arg-type]
             kept = encode(x, spec, axis, noise) if stored else []  # type: ignore[arg-type]
+            if kept and swizzled:
+                kept[1] = swizzle(kept[1], axis)  # type: ignore[arg-type]
             values = [fake_quantize(x, spec, axis, noise)] if decoded else []  # type: ignore[arg-type]
             return [kept[int(p.args[1])] for p in stored] + values  # type: ignore[arg-type]
 
-        key = (text, axis, tuple(p.args[1] for p in stored), decoded)
+        key = (text, axis, tuple(p.args[1] for p in stored), decoded, swizzled)
         return self._emit(node, key, run, [x] if seed is None else [x, self._stream(node, seed, stream)])
 
     def _stream(self, node: fx.Node, seed: Any, stream: Any) -> fx.Node:

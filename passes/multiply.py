@@ -17,6 +17,7 @@ from torch import fx
 
 from metis_compile.compat import lowers_to_triton
 from metis_compile.grouped_ops import GROUPED_MM
+from metis_compile.kernels.capability import capability_of
 from metis_compile.kernels.gemm.grouped_op import GROUPED_GEMM
 from metis_compile.kernels.gemm.op import GEMM, MAX_TAILS
 from metis_compile.numerics import QuantSpec
@@ -60,7 +61,7 @@ def multiply_packed(emitter: Emitter) -> list[fx.Node]:
 
 def multiplies_packed(device: torch.device) -> bool:
     """Whether templates multiply packed operands on a device: with bfloat16 tensor cores."""
-    return lowers_to_triton(device) and (device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0))
+    return lowers_to_triton(device) and (device.type != "cuda" or capability_of(device) >= 80)
 
 
 def packed_operands(node: fx.Node) -> list[Packed] | None:

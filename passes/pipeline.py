@@ -22,6 +22,7 @@ from metis_compile.passes.resolve import resolve
 from metis_compile.passes.rewrite import Rewriter
 from metis_compile.passes.save import keep_packed
 from metis_compile.passes.sites import GraphInputs, Site
+from metis_compile.passes.swizzle import swizzle_scales
 from metis_compile.passes.verify import verify
 from metis_compile.policy import PolicyError
 
@@ -56,8 +57,12 @@ def run_pipeline(graph: fx.Graph, config: Config, inputs: GraphInputs) -> list[S
     marked = keep_packed([s for s in sites if s.reason is None])
     check("save")
 
+    swizzled = swizzle_scales(graph)
+    check("swizzle")
+
     done = sum(s.reason is None for s in sites)
     log.info("rewrote %d of %d products; %d nodes decoded again in backward", done, len(sites), len(marked))
+    log.info("%d quantizations write their scales swizzled", len(swizzled))
     return sites
 
 

@@ -53,11 +53,9 @@ class Source(NamedTuple):
 def quantize_in_tiles(emitter: Emitter, tracer: Tracer, nodes: Sequence[fx.Node]) -> int:
     """Replaces those of the metis.quantize `nodes` that the kernel takes; returns how many calls take their place."""
     groups: dict[Any, list[fx.Node]] = {}
-    for node in nodes:
+    for node in filter(is_quantized_in_tiles, nodes):
         x: Any = node.args[0]
         spec, value = QuantSpec.parse(str(node.args[1])), x.meta["val"]
-        if not lowers_to_triton(value.device) or value.dtype not in INPUTS or spec.block not in BLOCK_ELEMENTS:
-            continue
         axis = normalize_axis(node.args[2], value.dim())  # type: ignore[arg-type]
         pairs = axis >= value.dim() - 2 and not spec.orientation_free
         groups.setdefault((x, str(spec), None if pairs else node, node.args[3:4]), []).append(node)
@@ -65,6 +63,13 @@ def quantize_in_tiles(emitter: Emitter, tracer: Tracer, nodes: Sequence[fx.Node]
     for group in groups.values():
         calls.replace(group)
     return len(groups)
+
+
+def is_quantized_in_tiles(node: fx.Node) -> bool:
+    """Whether the kernel takes this metis.quantize."""
+    x: Any = node.args[0]
+    spec, value = QuantSpec.parse(str(node.args[1])), x.meta["val"]
+    return lowers_to_triton(value.device) and value.dtype in INPUTS and spec.block in BLOCK_ELEMENTS
 
 
 class _Calls:
@@ -79,6 +84,7 @@ class _Calls:
         seed = first.args[3] if spec.needs_noise else None
         axes = [normalize_axis(node.args[2], node.args[0].meta["val"].dim()) for node in group]  # type: ignore[arg-type, union-attr]
         streams = [(*node.args[3:], None, 0)[1] for node in group]
+        swizzled = [axis for node, axis in zip(group, axes, strict=True) if node.kwargs.get("swizzled")]
         source = source_of(first.args[0], axes)  # type: ignore[arg-type]
         with self.emitter.at(first, like=first):
             amax = None
@@ -86,7 +92,7 @@ class _Calls:
                 if source not in self._amaxes:
                     self._amaxes[source] = self._amax(source, axes[0])
                 amax = self._amaxes[source]
-            args = (*self._tensors(source), amax, seed, str(spec), axes, streams)
+            args = (*self._tensors(source), amax, seed, str(spec), axes, streams, swizzled)
             made = self.emitter.call(QUANTIZE_TILES, args, name=f"{first.name}_tiles")
             results = [self.emitter.call(operator.getitem, (made, i)) for i in range(len(made.meta["val"]))]
         for i, node in enumerate(group):

@@ -36,10 +36,20 @@ SEED = torch.tensor([1])
         ({"spec": RANDOM, "seed": SEED.expand(2)}, ValueError, r"seed must have one element, got shape \[2\]"),
         ({"spec": RANDOM, "seed": SEED.to("meta")}, ValueError, "seed must be on cpu like x, got meta"),
         ({"spec": RANDOM, "seed": SEED, "stream": -1}, ValueError, r"stream must be at least 0 .* 2\^31, got -1"),
+        (
+            {"spec": "nvfp4 16x16 nearest", "swizzled": True},
+            ValueError,
+            "swizzled must be for 1x16 or 1x32 blocks, got True for 'nvfp4 16x16 nearest'",
+        ),
+        (
+            {"x": torch.zeros(4, 32, 32), "axis": 0, "swizzled": True},
+            ValueError,
+            "swizzled must be for one of the last two of 3 dimensions, got True",
+        ),
     ],
 )
 def test_quantize(changed: dict[str, Any], error: type[Exception], message: str) -> None:
-    given = {"x": torch.zeros(32, 32), "spec": NVFP4, "axis": 1, "seed": None, "stream": 0}
+    given = {"x": torch.zeros(32, 32), "spec": NVFP4, "axis": 1, "seed": None, "stream": 0, "swizzled": False}
     QUANTIZE(*given.values())
     assert_refused(QUANTIZE, list((given | changed).values()), error, f"metis::quantize: {message}")
 
@@ -66,6 +76,11 @@ def parts(spec: str = NVFP4, **changed: Tensor) -> list[Tensor]:
             {"spec": "mxfp4 1x32 nearest floor", "parts": parts()[:2]},
             TypeError,
             "must be float8_e8m0fnu, got float8_e4",
+        ),
+        (
+            {"parts": parts(scales=torch.ones(1, 2, 32, 4, 4).to(torch.float8_e4m3fn))},
+            ValueError,
+            r"the block_scales of parts must have shape \[1, 1, 32, 4, 4\] .* 32 .*, got \[1, 2, 32, 4, 4\]",
         ),
         ({"axis": -3}, IndexError, "axis must be between -2 and 1 for 2 dimensions, got -3"),
         ({"spec": "nvfp4 1x17 nearest"}, ValueError, "spec must be the text of a QuantSpec, got 'nvfp4 1x17 nearest'"),

@@ -3,7 +3,8 @@
     acc = sum over blocks of (scale of A * scale of B) * sum over k in the block of element of A * element of B
 
 with OCP MX v1.0's E8M0 scales per 32 of any of its elements (`kind::mxf4`, `kind::mxf8f6f4`), and NVFP4's E4M3 scales
-per 16 (`kind::mxf4nvf4`). `tl.dot_scaled` takes scales as [rows, blocks] and lays them out for the hardware itself.
+per 16 (`kind::mxf4nvf4`). `tl.dot_scaled` takes scales as [rows, blocks] and lays them out for the hardware itself: on
+10.x through registers, unless they lie swizzled (`numerics/swizzle.py`), for 128 rows or more of a tile.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from metis_compile.compat import TritonTemplate
+from metis_compile.kernels.capability import copies_scales
 from metis_compile.kernels.gemm.frame import EPILOGUE, PROLOGUE, Config, grid
 from metis_compile.kernels.gemm.operand import Operand
+from metis_compile.numerics.swizzle import TILE_ROWS
 
 # By compute capability, 100 or 120, and the bits of the wider element: what fits in 227 and in 99 KB of shared memory.
 # On 12.x sums and operands are in registers too.
@@ -52,15 +55,21 @@ CONFIGS = {
 
 LOOP = """
     for step in range(first_step, end_step):
-        {% for X, x, PACKED_K, E4M3_SCALES, ROW_AXIS, K_AXIS in [
-            ("A", "a", A_PACKED_K, A_E4M3_SCALES, A_ROW_AXIS, A_K_AXIS),
-            ("B", "b", B_PACKED_K, B_E4M3_SCALES, B_ROW_AXIS, B_K_AXIS),
+        {% for X, x, PACKED_K, E4M3_SCALES, SWIZZLED, ROW_AXIS, K_AXIS, SIZE, pid in [
+            ("A", "a", A_PACKED_K, A_E4M3_SCALES, A_SWIZZLED, A_ROW_AXIS, A_K_AXIS, "M", "pid_m"),
+            ("B", "b", B_PACKED_K, B_E4M3_SCALES, B_SWIZZLED, B_ROW_AXIS, B_K_AXIS, "N", "pid_n"),
         ] %}
         {% set unit = 2 if PACKED_K else 1 %}
         {{x}}_at = (step * (BLOCK_K // {{unit}}) + tl.arange(0, BLOCK_K // {{unit}})).to(INDEX_DTYPE)
         {{x}} = load_bytes(
             {{X}}, {{x}}_rows, {{x}}_at, tl.cdiv(K, {{unit}}), {{stride(X, ROW_AXIS)}}, {{stride(X, K_AXIS)}}, EVEN_K
         )
+        {% if SWIZZLED %}
+        {{x}}_scales = load_swizzled_scales(
+            {{X}}_SCALES, {{pid}}, tl.cdiv({{SIZE}}, 128), step * (BLOCK_K // {{X}}_ALONG), tl.cdiv(K, 4 * {{X}}_ALONG),
+            BLOCK_{{SIZE}}, BLOCK_K // {{X}}_ALONG, EVEN_K,
+        )
+        {% else %}
         {{x}}_scales = load_scales(
             {{X}}_SCALES, {{x}}_rows, step * (BLOCK_K // {{X}}_ALONG), tl.cdiv(K, {{X}}_ALONG),
             {{stride(X + "_SCALES", ROW_AXIS)}}, {{stride(X + "_SCALES", K_AXIS)}},
@@ -68,6 +77,7 @@ LOOP = """
         )
         {% if E4M3_SCALES %}
         {{x}}_scales = {{x}}_scales.to(tl.float8e4nv, bitcast=True)
+        {% endif %}
         {% endif %}
         {% endfor %}
         acc = tl.dot_scaled(a, a_scales, A_ELEMENT, tl.trans(b), b_scales, B_ELEMENT, acc)
@@ -79,12 +89,16 @@ TEMPLATE = TritonTemplate(name="metis_gemm_block_scaled", grid=grid, source=PROL
 def supports(a: Operand, b: Operand, capability: int) -> bool:
     """Whether this template multiplies them on such a GPU: packed along k, under scales of one kind."""
     scales = {a.spec.fmt.scale, b.spec.fmt.scale}
-    return capability >= 100 and len(scales) == 1 and "fp32" not in scales and "rows" not in (a.packed, b.packed)
+    if capability < 100 or ((a.swizzled or b.swizzled) and not copies_scales(capability)):
+        return False
+    return len(scales) == 1 and "fp32" not in scales and "rows" not in (a.packed, b.packed)
 
 
 def configs(a: Operand, b: Operand, capability: int) -> Sequence[Config]:
     """Tiles worth timing, the likeliest first."""
-    return CONFIGS[120 if capability >= 120 else 100, max(a.spec.element.bits, b.spec.element.bits)]
+    found = CONFIGS[120 if capability >= 120 else 100, max(a.spec.element.bits, b.spec.element.bits)]
+    least_m, least_n = (TILE_ROWS if x.swizzled else 0 for x in (a, b))
+    return [c for c in found if c.block_m >= least_m and c.block_n >= least_n]
 
 
 def extra_constants(a: Operand, b: Operand) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from metis_compile.kernels.gemm.operand import Operand
 from metis_compile.kernels.gemm.tiles import e4m3_values, e5m2_values, e8m0_values, high_e2m1, low_e2m1
+from metis_compile.kernels.swizzle import swizzled_in
 
 TILE_ROWS, TILE_COLUMNS, WARPS = 32, 128, 4
 
@@ -41,6 +42,7 @@ def decode_kernel(
     SCALE: tl.constexpr,
     PACKED_ROWS: tl.constexpr,
     PACKED_COLUMNS: tl.constexpr,
+    SWIZZLED: tl.constexpr,
     DOWN: tl.constexpr,
     ALONG: tl.constexpr,
     ROWS: tl.constexpr,
@@ -54,7 +56,10 @@ def decode_kernel(
 
     scale_m, scale_n = top // DOWN + tl.arange(0, ROWS // DOWN), left // ALONG + tl.arange(0, COLUMNS // ALONG)
     scale_rows, scale_columns = tl.cdiv(rows, DOWN), tl.cdiv(columns, ALONG)
-    at = (batch * scale_rows + scale_m)[:, None] * scale_columns + scale_n[None, :]
+    if SWIZZLED:
+        at = swizzled_in(batch, scale_m[:, None], scale_n[None, :], scale_rows, scale_columns, DOWN > 1)
+    else:
+        at = (batch * scale_rows + scale_m)[:, None] * scale_columns + scale_n[None, :]
     inside = (scale_m < scale_rows)[:, None] & (scale_n < scale_columns)[None, :]
     scale = tl.load(scales + at, mask=inside, other=0).to(tl.uint16)
     factor = e4m3_values(scale) * (2.0**120) if SCALE == "e4m3" else e8m0_values(scale)
@@ -112,6 +117,7 @@ def decode_to_bfloat16(parts: Sequence[Tensor], operand: Operand, length: int) -
             SCALE=operand.spec.fmt.scale,
             PACKED_ROWS=packed and operand.axis == -2,
             PACKED_COLUMNS=packed and operand.axis == -1,
+            SWIZZLED=operand.swizzled,
             DOWN=block[0],
             ALONG=block[1],
             ROWS=TILE_ROWS,

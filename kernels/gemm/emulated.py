@@ -105,7 +105,7 @@ TEMPLATE = TritonTemplate(name="metis_gemm_emulated", grid=grid, source=PROLOGUE
 
 def supports(a: Operand, b: Operand, capability: int) -> bool:
     """Whether this template multiplies them on such a GPU."""
-    return capability >= 80
+    return capability >= 80 and not (a.swizzled or b.swizzled)
 
 
 def configs(a: Operand, b: Operand, capability: int) -> Sequence[Config]:

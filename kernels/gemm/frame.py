@@ -126,7 +126,8 @@ EPILOGUE = """
     {% endif %}
 
 from metis_compile.kernels.gemm.tiles import (
-    high_e2m1, load_bytes, load_scales, low_e2m1, rows_of_tile, scaled, tail_of, unscaled_tile, within,
+    high_e2m1, load_bytes, load_scales, load_swizzled_scales, low_e2m1, rows_of_tile, scaled, tail_of, unscaled_tile,
+    within,
 )
 """
 
@@ -189,6 +190,7 @@ def constants(
             f"{name}_ACROSS": max(across, 1),
             f"{name}_ALONG": along,
             f"{name}_HAS_SCALES": operand.scaled,
+            f"{name}_SWIZZLED": operand.swizzled,
             f"{name}_HAS_DEC": operand.dec,
             f"{name}_PACKED_K": operand.packed == "k",
             f"{name}_PACKED_ROWS": operand.packed == "rows",

@@ -27,11 +27,13 @@ from metis_compile.compat import (
     lowered_size_hint,
     register_lowering,
 )
+from metis_compile.kernels.capability import capability_of
 from metis_compile.kernels.gemm.frame import Config, constants
 from metis_compile.kernels.gemm.grouped_op import GROUPED_GEMM
 from metis_compile.kernels.gemm.op import GEMM, MAX_TAILS
 from metis_compile.kernels.gemm.operand import Operand, parse
 from metis_compile.kernels.gemm.plain import grouped_product, product
+from metis_compile.numerics.swizzle import is_swizzled
 
 log = logging.getLogger("metis_compile.kernels")
 
@@ -54,8 +56,11 @@ def register_gemm() -> None:
         left, a_sizes = _operand(a, a_spec, a_axis, a_length, a_contract)
         right, b_sizes = _operand(b, b_spec, b_axis, b_length, b_contract)
         size = [*a_sizes[:-2], a_sizes[left.rows], b_sizes[right.rows]]
-        capability = _capability()
+        capability = capability_of(a[0].get_device_or_error())
         inputs = [_as_bytes(i) if _needs_bytes(i.get_dtype(), capability) else i for i in (*a, *b, *tails)]
+        for operand, scales in ((left, 1), (right, len(a) + 1)):
+            if operand.swizzled:  # read without strides
+                inputs[scales] = ExternKernel.require_contiguous(inputs[scales])
         nodes: list[Any] = [_buffer(i) for i in inputs]
         layout: Any = FixedLayout(nodes[0].get_device(), torch.float32, size)
         extern = plain.bind(nodes, layout, a=(a_spec, a_axis, a_contract), b=(b_spec, b_axis, b_contract))
@@ -74,7 +79,7 @@ def register_gemm() -> None:
         right, b_sizes = _operand(b, b_spec, b_axis, b_length, b_contract)
         of_rows, groups = len(b_sizes) == 3, ends.get_size()[0]
         size = [*([] if of_rows else [groups]), a_sizes[left.rows], b_sizes[right.rows]]
-        capability = _capability()
+        capability = capability_of(a[0].get_device_or_error())
         inputs = [_as_bytes(i) if _needs_bytes(i.get_dtype(), capability) else i for i in (*a, *b, ends)]
         nodes: list[Any] = [_buffer(i) for i in inputs]
         layout: Any = FixedLayout(nodes[0].get_device(), torch.float32, size)
@@ -99,24 +104,21 @@ def _operand(parts: Sequence[TensorBox], spec: str, axis: int, length: Any, cont
     """The operand, and the sizes of the tensor that it holds."""
     sizes = list(parts[0].get_size())
     sizes[axis] = length
-    rank = len(sizes)
-    return Operand(spec=parse(spec), axis=axis % rank - rank, contracted=contract % rank - rank), sizes
-
-
-def _capability() -> int:
-    """Of the GPU: 90 for compute capability 9.0."""
-    from triton.runtime import driver
-
-    return int(driver.active.get_current_target().arch)
+    rank, parsed = len(sizes), parse(spec)
+    swizzled = len(parts) > 1 and is_swizzled(parsed, rank, len(parts[1].get_size()))
+    return Operand(spec=parsed, axis=axis % rank - rank, contracted=contract % rank - rank, swizzled=swizzled), sizes
 
 
 def template_for(a: Operand, b: Operand, capability: int, grouped: str | None = None) -> Any:
     """The module of the best template that multiplies such operands on such a GPU, None where there is none.
 
-    Groups of k may begin within a block, and within a byte, which only what decodes in registers can tell apart.
+    Groups of k may begin within a block, and within a byte, which only what decodes in registers can tell apart; those
+    of rows within a tile of swizzled scales.
     """
     from metis_compile.kernels.gemm import block_scaled, emulated, fp8
 
+    if grouped and (a.swizzled or b.swizzled):
+        return None
     templates = (emulated,) if grouped == "k" else (block_scaled, fp8, emulated)
     return next((t for t in templates if t.supports(a, b, capability)), None)
 
@@ -156,7 +158,8 @@ def _templates(
             groups=groups,
         )  # fmt: skip
         for name, operand, part in (("A", a, nodes[1]), ("B", b, nodes[a.part_count + 1])):
-            numbers[f"{name}_E4M3_SCALES"] = operand.scaled and part.get_dtype() == torch.float8_e4m3fn
+            e4m3 = operand.scaled and part.get_dtype() == torch.float8_e4m3fn
+            numbers[f"{name}_E4M3_SCALES"] = e4m3 and not operand.swizzled  # these are loaded as what they are
         template.TEMPLATE.maybe_append_choice(
             choices, input_nodes=nodes, layout=layout, **numbers, **template.extra_constants(a, b)
         )

@@ -13,6 +13,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from metis_compile.arguments import spec_of
 from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.blocks import BlockLayout
+from metis_compile.numerics.swizzle import can_swizzle, is_swizzled, swizzled_shape
 
 parse = cache(QuantSpec.parse)
 
@@ -27,6 +28,7 @@ class Operand:
     spec: QuantSpec
     axis: int  # along which codes are packed, of the tensor as it lies: -1 or -2
     contracted: int  # the axis that the product contracts: -1 or -2
+    swizzled: bool = False  # whether its block scales lie as numerics/swizzle.py has it
 
     @property
     def packed(self) -> str:
@@ -77,8 +79,9 @@ class Operand:
 
 def operand_of(parts: Sequence[Any], spec: str, axis: int, contracted: int) -> Operand:
     """The operand with a spec's text, whose packed and contracted axes may count from either end."""
-    rank = parts[0].dim()
-    return Operand(spec=parse(spec), axis=axis % rank - rank, contracted=contracted % rank - rank)
+    rank, parsed = parts[0].dim(), parse(spec)
+    swizzled = len(parts) > 1 and is_swizzled(parsed, rank, parts[1].dim())
+    return Operand(spec=parsed, axis=axis % rank - rank, contracted=contracted % rank - rank, swizzled=swizzled)
 
 
 def check(
@@ -114,7 +117,12 @@ def _check_parts(op: str, argument: str, parts: Sequence[torch.Tensor], operand:
     sizes[operand.axis] = length
     shapes: dict[str, list[Any]] = {"codes": list(codes.shape), "tensor_scale": []}
     shapes["codes"][operand.axis] = stored
-    shapes["block_scales"] = scale_shape(operand, sizes)
+    shapes["block_scales"], other = scale_shape(operand, sizes), ""
+    if can_swizzle(spec):
+        swizzled = swizzled_shape(shapes["block_scales"], operand.axis)
+        other = f", or {swizzled} swizzled,"
+        if operand.swizzled:
+            shapes["block_scales"], other = swizzled, ""
     for name, part in zip(names, parts, strict=True):
         label = f"{op}: the {name} of {argument}"
         if part.dtype != dtypes[name]:
@@ -123,13 +131,14 @@ def _check_parts(op: str, argument: str, parts: Sequence[torch.Tensor], operand:
         if part.dim() != len(expected) or any(
             statically_known_true(a != b) for a, b in zip(part.shape, expected, strict=True)
         ):
-            raise ValueError(f"{label} must have shape {expected} for length {length}, got {list(part.shape)}")
+            known = f"{expected}{other if name == 'block_scales' else ''}"
+            raise ValueError(f"{label} must have shape {known} for length {length}, got {list(part.shape)}")
         if part.device != codes.device:
             raise ValueError(f"{label} must be on {codes.device} like its codes, got {part.device}")
 
 
 def scale_shape(operand: Operand, sizes: Sequence[Any]) -> list[Any]:
-    """The shape of block scales of a tensor of these sizes."""
+    """The shape of block scales of a tensor of these sizes, not swizzled."""
     layout = BlockLayout.of(operand.spec, len(sizes), operand.axis)
     shape = list(sizes)
     for dim, size in layout.tiles:

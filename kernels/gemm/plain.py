@@ -33,9 +33,9 @@ def product(*tensors: Tensor, a: tuple[str, int, int], b: tuple[str, int, int], 
     tensors: the parts of a, of b, and the tails; scales may be given as their bytes. a, b: spec, axis and contract.
     A byte behind an odd end of k holds the code 0 twice over: no length along k is needed.
     """
-    left, right = operand_of([out], *a), operand_of([out], *b)
-    end = left.part_count + right.part_count
-    a_parts, b_parts, tails = tensors[: left.part_count], tensors[left.part_count : end], tensors[end:]
+    counts = [operand_of([out], *side).part_count for side in (a, b)]
+    a_parts, b_parts, tails = tensors[: counts[0]], tensors[counts[0] : sum(counts)], tensors[sum(counts) :]
+    left, right = operand_of(a_parts, *a), operand_of(b_parts, *b)
     x = _as_read(_unscaled(a_parts, left, _length(a_parts[0], left, out.shape[-2])), left, -1)
     y = _as_read(_unscaled(b_parts, right, _length(b_parts[0], right, out.shape[-1])), right, -2)
     k = min(x.shape[-1], y.shape[-2])

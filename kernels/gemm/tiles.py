@@ -96,6 +96,25 @@ def within(values, k, first, end):
 
 
 @triton.jit
+def load_swizzled_scales(
+    scales, tile, row_tiles, block, block_tiles, ROWS: tl.constexpr, COUNT: tl.constexpr, EVEN_K: tl.constexpr
+):  # fmt: skip
+    """[ROWS, COUNT] block scales from `block` on, swizzled, of the operand's rows from ROWS * `tile` on.
+
+    Triton copies them from shared to tensor memory as they lie (Triton 3.7) where they are loaded as one row of bytes
+    and pass through nothing but this reshape, this permutation and this reshape.
+    """
+    byte = tl.arange(0, ROWS * COUNT)
+    row_tile = (tile * (ROWS // 128) + byte // (COUNT * 128)) % row_tiles
+    block_tile = block // 4 + byte // 512 % (COUNT // 4)
+    pointers = (scales + (row_tile.to(tl.int64) * block_tiles + block_tile) * 512 + byte % 512)[None, :]
+    inside = None if EVEN_K else (block_tile < block_tiles)[None, :]
+    stored = tl.load(pointers, mask=inside, other=None if EVEN_K else 0.0)
+    tiles = tl.reshape(stored, (ROWS // 128, COUNT // 4, 32, 4, 4))
+    return tl.reshape(tl.permute(tiles, (0, 3, 2, 1, 4)), (ROWS, COUNT))
+
+
+@triton.jit
 def spread(scales, ROWS: tl.constexpr, COUNT: tl.constexpr, EACH: tl.constexpr):
     """[ROWS, COUNT * EACH] of [ROWS, COUNT]: each of them EACH times."""
     return tl.reshape(tl.broadcast_to(scales[:, :, None], (ROWS, COUNT, EACH)), (ROWS, COUNT * EACH))

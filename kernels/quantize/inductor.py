@@ -28,8 +28,8 @@ def register_tile_lowering() -> None:
     @register_lowering(QUANTIZE_TILES, type_promotion_kind=None)
     def quantize_tiles(*given: Any) -> list[TensorBox]:
         out = [empty_buffer(value) for value in graph_being_lowered().current_node.meta["val"]]
-        source, (amax, seed, spec, axes, streams) = given[:SOURCES], given[SOURCES:]
-        FallbackKernel.create(QUANTIZE_TILES_INTO, *_contiguous(source), amax, seed, out, spec, axes, streams)
+        source, (amax, seed, *how) = given[:SOURCES], given[SOURCES:]
+        FallbackKernel.create(QUANTIZE_TILES_INTO, *_contiguous(source), amax, seed, out, *how)
         return out
 
     @register_lowering(TILES_AMAX, type_promotion_kind=None)

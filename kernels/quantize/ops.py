@@ -1,8 +1,11 @@
 """The Triton quantize kernel as operators.
 
-    quantize_tiles(SOURCE, amax?, seed?, spec, axes, streams) -> [codes, block_scales] for each axis, tensor_scale?
-    quantize_tiles_into(SOURCE, amax?, seed?, out, spec, axes, streams)       the same, into tensors that are given
-    tiles_amax(SOURCE, axis) -> amax                                          the largest magnitude of what is quantized
+    quantize_tiles(SOURCE, amax?, seed?, HOW) -> [codes, block_scales] for each axis, tensor_scale?
+    quantize_tiles_into(SOURCE, amax?, seed?, out, HOW)       the same, into tensors that are given
+    tiles_amax(SOURCE, axis) -> amax                          the largest magnitude of what is quantized
+
+HOW is spec, axes, streams, swizzled: the last names those of the axes whose block scales lie as
+`metis_compile.numerics.swizzle` has them, none unless it says so.
 
 SOURCE is x, mean?, left?, right?, signs? for (x - mean - left right) H: see `source.Source`, `tiles.quantize_tiles` and
 `amax.tiles_amax`. Outputs are contiguous and alias nothing. Byte for byte what
@@ -26,7 +29,7 @@ __all__ = ["QUANTIZE_TILES", "QUANTIZE_TILES_INTO", "TILES_AMAX"]
 _library = torch.library.Library("metis", "FRAGMENT")
 _SOURCE = "Tensor x, Tensor? mean, Tensor? left, Tensor? right, Tensor? signs"
 _GIVEN = f"{_SOURCE}, Tensor? amax, Tensor? seed"
-_HOW = "str spec, int[] axes, int[] streams"
+_HOW = "str spec, int[] axes, int[] streams, int[] swizzled=[]"
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_contiguous_strides)
 _library.define(f"quantize_tiles({_GIVEN}, {_HOW}) -> Tensor[]", tags=_TAGS)
 _library.define(f"quantize_tiles_into({_GIVEN}, Tensor(a!)[] out, {_HOW}) -> ()", tags=_TAGS)
@@ -35,8 +38,8 @@ SOURCES = 5  # tensors of a source
 
 
 def _fake_tiles(*given: Any) -> list[Tensor]:
-    spec, axes = check_tiles("metis::quantize_tiles", Source(*given[:SOURCES]), *given[SOURCES:])
-    return [given[0].new_empty(shape, dtype=dtype) for shape, dtype in outputs_of(given[0].shape, spec, axes)]
+    how = check_tiles("metis::quantize_tiles", Source(*given[:SOURCES]), *given[SOURCES:])
+    return [given[0].new_empty(shape, dtype=dtype) for shape, dtype in outputs_of(given[0].shape, *how)]
 
 
 def _quantize_tiles(*given: Any) -> list[Tensor]:
@@ -48,8 +51,7 @@ def _quantize_tiles(*given: Any) -> list[Tensor]:
 def _fake_tiles_into(*given: Any) -> None:
     amax, seed, out, *how = given[SOURCES:]
     op, source = "metis::quantize_tiles_into", Source(*given[:SOURCES])
-    spec, axes = check_tiles(op, source, amax, seed, *how)
-    check_out(op, out, source.x, spec, axes)
+    check_out(op, out, source.x, *check_tiles(op, source, amax, seed, *how))
 
 
 def _quantize_tiles_into(*given: Any) -> None:
@@ -67,12 +69,14 @@ def _run(
     spec: str,
     axes: Sequence[int],
     streams: Sequence[int],
+    swizzled: Sequence[int] = (),
 ) -> None:
     from metis_compile.kernels.quantize.tiles import quantize_tiles  # imports Triton, which not every machine has
 
     source.check_strides(op, **{f"out[{i}]": tensor for i, tensor in enumerate(out)})
-    axes = [axis % source.x.dim() for axis in axes]
-    quantize_tiles(source, QuantSpec.parse(spec), axes, out=out, amax=amax, seed=seed, streams=streams)
+    axes, swizzled = ([axis % source.x.dim() for axis in each] for each in (axes, swizzled))
+    parsed = QuantSpec.parse(spec)
+    quantize_tiles(source, parsed, axes, out=out, amax=amax, seed=seed, streams=streams, swizzled=swizzled)
 
 
 def _fake_amax(*given: Any) -> Tensor:

@@ -16,6 +16,7 @@ from metis_compile.arguments import (
     check_seed,
     check_shape,
     check_stream,
+    check_swizzled,
     differ,
     spec_of,
 )
@@ -123,8 +124,9 @@ def check_tiles(
     text: str,
     axes: Sequence[int],
     streams: Sequence[int],
-) -> tuple[QuantSpec, list[int]]:
-    """The spec, and the axes from 0, if `source` can be quantized so. Raises TypeError, ValueError or IndexError."""
+    swizzled: Sequence[int] = (),
+) -> tuple[QuantSpec, list[int], list[int]]:
+    """The spec, and axes and swizzled from 0, if it can quantize so. Raises TypeError, ValueError or IndexError."""
     spec = spec_of(op, "spec", text)
     if spec.block not in BLOCK_ELEMENTS:
         raise ValueError(f"{op}: spec's block must be one of {', '.join(BLOCK_ELEMENTS)}, got {text!r}")
@@ -152,21 +154,30 @@ def check_tiles(
         check_stream(op, "each of streams", stream)
     if len(axes) > 1 and spec.orientation_free and spec.needs_noise and streams[0] != streams[1]:
         raise ValueError(f"{op}: streams must be equal for {spec.block} blocks, got {list(streams)}")
-    return spec, axes
+    chosen = [axis_of(op, axis, x.dim()) for axis in swizzled]
+    for axis in chosen:
+        check_swizzled(op, "swizzled", spec, axis, x.dim(), list(swizzled))
+    if len(set(chosen)) < len(chosen) or not set(chosen) <= set(axes):
+        raise ValueError(f"{op}: swizzled must be among axes {given}, got {list(swizzled)}")
+    return spec, axes, chosen
 
 
-def outputs_of(shape: Sequence[Any], spec: QuantSpec, axes: Sequence[int]) -> list[tuple[Sequence[Any], torch.dtype]]:
+def outputs_of(
+    shape: Sequence[Any], spec: QuantSpec, axes: Sequence[int], swizzled: Sequence[int]
+) -> list[tuple[Sequence[Any], torch.dtype]]:
     """Shape and dtype of what is written: codes and block scales for each axis, then the tensor scale, if any."""
     found: list[tuple[Sequence[Any], torch.dtype]] = []
     for axis in axes:
-        codes, scales = part_shapes(spec, shape, axis)
+        codes, scales = part_shapes(spec, shape, axis, axis in swizzled)
         found += [(codes, torch.uint8), (scales or [], spec.fmt.scale_dtype)]
     return [*found, ([], torch.float32)] if spec.fmt.tensor_scale else found
 
 
-def check_out(op: str, out: Sequence[Tensor], x: Tensor, spec: QuantSpec, axes: Sequence[int]) -> None:
+def check_out(
+    op: str, out: Sequence[Tensor], x: Tensor, spec: QuantSpec, axes: Sequence[int], swizzled: Sequence[int]
+) -> None:
     """Raises TypeError or ValueError for `out` that the outputs don't fit into."""
-    wanted = outputs_of(x.shape, spec, axes)
+    wanted = outputs_of(x.shape, spec, axes, swizzled)
     if len(out) != len(wanted):
         raise ValueError(f"{op}: out must be {len(wanted)} tensors for {str(spec)!r} and axes {axes}, got {len(out)}")
     for i, (tensor, (shape, dtype)) in enumerate(zip(out, wanted, strict=True)):

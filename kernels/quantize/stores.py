@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from metis_compile.kernels.swizzle import swizzled_in
+
 
 @triton.jit
 def pair(low, high):
@@ -56,7 +58,20 @@ def store_column_codes(
 
 
 @triton.jit
-def store_scales(out, stored, row, column, rows, columns, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
-    """[HEIGHT, WIDTH] scales at (row, column); `rows` are left from there, and a row of memory has `columns`."""
-    m, n = tl.arange(0, HEIGHT)[:, None], column + tl.arange(0, WIDTH)[None, :]
-    tl.store(out + (row + m) * columns + n, stored.to(out.dtype.element_ty), mask=(m < rows) & (n < columns))
+def store_scales(
+    out,
+    stored,
+    batch,
+    row,
+    column,
+    rows,
+    columns,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DOWN: tl.constexpr,
+    SWIZZLED: tl.constexpr,
+):
+    """[HEIGHT, WIDTH] scales at (row, column) of [rows, columns] in a batch. DOWN: whether blocks lie along columns."""
+    m, n = row + tl.arange(0, HEIGHT)[:, None], column + tl.arange(0, WIDTH)[None, :]
+    at = swizzled_in(batch, m, n, rows, columns, DOWN) if SWIZZLED else (batch * rows + m) * columns + n
+    tl.store(out + at, stored.to(out.dtype.element_ty), mask=(m < rows) & (n < columns))

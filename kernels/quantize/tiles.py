@@ -32,6 +32,7 @@ from metis_compile.kernels.quantize.scales import e4m3_multipliers, encode_scale
 from metis_compile.kernels.quantize.source import Source
 from metis_compile.kernels.quantize.stores import store_column_codes, store_row_codes, store_scales
 from metis_compile.numerics import QuantSpec
+from metis_compile.numerics.quantize import part_shapes
 
 
 class Tile(NamedTuple):
@@ -93,6 +94,8 @@ def quantize_tiles_kernel(
     CARRY: tl.constexpr,
     ALONG_ROWS: tl.constexpr,
     ALONG_COLUMNS: tl.constexpr,
+    ROW_SWIZZLED: tl.constexpr,
+    COLUMN_SWIZZLED: tl.constexpr,
     SUBTRACT: tl.constexpr,
     RANK: tl.constexpr,
     HADAMARD: tl.constexpr,
@@ -144,15 +147,20 @@ def quantize_tiles_kernel(
         )  # fmt: skip
         codes = tl.reshape(codes, (TILE_ROWS, TILE_COLUMNS))
         stored = tl.reshape(stored, (HEIGHT, WIDTH))
-        left_rows = block_rows - top // BLOCK
         if ALONG_ROWS:
             store_row_codes(
                 row_codes, codes, batch, top, left, rows, columns, packed_columns, ELEMENT, TILE_ROWS, TILE_COLUMNS
             )
-            store_scales(row_scales, stored, block_top, block_left, left_rows, scale_columns, HEIGHT, WIDTH)
+            store_scales(
+                row_scales, stored, batch, top // BLOCK, block_left, block_rows, scale_columns,
+                HEIGHT, WIDTH, False, False,
+            )  # fmt: skip
         if ALONG_COLUMNS:
             store_column_codes(column_codes, codes, batch, top, left, rows, columns, ELEMENT, TILE_ROWS, TILE_COLUMNS)
-            store_scales(column_scales, stored, block_top, block_left, left_rows, scale_columns, HEIGHT, WIDTH)
+            store_scales(
+                column_scales, stored, batch, top // BLOCK, block_left, block_rows, scale_columns,
+                HEIGHT, WIDTH, False, False,
+            )  # fmt: skip
     else:
         if ALONG_ROWS:
             ACROSS: tl.constexpr = (TILE_ROWS, WIDTH, BLOCK)
@@ -176,7 +184,10 @@ def quantize_tiles_kernel(
             store_row_codes(
                 row_codes, codes, batch, top, left, rows, columns, packed_columns, ELEMENT, TILE_ROWS, TILE_COLUMNS
             )
-            store_scales(row_scales, stored, row, block_left, rows - top, scale_columns, TILE_ROWS, WIDTH)
+            store_scales(
+                row_scales, stored, batch, top, block_left, rows, scale_columns,
+                TILE_ROWS, WIDTH, False, ROW_SWIZZLED,
+            )  # fmt: skip
         if ALONG_COLUMNS:
             DOWN: tl.constexpr = (HEIGHT, BLOCK, TILE_COLUMNS)
             noise = tile
@@ -195,9 +206,11 @@ def quantize_tiles_kernel(
             )  # fmt: skip
             codes = tl.reshape(codes, (TILE_ROWS, TILE_COLUMNS))
             stored = tl.reshape(stored, (HEIGHT, TILE_COLUMNS))
-            left_rows = block_rows - top // BLOCK
             store_column_codes(column_codes, codes, batch, top, left, rows, columns, ELEMENT, TILE_ROWS, TILE_COLUMNS)
-            store_scales(column_scales, stored, block_top, left, left_rows, columns, HEIGHT, TILE_COLUMNS)
+            store_scales(
+                column_scales, stored, batch, top // BLOCK, left, block_rows, columns,
+                HEIGHT, TILE_COLUMNS, True, COLUMN_SWIZZLED,
+            )  # fmt: skip
 
 
 def quantize_tiles(
@@ -209,13 +222,15 @@ def quantize_tiles(
     amax: Tensor | None = None,
     seed: Tensor | None = None,
     streams: Sequence[int],
+    swizzled: Sequence[int] = (),
 ) -> None:
     """Writes what `encode` gives of `source` to `out`: codes and block scales for each axis, then the tensor scale.
 
     axes: from 0: one, or the last two dimensions in either order; with signs one, that of the transform. out:
     contiguous, of the shapes and dtypes that `encode` returns. amax: 0-dim float32, the largest magnitude of what is
-    quantized, for nvfp4 alone. seed: int64, where anything is rounded at random. streams: one for each axis.
-    `source.check_tiles` and `source.check_out` have seen them all.
+    quantized, for nvfp4 alone. seed: int64, where anything is rounded at random. streams: one for each axis. swizzled:
+    those of the axes whose block scales are written as `numerics/swizzle.py` has them. `source.check_tiles` and
+    `source.check_out` have seen them all.
     """
     x = source.x
     tensor_scale = out[-1] if spec.fmt.tensor_scale else None
@@ -225,7 +240,7 @@ def quantize_tiles(
         return
     parts, last = out[: 2 * len(axes)], x.dim() - 1
     square = spec.orientation_free
-    down = next((axis for axis in axes if axis != last), last - 1 if square else None)
+    down = next((axis for axis in axes if axis != last), last - 1 if square or swizzled else None)
     if down is None:  # rows alone, of which there is one kind
         batch, rows, columns = 1, x.numel() // x.shape[last], x.shape[last]
     else:
@@ -235,6 +250,8 @@ def quantize_tiles(
     stream = {True: 0, False: 0}
     for axis, codes, scales, number in zip(axes, parts[::2], parts[1::2], streams, strict=True):
         stored = scales if spec.fmt.scale == "fp32" else scales.view(torch.uint8)
+        if axis in swizzled and scales.numel() > prod(part_shapes(spec, x.shape, axis)[1] or ()):
+            stored.zero_()  # the kernel does not write what fills up the last tiles
         given[axis == last], stream[axis == last] = (codes, stored), number
     if square:
         stream[True] = streams[0]  # the kernel's, of a block that lies along both
@@ -256,6 +273,8 @@ def quantize_tiles(
         CARRY=e8m0_carry(spec),
         ALONG_ROWS=given[True][0] is not None,
         ALONG_COLUMNS=given[False][0] is not None,
+        ROW_SWIZZLED=last in swizzled,
+        COLUMN_SWIZZLED=any(axis != last for axis in swizzled),
         **constants,
         HARDWARE_FP8=has_fp8(),
         WIDE=x.numel() > 2**32,

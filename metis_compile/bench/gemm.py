@@ -18,10 +18,13 @@ from metis_compile.bench.runner import Options, Task, run_tasks
 from metis_compile.bench.shapes import sizes_of, spec_of
 from metis_compile.bench.turns import WARM_UP
 from metis_compile.compat import add_feedback_saver, inductor_config, scaled_mm
+from metis_compile.kernels.capability import capability_of, copies_scales
 from metis_compile.kernels.gemm.lowering import NAME, register_gemm
 from metis_compile.kernels.gemm.op import GEMM
 from metis_compile.measure.ratio import Ratio
-from metis_compile.numerics import QuantSpec, encode
+from metis_compile.numerics import QuantSpec
+from metis_compile.numerics.swizzle import can_swizzle
+from metis_compile.ops import QUANTIZE
 
 __all__ = ["FORMATS", "SHAPES", "bench_gemm", "measure"]
 
@@ -60,11 +63,13 @@ def measure(
         calls[SCALED_ROWS] = scaled_by_row(a, b)
     chosen: dict[str, str] = {}
     off: dict[str, float] = {}
+    swizzles = copies_scales(capability_of(a.device))
     for text in formats:
         register_gemm()
-        calls[text], off[text] = packed(a, b, spec_of(text), chosen, text)
-        if not off[text] <= TOLERANCE:
-            raise BenchError(f"the packed product of {text} is off by {off[text]:.2g} of the largest sum")
+        for label in (text, *([f"{text}, swizzled"] if swizzles and can_swizzle(spec_of(text)) else [])):
+            calls[label], off[label] = packed(a, b, spec_of(text), chosen, label, swizzled=label != text)
+            if not off[label] <= TOLERANCE:
+                raise BenchError(f"the packed product of {label} is off by {off[label]:.2g} of the largest sum")
     times = in_rounds(list(calls.values()), rounds, device, stepped)
     return {"times": dict(zip(calls, times, strict=True)), "chosen": chosen, "off": off}
 
@@ -92,10 +97,14 @@ def scaled(a: Tensor, b: Tensor) -> Callable[[], Tensor]:
 
 
 def packed(
-    a: Tensor, b: Tensor, spec: QuantSpec, chosen: dict[str, str], label: str
+    a: Tensor, b: Tensor, spec: QuantSpec, chosen: dict[str, str], label: str, swizzled: bool = False
 ) -> tuple[Callable[[], Tensor], float]:
-    """The product of a and b in ``spec``, compiled, and how far it is off. Notes what the autotuner chose."""
-    left, right, k = encode(a, spec, 1), encode(b, spec, 1), a.shape[1]
+    """The product of a and b in ``spec``, compiled, and how far it is off. Notes what the autotuner chose.
+
+    swizzled: whether block scales lie as `metis_compile.numerics.swizzle` has them.
+    """
+    left, right = (QUANTIZE(x, str(spec), 1, swizzled=swizzled) for x in (a, b))
+    k = a.shape[1]
 
     def product(left: list[Tensor], right: list[Tensor]) -> Tensor:
         how = (str(spec), 1, k, 1)

@@ -18,6 +18,7 @@ from metis_compile.bench.runner import Options, Task, run_tasks
 from metis_compile.bench.shapes import sizes_of, spec_of
 from metis_compile.bench.turns import WARM_UP
 from metis_compile.conditioning import fixed_signs
+from metis_compile.kernels.capability import capability_of, copies_scales
 from metis_compile.kernels.cpu import calls
 from metis_compile.kernels.parts import tensor_target
 from metis_compile.kernels.quantize.ops import QUANTIZE_TILES, QUANTIZE_TILES_INTO, TILES_AMAX
@@ -25,6 +26,7 @@ from metis_compile.measure.ratio import Ratio
 from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.formats import BLOCK_ELEMENTS
 from metis_compile.numerics.quantize import part_shapes
+from metis_compile.numerics.swizzle import can_swizzle
 
 __all__ = ["FORMATS", "SHAPES", "bench_quantize", "measure"]
 
@@ -71,8 +73,12 @@ def copy_of(room: Tensor, count: int) -> Callable[[], object]:
 
 
 def cases_on_cuda(x: Tensor, spec: QuantSpec) -> Cases:
-    """(source, orientation) -> the kernel's call, with its amax at hand, and the bytes that it reads and writes."""
+    """(source, orientation) -> the kernel's call, with its amax at hand, and the bytes that it reads and writes.
+
+    Of x as it is with swizzled scales too, on a GPU where products read them so.
+    """
     rows, columns = x.shape
+    swizzles = copies_scales(capability_of(x.device)) and can_swizzle(spec)
     kind: dict[str, Any] = {"dtype": torch.float32, "device": x.device}
     thin = {
         rank: [torch.randn(*shape, **kind).bfloat16() for shape in ((rows, rank), (rank, columns))] for rank in (16, 64)
@@ -91,10 +97,12 @@ def cases_on_cuda(x: Tensor, spec: QuantSpec) -> Cases:
         for blocks, axes in AXES.items():
             if len(axes) > 1 and (name == "x H" or spec.orientation_free):
                 continue  # a transform goes along the blocks, and square blocks lie along both
-            how = [str(spec), list(axes), [0] * len(axes)]
-            out = QUANTIZE_TILES(*given[name], amax, seed, *how)
-            count = sum(t.nbytes for t in [*given[name], *out] if t is not None)
-            cases[name, blocks] = (partial(QUANTIZE_TILES_INTO, *given[name], amax, seed, out, *how), count)
+            labels = {blocks: [], **({f"{blocks}, swizzled": list(axes)} if swizzles and name == "x" else {})}
+            for label, swizzled in labels.items():
+                how = [str(spec), list(axes), [0] * len(axes), swizzled]
+                out = QUANTIZE_TILES(*given[name], amax, seed, *how)
+                count = sum(t.nbytes for t in [*given[name], *out] if t is not None)
+                cases[name, label] = (partial(QUANTIZE_TILES_INTO, *given[name], amax, seed, out, *how), count)
         if amax is not None and name not in ("x", "x - mean"):  # of these Inductor finds it
             read = sum(t.nbytes for t in given[name] if t is not None)
             cases[name, "amax alone"] = (partial(TILES_AMAX, *given[name], 1), read)

@@ -20,6 +20,7 @@ from metis_compile.numerics.elements import e2m1_codes, e2m1_values, round_to_el
 from metis_compile.numerics.formats import QuantSpec
 from metis_compile.numerics.four_over_six import four_over_six_scaling
 from metis_compile.numerics.scales import Scaling, scaling
+from metis_compile.numerics.swizzle import is_swizzled, swizzled_shape, unswizzle
 
 
 def encode(x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None = None) -> list[Tensor]:
@@ -47,10 +48,13 @@ def encode(x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None = None) -
     return parts if scales.tensor_scale is None else [*parts, scales.tensor_scale]
 
 
-def empty_parts(x: Tensor, spec: QuantSpec, axis: int) -> list[Tensor]:
-    """What :func:`encode` returns for x, contiguous and not filled in. Errors as there, but for the noise."""
+def empty_parts(x: Tensor, spec: QuantSpec, axis: int, swizzled: bool = False) -> list[Tensor]:
+    """What :func:`encode` returns for x, contiguous and not filled in. Errors as there, but for the noise.
+
+    swizzled: with room for swizzled block scales, of a format that has such.
+    """
     _check_dtype(x)
-    codes, scales = part_shapes(spec, x.shape, axis)
+    codes, scales = part_shapes(spec, x.shape, axis, swizzled)
     parts = [x.new_empty(codes, dtype=torch.uint8)]
     if scales is not None:
         parts.append(x.new_empty(scales, dtype=spec.fmt.scale_dtype))
@@ -59,25 +63,32 @@ def empty_parts(x: Tensor, spec: QuantSpec, axis: int) -> list[Tensor]:
     return parts
 
 
-def part_shapes(spec: QuantSpec, shape: Sequence[Any], axis: int) -> tuple[list[Any], list[Any] | None]:
+def part_shapes(
+    spec: QuantSpec, shape: Sequence[Any], axis: int, swizzled: bool = False
+) -> tuple[list[Any], list[Any] | None]:
     """The shapes of the codes and of the block scales of a tensor; None for what the format has not."""
     layout = BlockLayout.of(spec, len(shape), axis)
     codes = list(shape)
     if spec.element.dtype is None:
         codes[layout.axis] = (shape[layout.axis] + 1) // 2
-    return codes, None if layout.tensor else layout.scales_shape(shape)
+    if layout.tensor:
+        return codes, None
+    scales = layout.scales_shape(shape)
+    return codes, swizzled_shape(scales, layout.axis) if swizzled else scales
 
 
 def decode(
     parts: Sequence[Tensor], spec: QuantSpec, axis: int, length: int, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """The values that :func:`encode` stored. length: the original size along ``axis``."""
+    """The values that :func:`encode` stored. length: the original size along ``axis``. Block scales may be swizzled."""
     codes, stored = parts[0], parts[1]
     layout = BlockLayout.of(spec, codes.dim(), axis)
     if spec.element.dtype is None:
         values = e2m1_values(_unpack(codes, layout.axis, length))
     else:
         values = codes.view(spec.element.dtype).to(torch.float32)
+    if is_swizzled(spec, codes.dim(), stored.dim()):
+        stored = unswizzle(stored, layout.scales_shape(values.shape), layout.axis)
     result = layout.split(values) * layout.spread(_load(stored, spec), values.shape)
     if spec.fmt.tensor_scale:
         result = result * parts[2]

@@ -45,9 +45,8 @@ def tokens_for(preset: str) -> int:
     return 83 if preset == "best" else TOKENS
 
 
-def saved_bytes(preset: str) -> int:
+def saved_bytes(preset: str, tokens: int) -> int:
     """What forward keeps: both inputs, packed along the tokens; ReLU's mask; the seed of what rounds at random."""
-    tokens = tokens_for(preset)
     kept = tokens * HIDDEN + (0 if preset in ("metis-fp8", "mxfp8", "fp8") else 8)
     for features in (INPUTS, HIDDEN):
         packed = {
@@ -89,14 +88,43 @@ def test_a_training_step(templates: list[int], preset: str) -> None:
             assert_products_read_what_was_quantized(calls_in(each))
     thin = len(re.findall(r"extern_kernels\.(?:add)?mm\(", code))
     assert thin == THIN.get(preset, 0) * LAYERS
-    assert graph.saved_bytes == saved_bytes(preset)
+    assert graph.saved_bytes == saved_bytes(preset, tokens_for(preset))
     # The order of sums; weights that are off by 1e-7 give no more. An element that rounded the other way would be 1e-2.
     assert_same(actual, reference_step(model, x, preset), SUMMATION_ORDER)
 
 
-@pytest.mark.parametrize("preset", ["nvfp4", "averis", "mxfp4"])
-def test_any_number_of_tokens(templates: list[int], preset: str) -> None:
+# Whether products alone read the saved inputs: factors of split gradients multiply them decoded.
+SAVED_SWIZZLED = {"nvfp4": True, "averis": True, "metis": False, "best": True, "mxfp4": True, "mxfp8": True}
+
+
+@pytest.mark.parametrize("preset", SAVED_SWIZZLED)
+def test_a_training_step_where_scales_are_swizzled(triton_on_cpu: Any, templates: list[int], preset: str) -> None:
+    """On compute capability 10.0 the kernel writes scales, and forward saves them, as tensor cores take them."""
+    triton_on_cpu.capability = 100
+    tokens = 83
+    model, x = start(tokens, INPUTS, HIDDEN, OUTPUTS)
+    actual, codes, graph = compiled_step(model, x, preset, max_autotune_gemm=False)
+    assert templates == [2] * 3 * LAYERS
+    assert gemm_calls(codes) == (3 * LAYERS, 0)
+    for each in codes:
+        assert_products_read_what_was_quantized(calls_in(each))
+    scales = [t for t in graph.saved if t.dtype in (torch.float8_e4m3fn, torch.float8_e8m0fnu)]
+    blocks = -(-tokens // (16 if "mx" not in preset else 32))
+    swizzled = SAVED_SWIZZLED[preset]
+    assert {t.shape for t in scales} == (
+        {(1, -(-blocks // 4), 32, 4, 4)} if swizzled else {(blocks, features) for features in (INPUTS, HIDDEN)}
+    )
+    added = 2 * 512 * -(-blocks // 4) - blocks * (INPUTS + HIDDEN) if swizzled else 0
+    assert graph.saved_bytes == saved_bytes(preset, tokens) + added
+    assert_same(actual, reference_step(model, x, preset), SUMMATION_ORDER)
+
+
+@pytest.mark.parametrize(
+    ("preset", "capability"), [("nvfp4", 90), ("averis", 90), ("mxfp4", 90), ("nvfp4", 100), ("mxfp8", 100)]
+)
+def test_any_number_of_tokens(triton_on_cpu: Any, templates: list[int], preset: str, capability: int) -> None:
     """Compiled once, for two blocks of tokens or more: sizes of codes are worked out in the kernels."""
+    triton_on_cpu.capability = capability
     model, _ = start(TOKENS, INPUTS, HIDDEN, OUTPUTS)
     inputs = [start(tokens, INPUTS, HIDDEN, OUTPUTS)[1] for tokens in (39, 50, 33)]
     expected = [reference_step(model, x, preset) for x in inputs]
@@ -135,3 +163,4 @@ def test_its_kernels_compile_for_gpus(
     products = [kernel.ptx for name, kernel in built if "_tem_" in name]
     assert len(built) > len(products) >= 3
     assert all(instruction in ptx for ptx in products)
+    assert all(("tcgen05.cp" in ptx) == (capability == 100) for ptx in products)

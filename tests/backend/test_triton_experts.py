@@ -48,6 +48,16 @@ def test_a_training_step(templates: list[int], preset: str) -> None:
     assert_same(actual, reference_step(model, x, preset), SUMMATION_ORDER)
 
 
+def test_scales_stay_in_rows_where_others_are_swizzled(templates: list[int], triton_on_cpu: Any) -> None:
+    """On 10.x: a group of tokens begins within a tile of 128."""
+    triton_on_cpu.capability = 100
+    model, x = start_mixture(ENDS, TOKENS, INPUTS, HIDDEN, OUTPUTS)
+    actual, codes, _ = compiled_step(model, x, "nvfp4", max_autotune_gemm=False)
+    assert templates == [2] * 3 * LAYERS
+    assert gemm_calls(codes) == (3 * LAYERS, 0)
+    assert_same(actual, reference_step(model, x, "nvfp4"), SUMMATION_ORDER)
+
+
 def test_bfloat16(templates: list[int]) -> None:
     """By torch's own operator. Inductor keeps what lies between two products in float32: backward draws differ."""
     model, x = start_mixture(ENDS, TOKENS, 32, 24, 16)

@@ -70,9 +70,9 @@ def test_products_agree_and_the_choice_is_noted(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(gemm, "add_feedback_saver", savers.append)
     monkeypatch.setattr(torch, "compile", lambda function, **how: function)
     a, b = torch.randn(2, 32, 64).bfloat16()
-    for text in gemm.FORMATS:
+    for text, swizzled in [*((text, False) for text in gemm.FORMATS), ("nvfp4", True), ("mxfp8", True)]:
         chosen: dict[str, str] = {}
-        call, off = gemm.packed(a, b, spec_of(text), chosen, text)
+        call, off = gemm.packed(a, b, spec_of(text), chosen, text, swizzled)
         assert off == 0
         assert 0 < gemm.difference(call(), a @ b.T) < 0.2
         quick, slow = (type("", (), {"name": n, "description": "BLOCK_M=64"}) for n in ("template", "metis_gemm"))
@@ -132,4 +132,5 @@ def test_the_worker_times_all_ways() -> None:
     )
     assert [len(times) for times in result["times"].values()] == [2] * len(result["times"])
     assert set(result["times"]) >= {gemm.BASELINE, gemm.INDUCTOR, "nvfp4", "fp8"}
-    assert set(result["chosen"]) == set(result["off"]) == {"nvfp4", "fp8"}
+    swizzled = {"nvfp4, swizzled"} if torch.cuda.get_device_capability()[0] == 10 else set()
+    assert set(result["chosen"]) == set(result["off"]) == {"nvfp4", "fp8"} | swizzled

@@ -125,6 +125,18 @@ def test_sources_and_orientations_on_a_gpu(triton_on_cpu: Any) -> None:
     assert not any(blocks == "amax alone" for _, blocks in quantize.cases_on_cuda(x, spec_of("mxfp8")))
 
 
+def test_swizzled_scales_are_timed_where_products_read_them(triton_on_cpu: Any) -> None:
+    triton_on_cpu.capability = 100
+    x = torch.randn(48, 64)
+    cases = quantize.cases_on_cuda(x, spec_of("mxfp8"))
+    swizzled = {key: case for key, case in cases.items() if "swizzled" in key[1]}
+    assert set(swizzled) == {("x", f"{blocks}, swizzled") for blocks in quantize.AXES}
+    assert cases["x", "rows, swizzled"][1] == x.nbytes + 48 * 64 + 512
+    for run, _ in swizzled.values():
+        run()
+    assert not any("swizzled" in blocks for _, blocks in quantize.cases_on_cuda(x, spec_of("nvfp4 16x16 nearest")))
+
+
 @pytest.mark.gpu
 def test_the_worker_on_a_gpu() -> None:
     how: dict[str, Any] = {"sizes": [256, 512], "dtype": "bfloat16", "device": "cuda", "rounds": 2}

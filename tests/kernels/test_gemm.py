@@ -2,65 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
-from cross_compile import CrossCompiled, cross_compile_generated
+from one_template import Compiler, configs, kernel_of
 from packed_operands import LAYOUTS, RTOL, SPECS, Packed, assert_near, expected, packed, product
 from torch import Tensor
-from torch._inductor.utils import run_and_get_code
 
-from metis_compile.compat import autotune
 from metis_compile.numerics import QuantSpec, encode
 
 pytest.importorskip("triton")
 
 
-class Compiler:
-    """Compiles functions with one of the templates' configurations, the smallest unless one is given, and no other."""
-
-    def __init__(self, harness: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        from metis_compile.kernels.gemm import lowering
-
-        lowering.register_gemm()
-        self.harness, self.config = harness, None
-        monkeypatch.setattr(lowering, "configs_for", self._one)
-        monkeypatch.setattr(lowering, "autotune", self._first)
-
-    def _one(self, configs: Sequence[Any], m: int, n: int) -> Sequence[Any]:
-        return [min(configs, key=lambda c: c.block_m * c.block_n * c.block_k) if self.config is None else self.config]
-
-    def _first(self, name: str, choices: list[Any], nodes: list[Any], layout: Any) -> Any:
-        self.choices = len(choices)
-        return autotune(name, choices[:1], nodes, layout)
-
-    def __call__(self, capability: int, function: Callable[..., Any], *args: Any, config: Any = None) -> Any:
-        """The results and the code."""
-        self.harness.capability, self.config = capability, config
-        torch.compiler.reset()
-        result, codes = run_and_get_code(torch.compile(function), *args)
-        assert self.choices == 2
-        return result, "\n".join(codes)
-
-
 @pytest.fixture
 def compiler(triton_on_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> Compiler:
     return Compiler(triton_on_cpu, monkeypatch)
-
-
-def configs(a: Packed, b: Packed, capability: int) -> Sequence[Any]:
-    """Of the template that serves."""
-    from metis_compile.kernels.gemm.lowering import template_for
-
-    return template_for(a.operand, b.operand, capability).configs(a.operand, b.operand, capability)  # type: ignore[no-any-return]
-
-
-def kernel_of(code: str, capability: int) -> CrossCompiled:
-    ((name, built),) = cross_compile_generated(code, capability).items()
-    assert name.startswith("triton_tem")
-    return built
 
 
 # What multiplies each format, by compute capability: with tiles of the first configuration that a template has.

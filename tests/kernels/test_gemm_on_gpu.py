@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 from packed_operands import LAYOUTS, RTOL, SPECS, Packed, expected, packed, product
+from swizzled_scales import swizzled
 from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 
 from metis_compile.compat import autotune, inductor_config
+from metis_compile.kernels.capability import copies_scales
 from metis_compile.kernels.gemm.plain import product as without_template
 from metis_compile.numerics import QuantSpec, decode, encode
 
@@ -128,6 +130,23 @@ def test_layouts_and_mixed_formats(compiler: Compiler, left: Any, right: Any, sh
 def test_batches(compiler: Compiler, name: str, transposed: bool) -> None:
     a, b = packed((3, 19, 50), SPECS[name], transposed=transposed), packed((3, 5, 50), SPECS[name])
     assert_near(compiler(product, on_gpu(a), on_gpu(b)), a, b)
+
+
+@pytest.mark.parametrize("name", ["nvfp4", "mxfp4", "mxfp8"])
+@pytest.mark.parametrize("transposed", [False, True], ids=["plain", "transposed"])
+@pytest.mark.parametrize("shape", [(37, 21, 75), (133, 270, 331), (256, 384, 512)], ids=str)
+def test_swizzled_scales(compiler: Compiler, name: str, transposed: bool, shape: tuple[int, int, int]) -> None:
+    """By every configuration, where they are copied to tensor memory; without a template elsewhere."""
+    m, n, k = shape
+    a, b = (swizzled(packed((rows, k), SPECS[name], transposed=transposed)) for rows in (m, n))
+    sides: Any = {"a": (a.spec, a.axis, a.contract), "b": (b.spec, b.axis, b.contract)}
+    out = torch.full((m, n), torch.nan, device="cuda")
+    assert_near(without_template(*on_gpu(a).parts, *on_gpu(b).parts, **sides, out=out), a, b)
+    if copies_scales(capability()):
+        from metis_compile.kernels.gemm import block_scaled
+
+        for config in block_scaled.configs(a.operand, b.operand, capability()):
+            assert_near(compiler(product, on_gpu(a), on_gpu(b), config=config), a, b)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

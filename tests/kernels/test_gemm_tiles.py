@@ -10,6 +10,7 @@ import pytest
 import torch
 from cross_compile import CrossCompiled, cross_compile_generated
 from packed_operands import SPECS, Packed, packed, product
+from swizzled_scales import swizzled
 
 from metis_compile.compat import autotune
 from metis_compile.kernels.gemm.frame import Config
@@ -33,8 +34,12 @@ def build(triton_on_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> Builder:
     lowering.register_gemm()
     monkeypatch.setattr(CachingAutotuner, "run", lambda *given, **how: None)  # it is the code that counts
 
-    def built(capability: int, name: str, layout: str, *, first: int | None = None) -> dict[Config, CrossCompiled]:
+    def built(
+        capability: int, name: str, layout: str, *, first: int | None = None, swizzle: bool = False
+    ) -> dict[Config, CrossCompiled]:
         a, b = operands(name, layout)
+        if swizzle:
+            a, b = swizzled(a), swizzled(b)
         configs = lowering.template_for(a.operand, b.operand, capability).configs(a.operand, b.operand, capability)
         configs = configs[:first]
         sources: list[str] = []
@@ -76,6 +81,16 @@ def test_every_tile_fits(build: Builder, capability: int, name: str) -> None:
     assert_good(built)
     if capability == 90:
         assert "ldmatrix" not in next(iter(built.values())).ptx, "Hopper multiplies FP8 from shared memory"
+
+
+@pytest.mark.parametrize("layout", ["fprop", "wgrad"])
+@pytest.mark.parametrize("name", ["nvfp4", "mxfp4", "mxfp8"])
+def test_every_tile_fits_with_swizzled_scales(build: Builder, name: str, layout: str) -> None:
+    """They take room in shared memory, from where they are copied."""
+    built = build(100, name, layout, swizzle=True)
+    assert {c: kernel.shared for c, kernel in built.items() if kernel.shared > SHARED[100]} == {}
+    assert_good(built)
+    assert all("tcgen05.cp" in kernel.ptx for kernel in built.values())
 
 
 @pytest.mark.parametrize(

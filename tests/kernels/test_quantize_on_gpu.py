@@ -9,11 +9,13 @@ import pytest
 import torch
 import value_families
 from same_bytes import assert_same_parts
+from swizzled_scales import swizzled_parts
 from torch import Tensor, nn
 
 from metis_compile.conditioning import fixed_signs, hadamard
 from metis_compile.kernels.quantize.ops import QUANTIZE_TILES, TILES_AMAX
 from metis_compile.numerics import QuantSpec, encode, noise_shape, uniform_noise
+from metis_compile.numerics.swizzle import can_swizzle
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.gpu
@@ -35,7 +37,14 @@ SHAPES = [(37, 70), (1, 33), (3, 20, 50), (128, 4096), (300, 1544)]
 SEED = torch.tensor([0x7A5B_1234_9ABC_DEF0])
 
 
-def check(source: list[Tensor | None], value: Tensor, text: str, axes: tuple[int, ...], what: str) -> None:
+def check(
+    source: list[Tensor | None],
+    value: Tensor,
+    text: str,
+    axes: tuple[int, ...],
+    what: str,
+    swizzled: tuple[int, ...] = (),
+) -> None:
     """One call on the GPU for `source`, against `encode` of `value` on the CPU along each axis."""
     spec = QuantSpec.parse(text)
     given = [None if tensor is None else tensor.cuda() for tensor in source]
@@ -44,12 +53,14 @@ def check(source: list[Tensor | None], value: Tensor, text: str, axes: tuple[int
         assert torch.equal(TILES_AMAX(*given, axes[0]).cpu(), amax)
     stream = [3] * len(axes)
     seed = SEED.cuda() if spec.needs_noise else None
-    made = QUANTIZE_TILES(*given, None if amax is None else amax.cuda(), seed, text, list(axes), stream)
+    made = QUANTIZE_TILES(*given, None if amax is None else amax.cuda(), seed, text, list(axes), stream, list(swizzled))
     made = [part.cpu() for part in made]
     for i, axis in enumerate(axes):
         noise = uniform_noise(SEED, 3, noise_shape(value.shape, spec, axis)) if spec.needs_noise else None
         parts = [*made[2 * i : 2 * i + 2], *made[2 * len(axes) :]]
-        assert_same_parts(parts, encode(value, spec, axis, noise), spec, f"{text} {what} axis {axis}")
+        wanted = encode(value, spec, axis, noise)
+        wanted = swizzled_parts(wanted, axis) if axis in swizzled else wanted
+        assert_same_parts(parts, wanted, spec, f"{text} {what} axis {axis}")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -61,6 +72,18 @@ def test_bytes_are_those_of_the_numerics(text: str, dtype: torch.dtype) -> None:
         x = torch.where(x.isfinite(), x, 0)  # what float16 has no room for
         axes = [(-1, -2), (-2, -1), (-1,), (-2,)][number % 4]
         check([x, None, None, None, None], x, text, axes, f"{family} {shape}")
+
+
+@pytest.mark.parametrize("text", [text for text in SPECS if can_swizzle(QuantSpec.parse(text))])
+@pytest.mark.parametrize(
+    ("axes", "swizzled"), [((-1, -2), (-1, -2)), ((-2, -1), (-1,)), ((-1,), (-1,)), ((-2,), (-2,))], ids=str
+)
+def test_swizzled_scales(text: str, axes: tuple[int, ...], swizzled: tuple[int, ...]) -> None:
+    for shape in SHAPES:
+        x = torch.randn(shape)
+        used = torch.full((2**22,), 0xFF, dtype=torch.uint8, device="cuda")
+        del used  # what is allocated next is likely to be this: not zero, where nothing but filling goes
+        check([x, None, None, None, None], x, text, axes, f"{shape}", swizzled)
 
 
 @pytest.mark.parametrize("text", SPECS)

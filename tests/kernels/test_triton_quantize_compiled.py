@@ -51,8 +51,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[int], str]]:
     seen: list[tuple[str, list[int], str]] = []
     run = tiles.quantize_tiles
 
-    def checked(source: Source, spec: QuantSpec, axes: Any, *, out: Any, amax: Any, seed: Any, streams: Any) -> None:
-        run(source, spec, axes, out=out, amax=amax, seed=seed, streams=streams)
+    def checked(
+        source: Source, spec: QuantSpec, axes: Any, *, out: Any, amax: Any, seed: Any, streams: Any, swizzled: Any
+    ) -> None:
+        run(source, spec, axes, out=out, amax=amax, seed=seed, streams=streams, swizzled=swizzled)
+        assert len(swizzled) == 0, "not on this GPU"
         value = source.x.float() if source.mean is None else source.x.float() - source.mean
         if source.left is not None:
             value = value - source.left.float() @ source.right.float()

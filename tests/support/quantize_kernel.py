@@ -36,6 +36,8 @@ def quantize_kernel(text: str, capability: int, dtype: str, **changed: Any) -> C
         "CARRY": e8m0_carry(spec),
         "ALONG_ROWS": True,
         "ALONG_COLUMNS": not spec.orientation_free,
+        "ROW_SWIZZLED": False,
+        "COLUMN_SWIZZLED": False,
         "SUBTRACT": False,
         "RANK": 0,
         "HADAMARD": None,
