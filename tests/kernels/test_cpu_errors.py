@@ -164,6 +164,7 @@ def test_another_device_is_refused_while_tracing() -> None:
         "cpu_decode": [parts, MXFP8, 1, 32, False],
         "cpu_thin_sum": [X, torch.ones(4, 2), torch.ones(2, 32), 1.0],
         "cpu_product": [A, B, [], []],
+        "cpu_grouped": [A, B, torch.tensor([1, 2]), []],
         "cpu_cast": [X, torch.bfloat16],
         "cpu_cat": [[X, X], 0],
     }
