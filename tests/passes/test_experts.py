@@ -100,6 +100,17 @@ def test_what_is_saved_is_packed() -> None:
     assert not any(t.dtype == torch.float32 and t.shape == (TOKENS, INPUTS) for t in saved.values())
 
 
+def test_room_for_bases_grows_with_features_alone() -> None:
+    """Not with the tokens, of which there are more."""
+
+    def kept(tokens: int) -> list[int]:
+        linear = experts_graph("metis", tokens, INPUTS, OUTPUTS, [20, tokens])
+        return sorted(len(value) for value in linear.values.values() if value.dim() == 1 and value.is_floating_point())
+
+    assert kept(150) == kept(1500)
+    assert len(kept(150)) == 2
+
+
 class TestOperator:
     """`metis::grouped_mm` against products of slices, in every dtype that it takes, and with groups without tokens."""
 
