@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import torch
 from by_hand import BFLOAT16_DRAWS, SUMMATION_ORDER, assert_same
-from training_step import LAYERS, compiled_step, gemm_calls, reference_step, start_mixture
+from training_step import LAYERS, compiled_step, gemm_calls, reference_step, start_mixture, step
 
 from metis_compile.compat import autotune
 
@@ -65,3 +66,17 @@ def test_bfloat16(templates: list[int]) -> None:
     assert gemm_calls(codes) == (3 * LAYERS, 0)
     reference = reference_step(model, x.bfloat16(), "nvfp4")
     assert_same({"y": actual["y"]}, {"y": reference["y"]}, BFLOAT16_DRAWS)
+
+
+def test_any_number_of_tokens(templates: list[int]) -> None:
+    """Compiled once: how many tiles there are is worked out when it runs."""
+    model, _ = start_mixture(ENDS, TOKENS, INPUTS, HIDDEN, OUTPUTS)
+    inputs = [start_mixture(ENDS, tokens, INPUTS, HIDDEN, OUTPUTS)[1] for tokens in (83, 97, 80)]
+    expected = [reference_step(model, x, "averis") for x in inputs]
+    torch.compiler.reset()
+    options = {"policy": "averis", "fallback_random": True, "max_autotune_gemm": False}
+    run = torch.compile(model, backend="metis", dynamic=True, options=options)
+    for x, wanted in zip(inputs, expected, strict=True):
+        model.zero_grad()
+        assert_same(step(model, run, x), wanted, SUMMATION_ORDER)
+    assert templates == [2] * 3 * LAYERS
