@@ -4,7 +4,7 @@
     a [m, tokens] and b [tokens, n]     ->  [groups, m, n]    those columns of a, times those rows of b
 
 Group 0 begins at 0. Tokens past the last end belong to no group: nothing of them is read, and their rows are zero.
-Otherwise it is `aten::_grouped_mm` in these two forms, for any floating dtype.
+Otherwise it is `aten::_grouped_mm` in these two forms, for float32 and float16 too. It waits for the ends.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from torch.utils.flop_counter import register_flop_formula
 from metis_compile.arguments import check_device, check_dtype, differ
 from metis_compile.compat import OpOverload
 
-__all__ = ["GROUPED_MM", "grouped_mm", "grouped_shape"]
+__all__ = ["GROUPED_MM", "grouped_mm", "grouped_shape", "spans_of"]
 
 NAME = "metis::grouped_mm"
 
+# waits for the device, which no CUDA graph can hold
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe)
 _library = torch.library.Library("metis", "FRAGMENT")
-_library.define("grouped_mm(Tensor a, Tensor b, Tensor ends) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+_library.define("grouped_mm(Tensor a, Tensor b, Tensor ends) -> Tensor", tags=_TAGS)
 
 
 def grouped_mm(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
@@ -33,16 +35,23 @@ def grouped_mm(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
     the argument, its value and what is supported.
     """
     out = a.new_empty(grouped_shape(NAME, a, b, ends))
-    start = 0
-    for group, end in enumerate(ends.tolist()):
+    spans = spans_of(NAME, ends, b.shape[0] if b.dim() == 2 else a.shape[0])
+    for group, span in enumerate(spans):
         if b.dim() == 3:
-            torch.mm(a[start:end], b[group], out=out[start:end])
+            torch.mm(a[span], b[group], out=out[span])
         else:
-            torch.mm(a[:, start:end], b[start:end], out=out[group])
-        start = end
+            torch.mm(a[:, span], b[span], out=out[group])
     if b.dim() == 3:
-        out[start:].zero_()
+        out[spans[-1].stop if spans else 0 :].zero_()
     return out
+
+
+def spans_of(op: str, ends: Tensor, tokens: int) -> list[slice]:
+    """The tokens of each group. Raises ValueError as `op` for ends that no tokens have."""
+    stops: list[int] = ends.tolist()
+    if any(a > b for a, b in zip([0, *stops], [*stops, tokens], strict=True)):
+        raise ValueError(f"{op}: ends must ascend from 0 to the {tokens} tokens, got {stops}")
+    return [slice(start, stop) for start, stop in zip([0, *stops], stops, strict=False)]
 
 
 def grouped_shape(op: str, a: Tensor, b: Tensor, ends: Tensor) -> list[Any]:

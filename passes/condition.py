@@ -225,13 +225,8 @@ class Conditioner:
         (result,) = self.tracer.insert(("inverse", axis, side.hadamard), run, inputs, f"{side.quantized.name}_plain")
         return result
 
-    def tails(self, left: Side, right: Side, *, ends: fx.Node | None = None) -> list[fx.Node]:
-        """What to add to the big product: matrices [m, n], or rows [1, n] that are added to every row.
-
-        ends: those of a grouped product's groups; it has tails of its result's shape.
-        """
-        if ends is not None:
-            return self._grouped_tails(left, right, ends)
+    def tails(self, left: Side, right: Side) -> list[fx.Node]:
+        """What to add to the big product: matrices [m, n], or rows [1, n] that are added to every row."""
         found = []
         if left.parts is not None and left.split is not None:
             partner = self._partner(right, left.split)
@@ -253,16 +248,18 @@ class Conditioner:
             found.append(self.emitter.call(aten.mm.default, (thin, s)))
         return found
 
-    def _grouped_tails(self, left: Side, right: Side, ends: fx.Node) -> list[fx.Node]:
-        """Sums over the tokens of a group don't vanish, so that no mean has a short cut here."""
+    def grouped_tails(self, left: Side, right: Side, ends: fx.Node, *, over_tokens: bool) -> list[fx.Node]:
+        """What to add to a grouped product, of its shape. over_tokens: whether it contracts these.
+
+        Sums over the tokens of a group don't vanish, so that no mean has a short cut here.
+        """
         found = []
-        over_tokens = left.contracts_rows and right.contracts_rows
 
         def contracted(a: fx.Node, b: fx.Node) -> fx.Node:
-            return self.emitter.call(GROUPED_MM, (a, b, ends)) if over_tokens else self._for_each(a, b)
+            return self.emitter.call(GROUPED_MM, (a, b, ends)) if over_tokens else self._for_each(a, b, ends)
 
         def spread(a: fx.Node, b: fx.Node) -> fx.Node:
-            return self._for_each(a, b) if over_tokens else self.emitter.call(GROUPED_MM, (a, b, ends))
+            return self._for_each(a, b, ends) if over_tokens else self.emitter.call(GROUPED_MM, (a, b, ends))
 
         if left.parts is not None and left.split is not None:
             u, s = self._factors(left)
@@ -271,21 +268,21 @@ class Conditioner:
             inner = contracted(s, partner.value)
             if partner.thin is not None:
                 inner = self.emitter.call(
-                    aten.add.Tensor, (inner, self._for_each(contracted(s, partner.thin[0]), partner.thin[1]))
+                    aten.add.Tensor, (inner, self._for_each(contracted(s, partner.thin[0]), partner.thin[1], ends))
                 )
             found.append(spread(u, inner))
         if right.parts is not None and right.split is not None:
             u, s = self._factors(right)
             read = self._partner(left, right.split, residual_only=left.parts is not None).value
             assert read is not None
-            found.append(self._for_each(contracted(read, u), s))
+            found.append(self._for_each(contracted(read, u), s, ends))
         return found
 
-    def _for_each(self, a: fx.Node, b: fx.Node) -> fx.Node:
-        """a @ b of which one is a batch of matrices, and the other a matrix for all of them."""
-        batch = next(x.meta["val"].shape[0] for x in (a, b) if x.meta["val"].dim() == 3)
+    def _for_each(self, a: fx.Node, b: fx.Node, ends: fx.Node) -> fx.Node:
+        """a @ b for each group, of which one may be a matrix for all of them."""
+        groups = self.emitter.size(ends, 0)
         many = [
-            x if x.meta["val"].dim() == 3 else self.emitter.call(aten.expand.default, (x, [batch, -1, -1]))
+            x if x.meta["val"].dim() == 3 else self.emitter.call(aten.expand.default, (x, [groups, -1, -1]))
             for x in (a, b)
         ]
         return self.emitter.call(aten.bmm.default, tuple(many))

@@ -74,6 +74,13 @@ class Emitter:
         """Whether `a` came before `b` in the graph as it was captured."""
         return a in self._order and b in self._order and self._order[a] < self._order[b]
 
+    def behind(self, node: fx.Node) -> fx.Node:
+        """What comes after `node`, and after all inputs if it is one: the first place for what reads it."""
+        following = node.next
+        while node.op == "placeholder" and following.op == "placeholder":
+            following = following.next
+        return following
+
     def take_place(self, old: fx.Node, *new: fx.Node) -> None:
         """Has `precedes` say of the new nodes what it says of the old one, which they replace."""
         self._order.update({node: self._order[old] for node in new if old in self._order})

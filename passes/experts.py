@@ -18,6 +18,7 @@ from torch import fx
 
 from metis_compile.grouped_ops import GROUPED_MM
 from metis_compile.passes.emit import Emitter
+from metis_compile.passes.find import SUPPORTED_DTYPES
 from metis_compile.passes.names import schema_name
 
 __all__ = ["write_out_experts"]
@@ -29,7 +30,7 @@ BACKWARD = "transformers::grouped_mm_fallback_backward"
 
 def write_out_experts(graph: fx.Graph) -> int:
     """Replaces these operators in `graph`; returns how many there were."""
-    nodes = [node for node in graph.nodes if schema_name(node) in (FORWARD, BACKWARD)]
+    nodes = [node for node in graph.nodes if schema_name(node) in (FORWARD, BACKWARD) and _is_supported(node)]
     emitter = Emitter(graph) if nodes else None
     for node in nodes:
         assert emitter is not None
@@ -45,14 +46,37 @@ def write_out_experts(graph: fx.Graph) -> int:
 
 
 def _write_out_backward(emitter: Emitter, node: fx.Node) -> None:
+    """Both gradients lie in memory as what they are of: what comes after them counts on it."""
     x, weight, ends, gradient = _tensors(node)
+
+    def transposed(tensor: fx.Node) -> fx.Node:
+        order = [1, 0] if tensor.meta["val"].dim() == 2 else [0, 2, 1]
+        return emitter.call(aten.permute.default, (tensor, order))
+
     for user in node.users:
         assert user.target is operator.getitem
         if user.args[1] == 0:
-            args = (gradient, emitter.call(aten.permute.default, (weight, [0, 2, 1])), ends)
+            made = emitter.call(GROUPED_MM, (gradient, transposed(weight), ends), name=user.name)
+            if _is_transposed(x):
+                copy = emitter.call(aten.clone.default, (transposed(made),), {"memory_format": torch.contiguous_format})
+                made = transposed(copy)
+        elif _is_transposed(weight):
+            made = transposed(emitter.call(GROUPED_MM, (transposed(gradient), x, ends), name=user.name))
         else:
-            args = (emitter.call(aten.permute.default, (x, [1, 0])), gradient, ends)
-        user.replace_all_uses_with(emitter.call(GROUPED_MM, args, name=user.name))
+            made = emitter.call(GROUPED_MM, (transposed(x), gradient, ends), name=user.name)
+        user.replace_all_uses_with(made)
+
+
+def _is_transposed(node: fx.Node) -> bool:
+    value = node.meta["val"]
+    return bool(not value.is_contiguous() and value.mT.is_contiguous())
+
+
+def _is_supported(node: fx.Node) -> bool:
+    """Whether `metis.grouped_mm` takes them: transformers' operator does its best with what it is given."""
+    *matrices, ends = (_tensors(node)[i].meta["val"] for i in (0, 1, 2))
+    dtypes = {matrix.dtype for matrix in matrices}
+    return len(dtypes) == 1 and dtypes <= set(SUPPORTED_DTYPES) and all(m.device == ends.device for m in matrices)
 
 
 def _tensors(node: fx.Node) -> tuple[Any, ...]:

@@ -28,7 +28,7 @@ PRODUCTS: dict[object, tuple[int, int]] = {
 }
 # a product for each group of tokens, whose ends are the third argument
 GROUPED: dict[object, tuple[int, int]] = {GROUPED_MM: (0, 1), aten._grouped_mm.default: (0, 1)}
-_OPAQUE_EXPERTS = "one operator hides the products of all experts"
+_OPAQUE_EXPERTS = "experts of a dtype that is not quantized, of two, or whose ends lie on another device"
 # products that are listed and left alone
 LEFT_ALONE: dict[str, str] = {
     "aten::convolution": "a convolution: only matrix products are rewritten",
@@ -124,8 +124,9 @@ def _product(node: fx.Node, depends: Dependencies, numbers: ValueNumbers) -> Sit
     if node.target in GROUPED:
         site.op = "grouped_mm"
         site.ends = node.args[2] if len(node.args) > 2 else node.kwargs["offs"]  # type: ignore[assignment]
-    if site.op == "linear" and site.lhs.role == site.rhs.role == "activation":
-        site.rhs.role = "weight"  # what F.linear's second argument is, whoever computed it
+    given = site.op == "linear" or (site.ends is not None and not site.groups_contracted)
+    if given and site.lhs.role == site.rhs.role == "activation":
+        site.rhs.role = "weight"  # what the second argument of these is, whoever computed it
     site.m, site.k = shape_of(left)[-2:]
     site.n = shape_of(right)[-1]
     site.batch = shape_of(left)[0] if rank == 3 else 1

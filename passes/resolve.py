@@ -43,7 +43,7 @@ def _unsplittable(site: Site) -> str | None:
         return f"a split is of matrices, and this product has a batch of {site.batch}"
     if site.ends is not None:  # tokens are a matrix, and each expert's weight is another
         split = [o for o in site.operands if o.decision is not None and o.decision.treatment.split is not None]
-        if any(len(shape_of(o.base)) > 2 for o in split):
+        if any(o not in site.tokens for o in split):
             return "a split is of matrices, and the weights of experts are a batch of them"
         return None
     shapes = [tuple(shape_of(o.base)) for o in site.operands]

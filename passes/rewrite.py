@@ -29,7 +29,7 @@ from metis_compile.passes.condition import Conditioner, Parts, Side
 from metis_compile.passes.emit import Emitter
 from metis_compile.passes.find import OPERANDS
 from metis_compile.passes.sites import GraphInputs, Operand, Site
-from metis_compile.passes.views import shape_of, target_of, undoes
+from metis_compile.passes.views import target_of, undoes
 
 aten = torch.ops.aten
 PART_NAMES = ("codes", "block_scales", "tensor_scale")
@@ -59,7 +59,11 @@ class Rewriter:
         for position, side in zip(OPERANDS[site.node.target], sides, strict=True):
             args[position] = self._as_read(site, side)
         with self.emitter.at(site.node, like=site.node), self.emitter.marking(metis_tail=True):
-            tails = self.conditioner.tails(*sides, ends=site.ends)
+            if site.ends is None:
+                tails = self.conditioner.tails(*sides)
+            else:
+                left, right = sides
+                tails = self.conditioner.grouped_tails(left, right, site.ends, over_tokens=site.groups_contracted)
         as_it_is = site.ends is None or site.node.target is GROUPED_MM
         if site.node.meta["val"].dtype == torch.float32 and not tails and as_it_is:
             site.node.args = tuple(args)
@@ -67,26 +71,34 @@ class Rewriter:
             self._product_in_float32(site, args, tails)
 
     def _without_strays(self, sites: list[Site]) -> None:
-        """Gives grouped products tokens that are zero past the last group."""
+        """Gives grouped products tokens that are zero past the last group, made as soon as both are there."""
         masked: dict[Any, fx.Node] = {}
-
-        def run(x: torch.Tensor, ends: torch.Tensor) -> list[torch.Tensor]:
-            token = torch.arange(x.shape[0], device=x.device)
-            return [torch.where((token < ends[-1])[:, None], x, 0)]
-
         for site in sites:
-            for operand in site.operands if site.ends is not None and site.reason is None else ():
-                base = operand.base
-                if len(shape_of(base)) != 2 or operand.decision is None or operand.decision.treatment.spec is None:
+            for operand in site.tokens if site.reason is None else ():
+                assert site.ends is not None
+                if operand.decision is None or operand.decision.treatment.spec is None:
                     continue
-                if (base, site.ends) not in masked:
-                    before, like = self._place(site, operand)
-                    with self.emitter.at(before, like=like):
-                        inputs = [base, site.ends]
-                        (made,) = self.conditioner.tracer.insert("in groups", run, inputs, f"{base.name}_in_groups")
-                    self.emitter.take_place(base, made)
-                    masked[base, site.ends] = made
-                operand.base = masked[base, site.ends]
+                dim = operand.axis if site.groups_contracted else 1 - operand.axis
+                key = operand.base, site.ends, dim
+                if key not in masked:
+                    masked[key] = self._in_groups(site, operand, dim)
+                operand.base = masked[key]
+
+    def _in_groups(self, site: Site, operand: Operand, dim: int) -> fx.Node:
+        def run(x: torch.Tensor, ends: torch.Tensor) -> list[torch.Tensor]:
+            inside = torch.arange(x.shape[dim], device=x.device) < ends[-1]
+            return [torch.where(inside[:, None] if dim == 0 else inside, x, 0)]
+
+        base, ends = operand.base, site.ends
+        assert ends is not None
+        last = base if self.emitter.precedes(ends, base) else ends
+        _, like = self._place(site, operand)
+        with self.emitter.at(self.emitter.behind(last), like=like):
+            # not named after the node: the partitioner takes what has "tangents" in its name for an input of backward
+            name = _suffixed(_label(site, operand), "in_groups", site)
+            (made,) = self.conditioner.tracer.insert(("in groups", dim), run, [base, ends], name)
+        self.emitter.take_place(last, made)
+        return made
 
     def _side(self, site: Site, operand: Operand) -> Side:
         """The operand split and quantized, as its base lies."""

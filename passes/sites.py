@@ -69,6 +69,13 @@ class Site:
         return tuple(o for o in (self.lhs, self.rhs) if o is not None)
 
     @property
+    def tokens(self) -> tuple[Operand, ...]:
+        """The operands of a grouped product that are tokens, sorted by group; none of any other."""
+        if self.ends is None or self.lhs is None or self.rhs is None:
+            return ()
+        return self.operands if self.groups_contracted else (self.lhs,)
+
+    @property
     def groups_contracted(self) -> bool:
         """Whether this is a grouped product that contracts over tokens: wgrad."""
         return self.ends is not None and all(len(o.node.meta["val"].shape) == 2 for o in self.operands)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from metis_compile.compat import bf16_gemm
+from metis_compile.grouped_ops import spans_of
 from metis_compile.kernels.cpu.compile import INPUTS, load
 from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.blocks import BlockLayout
@@ -126,19 +127,18 @@ def grouped(a: Tensor, b: Tensor, ends: Tensor, *decs: Tensor, out: Tensor) -> T
     scales = [ctypes.c_float.from_address(dec.data_ptr()).value for dec in decs]
     apart = len(scales) == 2 and not _FLOAT32_SMALLEST <= abs(prod(scales)) <= _FLOAT32_LARGEST
     first = scales[0] if apart else prod(scales)
-    start = 0
-    for group, end in enumerate(ends.tolist()):
-        if b.dim() == 3 and end > start:
-            _gemm(a[start:end], b[group], first, 0.0, out[start:end])
-        elif b.dim() == 2 and end > start:
-            _gemm(a[:, start:end], b[start:end], first, 0.0, out[group])
+    spans = spans_of("metis::cpu_grouped", ends, b.shape[0] if b.dim() == 2 else a.shape[0])
+    for group, span in enumerate(spans):
+        if b.dim() == 3 and span.stop > span.start:
+            _gemm(a[span], b[group], first, 0.0, out[span])
+        elif b.dim() == 2 and span.stop > span.start:
+            _gemm(a[:, span], b[span], first, 0.0, out[group])
         elif b.dim() == 2:
             out[group].zero_()
-        start = end
     if apart:
         out.mul_(scales[1])
     if b.dim() == 3:
-        out[start:].zero_()
+        out[spans[-1].stop if spans else 0 :].zero_()
     return out
 
 

@@ -69,7 +69,7 @@ PROLOGUE = """
     rows = (pid_m * BLOCK_M + tl.arange(0, BLOCK_M)).to(INDEX_DTYPE)
     {% if GROUPED_K %}
     first_k = tl.load(ENDS + batch - 1, mask=batch > 0, other=0).to(INDEX_DTYPE)
-    end_k = tl.load(ENDS + batch).to(INDEX_DTYPE)
+    end_k = tl.minimum(tl.load(ENDS + batch), K).to(INDEX_DTYPE)
     first_step = first_k // BLOCK_K
     end_step = tl.where(end_k > first_k, tl.cdiv(end_k, BLOCK_K), first_step)
     {% else %}
@@ -79,7 +79,7 @@ PROLOGUE = """
     {% endif %}
     columns = (pid_n * BLOCK_N + tl.arange(0, BLOCK_N)).to(INDEX_DTYPE)
     # what lies past the end reads rows that are there, and is not stored
-    a_rows = rows % M
+    a_rows = rows % tl.maximum(M, 1)
     b_rows = columns % N
     {% if A_PACKED_ROWS %}
     a_bytes = (pid_m * (BLOCK_M // 2) + tl.arange(0, BLOCK_M // 2)).to(INDEX_DTYPE) % ((M + 1) // 2)
@@ -96,7 +96,7 @@ PROLOGUE = """
 
 EPILOGUE = """
     {% if A_ROW_SCALES %}
-    acc *= tl.load(A_SCALES + a_rows * ({{stride("A_SCALES", A_ROW_AXIS)}}))[:, None]
+    acc *= tl.load(A_SCALES + a_rows * ({{stride("A_SCALES", A_ROW_AXIS)}}), mask=rows < M, other=0.0)[:, None]
     {% endif %}
     {% if B_ROW_SCALES %}
     acc *= tl.load(B_SCALES + b_rows * ({{stride("B_SCALES", B_ROW_AXIS)}}))[None, :]

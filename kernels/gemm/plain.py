@@ -50,8 +50,9 @@ def product(*tensors: Tensor, a: tuple[str, int, int], b: tuple[str, int, int], 
 def grouped_product(*tensors: Tensor, a: tuple[str, int, int], b: tuple[str, int, int], out: Tensor) -> Tensor:
     """The grouped product into `out`, float32, as Inductor calls it.
 
-    tensors: the parts of a, of b, and the ends of the groups. torch's own product waits for no GPU, and rounds its sum
-    to bfloat16 before the scales of rows and tensors come; sizes that it does not take are multiplied group by group.
+    tensors: the parts of a, of b, and the ends of the groups. torch's own product rounds its sum to
+    bfloat16 before the scales of rows and tensors come; sizes that it does not take are multiplied group by group,
+    which waits for the ends.
     """
     *tensors_of_both, ends = tensors
     left = operand_of(tensors_of_both[:1], *a)
@@ -130,7 +131,7 @@ def _multiply_groups(x: Tensor, y: Tensor, ends: Tensor, out: Tensor) -> None:
 
 
 def _is_aligned(x: Tensor, y: Tensor) -> bool:
-    """Whether rows begin at 16 bytes in both, and groups do: where tokens are contracted, they are no row."""
-    groups = y.dim() == 3 or (x.stride(0) == 1 and y.stride(1) == 1)
+    """Whether rows begin at 16 bytes in both, and so do groups, which begin at any token."""
+    groups = x.stride(1) == 1 if y.dim() == 3 else x.stride(0) == y.stride(1) == 1
     strides = [sorted(t.stride()) for t in (x, y)]
     return groups and all(first == 1 and not any(n % 8 for n in others) for first, *others in strides)
