@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from metis_compile.grouped_ops import grouped_mm
@@ -122,7 +123,7 @@ def _multiply(x: Tensor, y: Tensor, out: Tensor) -> None:
 
 def _multiply_groups(x: Tensor, y: Tensor, ends: Tensor, out: Tensor) -> None:
     if x.dtype == y.dtype == torch.bfloat16 and out.device.type == "cuda" and _is_aligned(x, y):
-        out.copy_(torch._grouped_mm(x, y, offs=ends.to(torch.int32)))
+        out.copy_(F.grouped_mm(x, y, offs=ends.to(torch.int32)))
         if out.dim() == 2:
             strays = torch.arange(len(out), device=out.device) >= ends[-1]
             out.masked_fill_(strays[:, None], 0)
