@@ -148,8 +148,9 @@ def test_a_comparison_follows_from_its_trials(folder: Path) -> None:
         assert row["train_gap"]["mean"] == pytest.approx(sum(gaps) / len(gaps), abs=1e-9)
 
 
-def test_the_gap_by_operand_follows_from_its_losses() -> None:
-    folder = RESULTS / "operands"
+@pytest.mark.parametrize("name", ["operands", "operands-llama"])
+def test_the_gap_by_operand_follows_from_its_losses(name: str) -> None:
+    folder = RESULTS / name
     report, table = json.loads((folder / "operands.json").read_text()), (folder / "operands.md").read_text()
     high = report["high"]
     for arm in report["arms"]:
