@@ -46,8 +46,13 @@ def draw_cost(rows: Sequence[Row], path: Path) -> None:
 
 
 def cost_figure(rows: Sequence[Row]) -> Any:
-    """Training gap, with a deviation each way, over step time, with its quartiles; a point for each arm."""
+    """Training gap, with a deviation each way, over step time, with its quartiles; a point for each arm.
+
+    Gaps are logarithmic from 1 % on, so that one policy that fails does not hide how the others differ.
+    """
     figure, axes = _empty()
+    axes.set_yscale("symlog", linthresh=1)
+    axes.yaxis.set_major_formatter("{x:g}")
     for i, row in enumerate(r for r in rows if r.cost is not None and not Arm(text=r.arm).is_baseline):
         assert row.cost is not None
         low, high = row.cost.step_ratio_quartiles
