@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
-from cross_compile import cross_compile_generated
+from one_template import Compiler, configs, kernel_of
 from packed_operands import SPECS, Packed, assert_near, packed
 from torch import Tensor
-from torch._inductor.utils import run_and_get_code
 
 from metis_compile.compat import autotune
 from metis_compile.kernels.gemm.grouped_op import GROUPED_GEMM
@@ -33,32 +31,6 @@ def expected(a: Packed, b: Packed, ends: Tensor) -> Tensor:
         return torch.stack([x[:, span] @ w[span] for span in spans])
     rows = [x[span] @ matrix for span, matrix in zip(spans, w, strict=True)]
     return torch.cat([*rows, torch.zeros(len(x) - spans[-1].stop, w.shape[-1])])
-
-
-class Compiler:
-    """Compiles functions with one of the templates' configurations, the smallest unless one is given."""
-
-    def __init__(self, harness: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        from metis_compile.kernels.gemm import lowering
-
-        lowering.register_gemm()
-        self.harness, self.config, self.plain = harness, None, False
-        monkeypatch.setattr(lowering, "configs_for", self._one)
-        monkeypatch.setattr(lowering, "autotune", self._first)
-
-    def _one(self, configs: Sequence[Any], m: int, n: int) -> Sequence[Any]:
-        return [min(configs, key=lambda c: c.block_m * c.block_n * c.block_k) if self.config is None else self.config]
-
-    def _first(self, name: str, choices: list[Any], nodes: list[Any], layout: Any, inputs: Any) -> Any:
-        self.choices = len(choices)
-        return autotune(name, choices[-1:] if self.plain else choices[:1], nodes, layout, inputs)
-
-    def __call__(self, capability: int, function: Callable[..., Any], *args: Any, config: Any = None) -> Any:
-        """The results and the code."""
-        self.harness.capability, self.config = capability, config
-        torch.compiler.reset()
-        result, codes = run_and_get_code(torch.compile(function), *args)
-        return result, "\n".join(codes)
 
 
 @pytest.fixture
@@ -93,7 +65,6 @@ def test_of_rows(
     wanted = expected(a, b, torch.tensor(ends))
     assert_near(product(a, b, torch.tensor(ends)), wanted)
     result, _ = compiler(capability, product, a, b, torch.tensor(ends, dtype=torch.int32))
-    assert compiler.choices == 2
     assert_near(result, wanted)
 
 
@@ -108,7 +79,6 @@ def test_of_what_is_contracted(compiler: Compiler, left: str, right: str, capabi
     wanted = expected(a, b, torch.tensor(ends))
     assert_near(product(a, b, torch.tensor(ends)), wanted)
     result, _ = compiler(capability, product, a, b, torch.tensor(ends))
-    assert compiler.choices == 2
     assert_near(result, wanted)
 
 
@@ -124,8 +94,6 @@ def test_without_a_template(compiler: Compiler, left: str, right: str, ends: Any
 
 def all_configurations() -> list[Any]:
     """Each size of a tile once, for rows and for k."""
-    from metis_compile.kernels.gemm.lowering import template_for
-
     found = []
     for capability, name, grouped in [
         (90, "nvfp4", "rows"),
@@ -134,8 +102,7 @@ def all_configurations() -> list[Any]:
         (100, "nvfp4", "rows"),
     ]:
         a, b = of_rows(name, name) if grouped == "rows" else of_k(name, name)
-        template = template_for(a.operand, b.operand, capability, grouped)
-        tiles = {c[:3]: c for c in template.configs(a.operand, b.operand, capability)}
+        tiles = {config[:3]: config for config in configs(a, b, capability, grouped)}
         for tile, config in tiles.items():
             label = f"{name}-{capability}-{grouped}-{'x'.join(map(str, tile))}"
             found.append(pytest.param(capability, name, grouped, config, id=label))
@@ -168,14 +135,10 @@ def test_every_configuration(compiler: Compiler, capability: int, name: str, gro
 )
 def test_instructions(compiler: Compiler, capability: int, name: str, instruction: str) -> None:
     """What a product without groups has."""
-    from metis_compile.kernels.gemm.lowering import template_for
-
     a, b = of_rows(name, name)
-    config = template_for(a.operand, b.operand, capability).configs(a.operand, b.operand, capability)[0]
+    config = configs(a, b, capability, "rows")[0]
     _, code = compiler(capability, product, a, b, torch.tensor(ENDS[0], dtype=torch.int32), config=config)
-    ((kernel, built),) = cross_compile_generated(code, capability).items()
-    assert kernel.startswith("triton_tem")
-    assert instruction in built.ptx
+    assert instruction in kernel_of(code, capability).ptx
 
 
 def test_what_lies_in_other_groups_is_not_read(compiler: Compiler) -> None:
@@ -200,6 +163,7 @@ def test_autotuning_times_groups_of_equal_size(compiler: Compiler, monkeypatch: 
     def all_of_them(name: str, choices: list[Any], nodes: list[Any], layout: Any, inputs: Any) -> Any:
         ((place, make),) = inputs.items()
         assert nodes[place].get_dtype() == torch.int32
+        compiler.choices = len(choices)
         seen.append(make(nodes[place]))
         return autotune(name, choices, nodes, layout, inputs)
 

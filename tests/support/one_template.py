@@ -15,7 +15,12 @@ from metis_compile.compat import autotune
 
 
 class Compiler:
-    """Compiles functions with one of the templates' configurations, the smallest unless one is given, and no other."""
+    """Compiles functions with one of the templates' configurations, the smallest unless one is given, and no other.
+
+    plain: set to take the choice without a template.
+    """
+
+    plain = False
 
     def __init__(self, harness: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         from metis_compile.kernels.gemm import lowering
@@ -28,9 +33,9 @@ class Compiler:
     def _one(self, configs: Sequence[Any], m: int, n: int) -> Sequence[Any]:
         return [min(configs, key=lambda c: c.block_m * c.block_n * c.block_k) if self.config is None else self.config]
 
-    def _first(self, name: str, choices: list[Any], nodes: list[Any], layout: Any) -> Any:
+    def _first(self, name: str, choices: list[Any], nodes: list[Any], layout: Any, **how: Any) -> Any:
         self.choices = len(choices)
-        return autotune(name, choices[:1], nodes, layout)
+        return autotune(name, choices[-1:] if self.plain else choices[:1], nodes, layout, **how)
 
     def __call__(
         self,
@@ -48,11 +53,12 @@ class Compiler:
         return result, "\n".join(codes)
 
 
-def configs(a: Packed, b: Packed, capability: int) -> Sequence[Any]:
-    """Of the template that serves."""
+def configs(a: Packed, b: Packed, capability: int, grouped: str | None = None) -> Sequence[Any]:
+    """Of the template that serves. grouped: of a grouped product, "rows" or "k"."""
     from metis_compile.kernels.gemm.lowering import template_for
 
-    return template_for(a.operand, b.operand, capability).configs(a.operand, b.operand, capability)  # type: ignore[no-any-return]
+    template = template_for(a.operand, b.operand, capability, grouped)
+    return template.configs(a.operand, b.operand, capability)  # type: ignore[no-any-return]
 
 
 def kernel_of(code: str, capability: int) -> CrossCompiled:
