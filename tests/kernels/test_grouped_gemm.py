@@ -191,3 +191,25 @@ def test_refuses(change: dict[str, Any], message: str) -> None:
     given = {"a": a, "b": b, "ends": torch.zeros(5, dtype=torch.int32)} | change
     with pytest.raises((TypeError, ValueError), match=f"metis::grouped_gemm: {message}"):
         product(**given)
+
+
+def test_ends_past_the_tokens_store_nothing_there(compiler: Compiler) -> None:
+    """They are wrong; a kernel that can't say so stays within its tensors."""
+    a, b = of_rows("nvfp4", "nvfp4")
+    ends = torch.tensor([0, 7, 7, 40, 75], dtype=torch.int32)
+    beyond = torch.tensor([0, 7, 7, 40, 7500], dtype=torch.int32)
+    result, _ = compiler(90, product, a, b, beyond)
+    assert_near(result, expected(a, b, ends))
+
+
+def test_what_torchs_own_product_takes() -> None:
+    """Rows and groups begin at 16 bytes: a group begins at any token, so tokens are no contiguous axis."""
+    from metis_compile.kernels.gemm.plain import _is_aligned
+
+    x, w, g = (torch.zeros(shape, dtype=torch.bfloat16) for shape in ((80, 40), (5, 40, 24), (80, 24)))
+    assert _is_aligned(x, w)
+    assert _is_aligned(x, w.mT.contiguous().mT)
+    assert _is_aligned(x.T, g)
+    assert not _is_aligned(x.T.contiguous().T, w)
+    assert not _is_aligned(x[:, :39], w[:, :39].mT.contiguous().mT)
+    assert not _is_aligned(x.T.contiguous(), g)

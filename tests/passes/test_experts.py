@@ -305,6 +305,9 @@ class TestOperator:
             with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises((TypeError, ValueError), match=message):
                 torch.ops.metis.grouped_mm(**given)
 
+    def test_is_kept_out_of_cuda_graphs(self) -> None:
+        assert torch.Tag.cudagraph_unsafe in torch.ops.metis.grouped_mm.default.tags
+
     def test_counts_its_work(self) -> None:
         with FlopCounterMode(display=False) as counter:
             torch.ops.metis.grouped_mm(torch.zeros(12, 8), torch.zeros(4, 8, 6), torch.tensor([3, 6, 9, 12]))
