@@ -195,7 +195,8 @@ class QuantSpec:
                 f"a spec must read 'format block rounding [guard] [scale_mode] [4/6-...]', such as "
                 f"'nvfp4 1x16 nearest', got {text!r}"
             )
-        format, block, rounding, *rest = words
+        format, block, rounding = words[:3]
+        rest = list(words[3:])  # Dynamo takes `*rest`, in torch 2.11, and a slice for a tuple
         select = rest.pop().removeprefix(SELECT_PREFIX) if rest and rest[-1].startswith(SELECT_PREFIX) else None
         guard = rest.pop(0) if rounding == "stochastic" and rest else None
         scale_mode = rest.pop(0) if rest else None

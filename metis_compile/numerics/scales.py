@@ -49,7 +49,7 @@ def nvfp4_ideal_scale(block_amax: Tensor, spec: QuantSpec) -> tuple[Tensor, Tens
     """Block scales before they are rounded, the spec's largest_scale where the tensor's amax is; and `dec`."""
     amax = torch.amax(block_amax) if _has_elements(block_amax) else block_amax.new_zeros(())
     enc = materialize(_encode_scale(amax, spec.largest_scale * 6.0))
-    dec = materialize(torch.reciprocal(enc))
+    dec = materialize(_over(1.0, enc))
     ideal = block_amax * (enc * (1 / 6))
     return (ideal * (17 / 16) if spec.guard == "17/16" else ideal), dec
 
@@ -63,13 +63,13 @@ def nvfp4_rounded_scale(ideal: Tensor, dec: Tensor, spec: QuantSpec) -> Scaling:
 
 def nvfp4_multiplier(scale: Tensor, dec: Tensor) -> Tensor:
     """What elements are multiplied by before rounding, finite where a scale is 0."""
-    return materialize(torch.clamp(torch.reciprocal(scale * dec), max=FP32_MAX))
+    return materialize(torch.clamp(_over(1.0, scale * dec), max=FP32_MAX))
 
 
 def fp32_scaling(block_amax: Tensor, spec: QuantSpec) -> Scaling:
     """enc = min(element_max / amax, fp32_max), 1 where amax is 0;  scale = 1 / enc;  multiplier = enc."""
     enc = materialize(_encode_scale(block_amax, spec.element.max))
-    dec = materialize(torch.reciprocal(enc))
+    dec = materialize(_over(1.0, enc))
     return Scaling(enc, dec, dec)
 
 
@@ -97,9 +97,13 @@ def _e8m0_byte(block_amax: Tensor, spec: QuantSpec) -> Tensor:
 
 
 def _encode_scale(amax: Tensor, target: float) -> Tensor:
-    # A tensor over a tensor: `target / amax` is reciprocal(amax) * target in torch, which rounds twice.
-    enc = torch.clamp(torch.full_like(amax, target) / amax, max=FP32_MAX)
-    return torch.where(amax == 0, 1.0, enc)
+    return torch.where(amax == 0, 1.0, torch.clamp(_over(target, amax), max=FP32_MAX))
+
+
+def _over(numerator: float, x: Tensor) -> Tensor:
+    # A tensor over a tensor: `numerator / x` is reciprocal(x) * numerator in torch, which rounds twice, and
+    # reciprocal(x) an approximation in the Triton kernels of torch 2.11's Inductor.
+    return torch.full_like(x, numerator) / x
 
 
 def _has_elements(x: Tensor) -> bool:

@@ -40,6 +40,7 @@ def install() -> None:
     if not triton.knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET must be 1 before triton is imported")
     interpreter.interpreter_builder = Builder()
+    interpreter.TritonSemantic = Semantic  # what triton 3.6 makes for each call
     interpreter.interpreter_semantic = Semantic(interpreter.interpreter_builder)
     interpreter.GridExecutor.__call__ = _within_tensors(interpreter.GridExecutor.__call__)
     interpreter.ReduceScanOpInterface.check_tensor = _refusing_bits(interpreter.ReduceScanOpInterface.check_tensor)
