@@ -29,6 +29,7 @@
 | inductor_sources | 2.0 | the code that Inductor writes, to count its kernels |
 | scaled_mm | 2.5 | cuBLAS' product of FP8 operands, which ours are measured beside |
 | in_backward | 2.0 | a forward that runs inside a backward is a checkpointed one, run again |
+| saves_through_hooks | 2.3 | a forward that checkpointing may run again is one whose saved tensors go through hooks |
 """
 
 from __future__ import annotations
@@ -122,6 +123,7 @@ __all__ = [
     "make_boxed_func",
     "partition",
     "register_lowering",
+    "saves_through_hooks",
     "scaled_mm",
     "select_decomp_table",
     "size_hint",
@@ -201,6 +203,11 @@ def inductor_sources() -> Iterator[list[str]]:
 def in_backward() -> bool:
     """Whether autograd is running a backward in this thread."""
     return bool(torch._C._current_graph_task_id() != -1)
+
+
+def saves_through_hooks() -> bool:
+    """Whether what autograd saves in this thread goes through hooks, as a checkpointed forward's does."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def scaled_mm(a: torch.Tensor, b: torch.Tensor, a_scale: torch.Tensor, b_scale: torch.Tensor, dtype: Any) -> Any:

@@ -8,6 +8,7 @@ that is passed in.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from metis_compile.compat import copy_dynamo_graph, detect_fake_mode, in_backward, synthetic_source
+from metis_compile.compat import copy_dynamo_graph, detect_fake_mode, in_backward, saves_through_hooks, synthetic_source
 from metis_compile.conditioning import kept_step, largest_rank
 from metis_compile.passes.sites import GraphInputs
 from metis_compile.policy import OPERANDS, OPS, Policy
@@ -59,16 +60,21 @@ def tensors(model: nn.Module) -> list[Tensor]:
 def load_state_dict(model: nn.Module, state: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Puts back what `state_dict` gave, before the first step or after: steps go on as they would have, bit for bit.
 
-    Raises ValueError for the state of another model, and, from here or from the first step, for that of a policy whose
-    bases have other sizes.
+    Raises TypeError for what is no mapping; ValueError for the state of another model, and, from here or from the first
+    step, for one whose number of values is another. What the values are is not compared: bases of another policy that
+    take up the same room are taken, and find their way within a few steps.
     """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"metis: a state is what metis_compile.state_dict gives, got {type(state).__name__}")
     parameters = dict(_parameters(model))
     for key, given in state.items():
         name, _, number = key.rpartition("#")
-        if name not in parameters or not number.isdigit() or set(given) != set(NAMES):
+        if name not in parameters or not number.isdigit():
             raise ValueError(
                 f"metis: the state holds {key!r}, which is of another model: there is no parameter {name!r}"
             )
+        if set(given) != set(NAMES):
+            raise ValueError(f"metis: the state of {key!r} must hold {' and '.join(NAMES)}, got {sorted(given)}")
     for parameter in parameters.values():
         _WAITING.pop(parameter, None)
     for key, given in state.items():
@@ -108,14 +114,23 @@ class Stateful:
         self._sizes, self._device = tuple(t.numel() for t in first), first[0].device
         self._states: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._alone: State | None = None  # of a graph without parameters
-        self._ran_outside = False
+        self._calls: WeakIdKeyDictionary = WeakIdKeyDictionary()  # forward -> its calls that may be run again
 
     def __call__(self, *args: Any) -> Any:
         forward, backward = self._state(args)
-        # a checkpointed region is run again during backward: as the first time, without moving the bases on once more
-        again = in_backward() and self._ran_outside
-        self._ran_outside |= not in_backward()
-        return self.compiled(*args, forward.clone() if again else forward, backward)
+        calls: list[weakref.ref[_Call]] = self._calls.setdefault(forward, [])
+        if in_backward():
+            # a checkpointed region is run again: from the bases that it had, without moving them on once more. With
+            # none to be found this is the first time that it runs with gradients: checkpointing was reentrant
+            call = _run_again(calls, args)
+            return self.compiled(*args, forward if call is None else call.forward.clone(), backward)
+        call = _Call(args, forward.clone()) if saves_through_hooks() else None
+        results = self.compiled(*args, forward, backward)
+        nodes: list[Any] = [r.grad_fn for r in results if isinstance(r, Tensor) and r.grad_fn is not None]
+        if call is not None and nodes:
+            nodes[0].metadata[self] = call  # as long as a backward may come
+            calls[:] = [*(ref for ref in calls if ref() is not None), weakref.ref(call)]
+        return results
 
     def _state(self, args: Sequence[Any]) -> State:
         if self.parameter is None:
@@ -135,6 +150,29 @@ class Stateful:
     def _new(self) -> State:
         state, self._first = self._first or new_state(self._sizes, self._device), None
         return state
+
+
+class _Call:
+    """A forward that a checkpoint may run again: what it was given, and the bases before it moved them on."""
+
+    def __init__(self, args: Sequence[Any], forward: Tensor) -> None:
+        self.given = [weakref.ref(a) for a in args if isinstance(a, Tensor)]
+        self.forward, self.ran_again = forward, False
+
+    def is_of(self, args: Sequence[Any]) -> bool:
+        tensors = [a for a in args if isinstance(a, Tensor)]
+        return len(tensors) == len(self.given) and all(ref() is a for ref, a in zip(self.given, tensors, strict=True))
+
+
+def _run_again(calls: Sequence[weakref.ref[_Call]], args: Sequence[Any]) -> _Call | None:
+    """The call with the same inputs; where they were computed anew too, the last that has not been run again."""
+    live = [call for ref in calls if (call := ref()) is not None]
+    live = [call for call in live if call.is_of(args)] or live
+    live = [call for call in live if not call.ran_again] or live
+    if not live:
+        return None
+    live[-1].ran_again = True
+    return live[-1]
 
 
 def new_state(sizes: tuple[int, ...], device: torch.device) -> State:
