@@ -29,7 +29,7 @@ from metis_compile.passes.condition import Conditioner, Parts, Side
 from metis_compile.passes.emit import Emitter
 from metis_compile.passes.find import OPERANDS
 from metis_compile.passes.sites import GraphInputs, Operand, Site
-from metis_compile.passes.views import target_of, undoes
+from metis_compile.passes.views import for_any_matrix, same, target_of, undoes
 
 aten = torch.ops.aten
 PART_NAMES = ("codes", "block_scales", "tensor_scale")
@@ -135,12 +135,15 @@ class Rewriter:
         value: Any = side.quantized
         if side.spec is None:
             return side.operand.node
+        sizes = zip(value.meta["val"].shape, side.operand.base.meta["val"].shape, strict=True)
+        filled_up = not all(same(a, b) for a, b in sizes)  # to whole blocks of the Hadamard transform
         with self.emitter.at(site.node, like=site.node):
             for view in side.operand.views:
                 if undoes(view, value):
                     value = value.args[0]
                 else:
-                    value = self.emitter.call(target_of(view), (value, *view.args[1:]), view.kwargs, name=view.name)
+                    target, args = for_any_matrix(view) if filled_up else (target_of(view), view.args[1:])
+                    value = self.emitter.call(target, (value, *args), view.kwargs, name=view.name)
         return value
 
     def _ranked(self, site: Site, operand: Operand, split: Conditioning) -> Conditioning:

@@ -27,6 +27,7 @@ REARRANGEMENTS = (
         aten.expand.default,
     }
 )
+_LEADING = RESHAPES | {aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims}
 
 
 def shape_of(node: fx.Node) -> Sequence[Any]:
@@ -123,6 +124,19 @@ def strip_views(node: fx.Node, axis: int, most: int | None = None) -> tuple[fx.N
             found = node, axis, len(views)
     base, axis, count = found
     return base, axis, tuple(reversed(views[:count]))
+
+
+def for_any_matrix(view: fx.Node) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """A view that `strip_views` walks through, as an operator and what it takes after the tensor, without matrix sizes.
+
+    So that it can be done to a tensor with more rows or columns than it had, as after a Hadamard transform.
+    """
+    before, after = len(shape_of(view.args[0])), len(shape_of(view))  # type: ignore[arg-type]
+    if view.target not in _LEADING:
+        return target_of(view), view.args[1:]
+    if after < before:
+        return aten.squeeze.dims, (list(range(before - after)),)
+    return aten.expand.default, ([1] * (after - before) + [-1] * before,)
 
 
 def _axis_before(node: fx.Node, source: fx.Node, axis: int) -> int | None:
