@@ -18,7 +18,10 @@ from metis_compile.compat import autotune
 QUANTIZE = "torch.ops.metis.quantize_tiles_into.default"
 TOKENS, INPUTS, HIDDEN, OUTPUTS = 19, 36, 24, 21
 # Products of a layer that read no codes, all thin: means, powers of bases, what splits take, add and compensate.
-THIN = {"averis": 1, "metis": 12, "best": 7, "metis-fp8": 9}
+THIN = {"averis": 1, "metis": 12, "best": 7, "metis-fp8": 7}
+# In E4M3 such an element is a few 1e-4, and there are more: 16 of 36 directions leave a residual as small as the order
+# of sums changes it. Nothing quantized at all would be 1e-3 to 5e-2.
+FLIPS = 5e-4
 
 
 @pytest.fixture
@@ -41,8 +44,8 @@ def templates(triton_on_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def tokens_for(preset: str) -> int:
-    """More for 16 directions: of 19 tokens they leave a residual as small as the order of sums changes it."""
-    return 83 if preset == "best" else TOKENS
+    """More for 16 directions: of 19 tokens they leave little but what the order of sums changes."""
+    return {"best": 83, "metis-fp8": 131}.get(preset, TOKENS)
 
 
 def saved_bytes(preset: str, tokens: int) -> int:
@@ -57,7 +60,7 @@ def saved_bytes(preset: str, tokens: int) -> int:
             "metis-fp8": tokens * features + 4 * -(-tokens // 128) * features,
         }
         factors = {"averis": features, "metis": tokens + features, "best": 16 * (tokens + features)}
-        factors["metis-fp8"] = factors["metis"]
+        factors["metis-fp8"] = factors["best"]
         kept += packed.get(preset, packed["nvfp4"]) + 2 * factors.get(preset, 0)
     return kept
 
@@ -90,7 +93,7 @@ def test_a_training_step(templates: list[int], preset: str) -> None:
     assert thin == THIN.get(preset, 0) * LAYERS
     assert graph.saved_bytes == saved_bytes(preset, tokens_for(preset))
     # The order of sums; weights that are off by 1e-7 give no more. An element that rounded the other way would be 1e-2.
-    assert_same(actual, reference_step(model, x, preset), SUMMATION_ORDER)
+    assert_same(actual, reference_step(model, x, preset), FLIPS if preset == "metis-fp8" else SUMMATION_ORDER)
 
 
 # Whether products alone read the saved inputs: factors of split gradients multiply them decoded.

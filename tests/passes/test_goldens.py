@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from expecttest import TestCase
 from graphs import capture_graphs
@@ -20,6 +22,12 @@ class One(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.up(x)
+
+
+def number_outputs(listing: str) -> str:
+    """Versions of torch differ in how many outputs of eigh they name, used or not: those that are used count."""
+    used = list(dict.fromkeys(re.findall(r"getitem_\d+", listing)))
+    return re.sub(r"getitem_\d+", lambda found: f"getitem_{used.index(found[0])}", listing)
 
 
 def test_every_preset_has_a_golden() -> None:
@@ -43,7 +51,7 @@ class Goldens(TestCase):
     def main_steps(self, preset: str) -> str:
         """The golden without what is written out: fresh signs, folds, the adaptive rate."""
         lines = [line for line in self.golden(preset).splitlines() if line.split(" = ")[1].split("(")[0] in MAIN]
-        return "\n".join(lines)
+        return number_outputs("\n".join(lines))
 
     def test_high(self) -> None:
         self.assertExpectedInline(
@@ -436,7 +444,7 @@ permute_4 = permute(permute_2, [1, 0])""",
         self.assertExpectedInline(
             self.golden("metis-fp8"),
             """\
-up_activation_kept = load(primals_3, 0, [2, 128])
+up_activation_kept = load(primals_3, 0, [16, 128])
 up_activation_slice_1 = slice(primals_2, 0, 0, 9223372036854775807)
 up_activation_power_step = power_step(up_activation_slice_1, up_activation_kept)
 up_activation_permute = permute(up_activation_power_step, [1, 0])
@@ -454,50 +462,32 @@ up_weight_quantized = quantize(primals_1, fp8 128x128 nearest, 1)
 up_weight_dequantized = dequantize(up_weight_quantized, fp8 128x128 nearest, 1, 128)
 permute_5 = permute(up_weight_dequantized, [1, 0])
 permute_default = permute(primals_1, [1, 0])
+up_activation_dequantized_compensated_permute = permute(up_activation_convert_element_type, [1, 0])
+up_activation_dequantized_compensated_mm = mm(up_activation_convert_element_type, up_activation_dequantized_compensated_permute)
+up_activation_dequantized_compensated_addmm = addmm(up_activation_convert_element_type_1, up_activation_convert_element_type_1, up_activation_dequantized_compensated_mm)
+up_activation_dequantized_compensated_addmm_1 = addmm(up_activation_dequantized_compensated_addmm, primals_2, up_activation_dequantized_compensated_permute)
+up_activation_dequantized_compensated_addmm_2 = addmm(up_activation_dequantized_compensated_addmm_1, up_activation_dequantized, up_activation_dequantized_compensated_permute)
 mm_default = mm(up_activation_convert_element_type, permute_default)
-mm_default_1 = mm(up_activation_convert_element_type_1, mm_default)
+mm_default_1 = mm(up_activation_dequantized_compensated_addmm_2, mm_default)
 up_activation_quantized_wgrad = quantize(up_activation_sub, fp8 1x128 nearest, 0)
 mm_float32 = mm(up_activation_dequantized, permute_5)
 mm_with_tail = add(mm_float32, mm_default_1)
-up_gradient_kept = load(primals_4, 0, [2, 128])
-up_gradient_slice_1 = slice(tangents_1, 0, 0, 9223372036854775807)
-up_gradient_power_step = power_step(up_gradient_slice_1, up_gradient_kept)
-up_gradient_permute = permute(up_gradient_power_step, [1, 0])
-up_gradient_mm = mm(tangents_1, up_gradient_permute)
-up_gradient_to_bfloat16 = to_bfloat16(up_gradient_power_step)
-up_gradient_convert_element_type = convert_element_type(up_gradient_to_bfloat16, torch.float32)
-up_gradient_to_bfloat16_1 = to_bfloat16(up_gradient_mm)
-up_gradient_convert_element_type_1 = convert_element_type(up_gradient_to_bfloat16_1, torch.float32)
-up_gradient_mm_1 = mm(up_gradient_convert_element_type_1, up_gradient_convert_element_type)
-up_gradient_sub = sub(tangents_1, up_gradient_mm_1)
-store__default_1 = store_(primals_4, up_gradient_power_step, 0)
-up_gradient_quantized_wgrad = quantize(up_gradient_sub, fp8 1x128 nearest, 0)
+up_gradient_quantized_wgrad = quantize(tangents_1, fp8 1x128 nearest, 0)
 up_gradient_dequantized_wgrad = dequantize(up_gradient_quantized_wgrad, fp8 1x128 nearest, 0, 112)
 up_activation_dequantized_wgrad = dequantize(up_activation_quantized_wgrad, fp8 1x128 nearest, 0, 112)
 permute_6 = permute(up_gradient_dequantized_wgrad, [1, 0])
-permute_default_1 = permute(up_gradient_convert_element_type, [1, 0])
-permute_default_2 = permute(up_gradient_convert_element_type_1, [1, 0])
-mm_default_2 = mm(permute_default_2, up_activation_dequantized_wgrad)
-mm_default_3 = mm(permute_default_2, up_activation_convert_element_type_1)
-mm_default_4 = mm(mm_default_3, up_activation_convert_element_type)
-add_tensor = add(mm_default_2, mm_default_4)
-mm_default_5 = mm(permute_default_1, add_tensor)
-permute_default_3 = permute(up_gradient_sub, [1, 0])
-permute_default_4 = permute(up_activation_convert_element_type_1, [1, 0])
-permute_default_5 = permute(permute_default_3, [1, 0])
-mm_default_6 = mm(permute_default_4, permute_default_5)
-permute_default_6 = permute(mm_default_6, [1, 0])
-mm_default_7 = mm(permute_default_6, up_activation_convert_element_type)
+permute_default_1 = permute(tangents_1, [1, 0])
+permute_default_2 = permute(up_activation_convert_element_type_1, [1, 0])
+permute_default_3 = permute(permute_default_1, [1, 0])
+mm_default_2 = mm(permute_default_2, permute_default_3)
+permute_default_4 = permute(mm_default_2, [1, 0])
+mm_default_3 = mm(permute_default_4, up_activation_convert_element_type)
 mm_1_float32 = mm(permute_6, up_activation_dequantized_wgrad)
-mm_1_with_tail = add(mm_1_float32, mm_default_5)
-mm_1_with_tail_1 = add(mm_1_with_tail, mm_default_7)
-permute_2 = permute(mm_1_with_tail_1, [1, 0])
-up_gradient_quantized_dgrad = quantize(up_gradient_sub, fp8 1x128 nearest, 1)
+mm_1_with_tail = add(mm_1_float32, mm_default_3)
+permute_2 = permute(mm_1_with_tail, [1, 0])
+up_gradient_quantized_dgrad = quantize(tangents_1, fp8 1x128 nearest, 1)
 up_gradient_dequantized_dgrad = dequantize(up_gradient_quantized_dgrad, fp8 1x128 nearest, 1, 128)
-mm_default_8 = mm(up_gradient_convert_element_type, primals_1)
-mm_default_9 = mm(up_gradient_convert_element_type_1, mm_default_8)
-mm_2_float32 = mm(up_gradient_dequantized_dgrad, up_weight_dequantized)
-mm_2_with_tail = add(mm_2_float32, mm_default_9)
+mm_2 = mm(up_gradient_dequantized_dgrad, up_weight_dequantized)
 permute_4 = permute(permute_2, [1, 0])""",
         )
 
@@ -695,8 +685,8 @@ up_gradient_mm_1 = mm(up_gradient_mm, up_gradient_fresh_basis)
 up_gradient_mm_2 = mm(up_gradient_convert_element_type_2, up_gradient_permute_1)
 up_gradient_mm_3 = mm(up_gradient_permute_3, up_gradient_convert_element_type_1)
 up_gradient_mm_4 = mm(up_gradient_permute_2, up_gradient_mm_3)
-up_gradient_mm_5 = mm(up_gradient_mm_4, up_gradient_getitem_6)
-up_gradient_mm_6 = mm(up_gradient_getitem_6, up_gradient_mul_4)
+up_gradient_mm_5 = mm(up_gradient_mm_4, up_gradient_getitem_0)
+up_gradient_mm_6 = mm(up_gradient_getitem_0, up_gradient_mul_4)
 up_gradient_mm_7 = mm(up_gradient_permute_4, up_gradient_linalg_solve_triangular)
 up_gradient_mm_8 = mm(up_gradient_mm_6, up_gradient_mm_7)
 up_gradient_mm_9 = mm(up_gradient_mul_1, up_gradient_convert_element_type_3)
@@ -717,8 +707,8 @@ up_gradient_mm_11 = mm(up_gradient_mm_10, up_gradient_fresh_basis)
 up_gradient_mm_12 = mm(up_gradient_convert_element_type_6, up_gradient_permute_6)
 up_gradient_mm_13 = mm(up_gradient_permute_8, up_gradient_convert_element_type_5)
 up_gradient_mm_14 = mm(up_gradient_permute_7, up_gradient_mm_13)
-up_gradient_mm_15 = mm(up_gradient_mm_14, up_gradient_getitem_16)
-up_gradient_mm_16 = mm(up_gradient_getitem_16, up_gradient_mul_10)
+up_gradient_mm_15 = mm(up_gradient_mm_14, up_gradient_getitem_1)
+up_gradient_mm_16 = mm(up_gradient_getitem_1, up_gradient_mul_10)
 up_gradient_mm_17 = mm(up_gradient_permute_9, up_gradient_linalg_solve_triangular_1)
 up_gradient_mm_18 = mm(up_gradient_mm_16, up_gradient_mm_17)
 up_gradient_mm_19 = mm(up_gradient_mul_7, up_gradient_convert_element_type_7)

@@ -35,7 +35,11 @@ TREATMENTS = {
         "nvfp4 1x16 nearest, split spectral rank=0.015 compensate=true track_share=0.1",
         "nvfp4 1x16 stochastic round_up, split spectral rank=0.015 track_share=0.1",
     ],
-    "metis-fp8": ["fp8 128x128 nearest"] + ["fp8 1x128 nearest, split spectral rank=0.015"] * 2,
+    "metis-fp8": [
+        "fp8 128x128 nearest",
+        "fp8 1x128 nearest, split spectral rank_least=16 compensate=true track_share=0.1",
+        "fp8 1x128 nearest",
+    ],
     "metis-paper": ["nvfp4 1x16 stochastic none" + SPECTRAL_PAPER] * 3,
     "metis-v1": ["nvfp4 1x16 stochastic none" + SPECTRAL_PAPER] * 2
     + ["nvfp4 1x16 stochastic none" + SPECTRAL_PAPER + " adaptive_rate=true"],
