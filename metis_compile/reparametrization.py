@@ -7,7 +7,7 @@ the rest are then matrices of their own, each multiplied, and quantized, by itse
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -75,38 +75,39 @@ def reparametrize(
 
     rank: of the dominant part, a number or a share of the smaller side. modules: globs, as in policy files, over the
     layers' names. Only layers of the class nn.Linear itself, and of a weight that no other module shares, are replaced;
-    a model that is one such layer is returned as a new module. Make the optimizer afterwards.
-    Returns the model. Raises ValueError when there is nothing to replace, or for a rank that is none.
+    a model that is one such layer is returned as a new module. A layer with several names is replaced by one module
+    under all of them, where a glob meets any. Make the optimizer afterwards.
+    Returns the model. Raises ValueError when there is nothing to replace, for a rank that is none, and for a layer that
+    has hooks, which are of that module: register them afterwards.
     """
     check_rank(rank)
     globs = [compile_glob(glob) for glob in ([modules] if isinstance(modules, str) else modules)]
     owners: Counter[Tensor] = Counter(p for module in model.modules() for p in module.parameters(recurse=False))
     found = {
         name: module
-        for name, module in model.named_modules()
+        for name, module in model.named_modules(remove_duplicate=False)
         if type(module) is nn.Linear and owners[module.weight] == 1 and any(glob.fullmatch(name) for glob in globs)
     }
     if not found:
         raise ValueError(f"modules must name a linear layer whose weight is its own, got {modules!r}")
-    for name, linear in found.items():
-        model = _replace(model, name, SplitLinear.of(linear, rank))
-    return model
+    _refuse_hooks(found)
+    return _replace(model, {linear: SplitLinear.of(linear, rank) for linear in dict.fromkeys(found.values())})
 
 
 def unreparametrize(model: nn.Module) -> nn.Module:
-    """The inverse of :func:`reparametrize`, in place: each SplitLinear becomes nn.Linear again. Returns the model."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, SplitLinear):
-            linear = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
-            linear.weight = nn.Parameter(module.weight.detach(), requires_grad=module.residual.requires_grad)
-            linear.register_parameter("bias", module.bias)
-            model = _replace(model, name, linear.train(module.training))
-    return model
+    """The inverse of :func:`reparametrize`, in place: each SplitLinear becomes nn.Linear again. Returns the model.
+
+    One with several names becomes one again. Raises ValueError for one that has hooks: remove them first.
+    """
+    found = {name: module for name, module in model.named_modules() if isinstance(module, SplitLinear)}
+    _refuse_hooks(found)
+    return _replace(model, {module: _plain(module) for module in found.values()})
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, Any]:
     """The state_dict of the model before :func:`reparametrize`, weights put together; the model stays as it is."""
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, SplitLinear)}
+    modules = model.named_modules(remove_duplicate=False)
+    layers = {name: module for name, module in modules if isinstance(module, SplitLinear)}
     state: dict[str, Any] = {}
     for key, value in model.state_dict().items():
         name, _, last = key.rpartition(".")
@@ -129,9 +130,25 @@ def _parts(weight: Tensor, rank: int | float | str) -> tuple[Tensor, Tensor, Ten
     return left, norms[0], basis.contiguous(), weight - _product(left, norms[0], basis)
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
-    if not name:
-        return module
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, module)
-    return model
+def _plain(layer: SplitLinear) -> nn.Linear:
+    linear = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    linear.weight = nn.Parameter(layer.weight.detach(), requires_grad=layer.residual.requires_grad)
+    linear.register_parameter("bias", layer.bias)
+    return linear.train(layer.training)
+
+
+def _refuse_hooks(layers: Mapping[str, nn.Module]) -> None:
+    for name, layer in layers.items():
+        if any(hooks for attribute, hooks in vars(layer).items() if attribute.endswith("_hooks")):
+            raise ValueError(
+                f"the module {name!r} has hooks, which its replacement would lose: remove them, register them on that"
+            )
+
+
+def _replace(model: nn.Module, made: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """Under every name that a module has."""
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if name and module in made:
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, made[module])
+    return made.get(model, model)

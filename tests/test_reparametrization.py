@@ -112,6 +112,65 @@ def test_which_layers_are_replaced() -> None:
         reparametrize(plain_model(), 0)
 
 
+class Tied(nn.Module):
+    """One layer under two names, and in a block with two names itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(24, 24)
+        self.block = self.again = nn.Sequential(self.first, nn.ReLU())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.again(self.block(self.first(x)))
+
+
+@pytest.mark.parametrize("modules", ["*", "first", "again.0"])
+def test_a_layer_with_several_names_stays_one(modules: str) -> None:
+    torch.manual_seed(0)
+    model, x = Tied(), torch.randn(5, 24)
+    want, state = model(x), copy.deepcopy(model.state_dict())
+    reparametrize(model, 2, modules=modules)
+    assert type(model.first) is SplitLinear
+    assert model.first is model.block[0] is model.again[0]
+    assert len(list(model.parameters())) == 5
+    assert torch.allclose(model(x), want, atol=1e-5)
+    plain = plain_state_dict(model)
+    assert list(plain) == list(state)
+    assert all(torch.allclose(plain[name], state[name], atol=1e-6) for name in state)
+    unreparametrize(model)
+    assert type(model.first) is nn.Linear
+    assert model.first is model.block[0] is model.again[0]
+    assert model.block is model.again
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        "register_forward_hook",
+        "register_forward_pre_hook",
+        "register_full_backward_hook",
+        "register_full_backward_pre_hook",
+        "register_state_dict_post_hook",
+        "register_load_state_dict_post_hook",
+    ],
+)
+def test_hooks_are_not_lost(register: str) -> None:
+    model = plain_model()
+    hook = getattr(model[4], register)(lambda *args: None)
+    with pytest.raises(ValueError, match="the module '4' has hooks"):
+        reparametrize(model, 2)
+    assert not any(isinstance(module, SplitLinear) for module in model)  # nor any layer before it
+    reparametrize(model, 2, modules=["1", "3"])
+    hook.remove()
+    reparametrize(model, 2)
+    hook = getattr(model[4], register)(lambda *args: None)
+    with pytest.raises(ValueError, match="the module '4' has hooks"):
+        unreparametrize(model)
+    assert sum(isinstance(module, SplitLinear) for module in model) == 3
+    hook.remove()
+    assert type(unreparametrize(model)[4]) is nn.Linear
+
+
 def test_dtype_mode_and_what_is_frozen_are_kept() -> None:
     plain = plain_model().to(torch.bfloat16).eval()
     plain[1].weight.requires_grad_(False)
