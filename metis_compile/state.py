@@ -8,12 +8,14 @@ that is passed in.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils.weak import WeakIdKeyDictionary
 
 from metis_compile.compat import copy_dynamo_graph, detect_fake_mode, in_backward, saves_through_hooks, synthetic_source
@@ -197,9 +199,9 @@ def room(gm: fx.GraphModule, policy: Policy) -> tuple[int, int] | None:
         if isinstance(module, fx.GraphModule):
             for node in module.graph.nodes:
                 read, given = _features(node)
-                forward += sum(_basis_room([*kept["weight"], *kept["activation"]], n) for n in read)
-                backward += sum(_basis_room(kept["weight"], n) for n in read)  # of weights split there alone
-                backward += sum(_basis_room(kept["gradient"], n) for n in given)
+                forward += sum(_basis_room([*kept["weight"], *kept["activation"]], sizes) for sizes in read)
+                backward += sum(_basis_room(kept["weight"], sizes) for sizes in read)  # of weights split there alone
+                backward += sum(_basis_room(kept["gradient"], sizes) for sizes in given)
     return max(forward, 1), max(backward, 1)
 
 
@@ -208,31 +210,62 @@ def _kept_splits(policy: Policy, role: str) -> list[Any]:
     return [split for split in splits if split is not None and kept_step(split) is not None]
 
 
-def _basis_room(splits: Sequence[Any], columns: int) -> int:
-    return max((largest_rank(split, columns) * columns + 1 for split in splits), default=0)
+def _basis_room(splits: Sequence[Any], sizes: Sequence[int]) -> int:
+    """sizes: how many columns the matrix may have; of two, the one that it has not is how many rows it has."""
+    if not sizes:
+        return 0
+    columns = max(sizes)
+    return max((largest_rank(split, columns, min(sizes)) * columns + 1 for split in splits), default=0)
 
 
-def _features(node: fx.Node) -> tuple[list[int], list[int]]:
-    """How many features the matrices that a call reads have at most, and those that it gives."""
+def _features(node: fx.Node) -> tuple[list[list[int]], list[list[int]]]:
+    """How many features each matrix that a call reads has at most, and each that it gives; both sides where known."""
     target = node.target
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
     name = name.split(".")[0].strip("_").removesuffix("_fallback")  # transformers has a grouped_mm of its own
     if node.op not in ("call_function", "call_method") or name not in OPS:
         return [], []
+    if name == "tensordot":
+        left, right, given = _tensordot_sides(*node.args, **node.kwargs)
+        return [left, right], [left, right, given]
     read = [_sizes(n) for n in node.all_input_nodes]
     given = _sizes(node)
     if name == "linear" and len(read) > 1 and len(read[1]) == 2:
-        return [*read[0][-1:], max(read[1])], read[1][:1]
+        return [read[0][-1:], [max(read[1])]], [read[1][:1]]
     if name == "grouped_mm" and len(read) > 1 and len(read[1]) == 2:  # tokens are no features
-        return [*read[0][-1:], max(read[1])], given[-1:]
-    inputs = [max(sizes) for sizes in read if sizes]
-    return inputs, [*inputs, *([max(given)] if given else [])]
+        return [read[0][-1:], [max(read[1])]], [given[-1:]]
+    inputs = [[max(sizes)] for sizes in read if sizes]
+    return inputs, [*inputs, *([[max(given)]] if given else [])]
+
+
+def _tensordot_sides(a: Any, b: Any, dims: Any = 2, out: Any = None) -> tuple[list[int], list[int], list[int]]:
+    """The known sides of the matrices that `tensordot` multiplies, and of their product: each of several dimensions."""
+    first, second = _shape(a), _shape(b)
+    # numbers of the caller's own are inputs of a graph whose every size is dynamic; a product's dimensions settle them
+    dims = fx.map_arg(dims, lambda node: node.meta["example_value"])
+    if not isinstance(dims, Sequence):
+        dims = (range(len(first) - int(dims), len(first)), range(int(dims)))
+    over_a, over_b = ([int(d) % len(shape) for d in over] for over, shape in zip(dims, (first, second), strict=True))
+    contracted = [first[d] for d in over_a]
+    rows = [size for d, size in enumerate(first) if d not in over_a]
+    columns = [size for d, size in enumerate(second) if d not in over_b]
+    m, k, n = ([math.prod(map(int, side))] if all(map(_known, side)) else [] for side in (rows, contracted, columns))
+    return m + k, k + n, m + n
 
 
 def _sizes(node: fx.Node) -> list[int]:
     """The known sizes of a tensor's last two dimensions."""
+    return [int(size) for size in _shape(node)[-2:] if _known(size)]
+
+
+def _shape(node: fx.Node) -> Sequence[Any]:
     value = node.meta.get("example_value")
-    return [s for s in value.shape[-2:] if isinstance(s, int)] if isinstance(value, Tensor) else []
+    return value.shape if isinstance(value, Tensor) else ()
+
+
+def _known(size: Any) -> bool:
+    """Of an input that was marked dynamic, sizes stay symbols that stand for numbers where a weight has told them."""
+    return not isinstance(size, torch.SymInt) or (not size.node.is_nested_int() and is_concrete_int(size))
 
 
 def with_state_inputs(

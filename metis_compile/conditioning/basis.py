@@ -22,11 +22,14 @@ def kept_step(split: Any) -> Any:
     return next((step for step in steps_of(split) if getattr(step, "keeps_basis", False)), None)
 
 
-def largest_rank(split: Any, columns: int) -> int:
-    """No split of so many columns keeps more directions. A class that does not say its rank is held to be "auto"."""
+def largest_rank(split: Any, columns: int, rows: int | None = None) -> int:
+    """No split of so many columns, and rows where these are known, keeps more directions.
+
+    A class that does not say its rank is held to be "auto".
+    """
     rank = getattr(kept_step(split), "rank", None)
     if isinstance(rank, float):
-        return max(1, math.ceil(rank * columns))
+        return max(1, math.ceil(rank * (columns if rows is None else min(rows, columns))))
     return min(rank if isinstance(rank, int) else LARGEST_AUTO, columns)
 
 
