@@ -27,10 +27,11 @@ def largest_rank(split: Any, columns: int, rows: int | None = None) -> int:
 
     A class that does not say its rank is held to be "auto".
     """
-    rank = getattr(kept_step(split), "rank", None)
+    step = kept_step(split)
+    rank = getattr(step, "rank", None)
     if isinstance(rank, float):
         return max(1, math.ceil(rank * (columns if rows is None else min(rows, columns))))
-    return min(rank if isinstance(rank, int) else LARGEST_AUTO, columns)
+    return min(rank if isinstance(rank, int) else max(LARGEST_AUTO, getattr(step, "rank_least", 1)), columns)
 
 
 def next_basis(

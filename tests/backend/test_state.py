@@ -88,6 +88,12 @@ def test_bases_converge_to_the_dominant_directions() -> None:
     assert min(angles[-1]) > 0.999
 
 
+def test_there_is_room_for_as_many_directions_as_are_asked_for() -> None:
+    run = compiled(nn.Linear(64, 48), policy("rank_least = 40", "rank_least = 40"))
+    step(run, batch(columns=64))
+    assert state(run)["weight#0.backward"].numel() >= 40 * 48
+
+
 def test_no_recompile_and_dynamic_tokens() -> None:
     run = compiled(nn.Linear(32, 16), dynamic=True, fullgraph=True)
     counters.clear()
