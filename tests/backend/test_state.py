@@ -323,12 +323,33 @@ def test_a_resumed_run_goes_on_bit_for_bit(before_the_first_step: bool) -> None:
     assert same(straight, {**model.state_dict(), **state(run)})
 
 
+def test_a_state_that_waits_is_given_back_and_replaced() -> None:
+    """Between loading and the first step."""
+    run = compiled(nn.Linear(32, 16))
+    step(run, batch())
+    kept = metis_compile.state_dict(run)
+    step(run, batch(1))
+    later = metis_compile.state_dict(run)
+    waiting = nn.Linear(32, 16)
+    for given in (later, kept):
+        metis_compile.load_state_dict(waiting, given)
+        found = metis_compile.state_dict(waiting)
+        assert found.keys() == given.keys()
+        assert all(same(found[key], given[key]) for key in given)
+    metis_compile.load_state_dict(waiting, {})
+    assert metis_compile.state_dict(waiting) == {}
+
+
 def test_the_state_of_something_else_is_refused() -> None:
     run = compiled(nn.Linear(32, 16))
     step(run, batch())
     kept = metis_compile.state_dict(run)
     with pytest.raises(ValueError, match="of another model: there is no parameter 'weight'"):
         metis_compile.load_state_dict(MLP(), kept)
+    with pytest.raises(ValueError, match="'weight#0' must hold forward and backward, got \\['forward'\\]"):
+        metis_compile.load_state_dict(run, {"weight#0": {"forward": kept["weight#0"]["forward"]}})
+    with pytest.raises(TypeError, match="gives, got list"):
+        metis_compile.load_state_dict(run, [])  # type: ignore[arg-type]
     other = compiled(nn.Linear(32, 16), policy("rank = 5"))
     metis_compile.load_state_dict(other, kept)
     with pytest.raises(ValueError, match="this model and policy need"):

@@ -1,6 +1,7 @@
 """Errors of single products, against the same done by hand."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +127,71 @@ def test_a_split_is_settled_as_in_the_graph(taken: Any, tmp_path: Path) -> None:
     (treatments,) = [t for _, gemm, t in treatments_of(str(policy), taken[0], TOKENS) if gemm == "fprop"]
     assert list(treatments) == ["activation"]
     assert treatments["activation"].split.track_share == pytest.approx(4 * 8 / 96)  # rows enough to follow 8
+
+
+def mine(folder: Path, recipe: str, rule: str = "") -> str:
+    policy = folder / "mine.toml"
+    policy.write_text(f"""
+        [recipe.mine]
+        {recipe}
+        [[rule]]
+        module = "up"
+        recipe = "mine"
+        {rule}
+    """)
+    return str(policy)
+
+
+SIGNED = ', hadamard = "fixed"'
+SPLIT = """weight = "high"
+        gradient = "high"
+        activation = {{ format = "nvfp4", split = {{ kind = "spectral", rank = 2, {} }} }}"""
+
+
+def test_a_kept_basis_has_followed_its_tensor(taken: Any, tmp_path: Path) -> None:
+    """Made of what the tensor was, it holds after a power step what the tensor is."""
+    model, now = taken
+    up = now["up"]
+    x = 0.1 * up.activation + torch.randn(96, 2) @ torch.randn(2, 32)
+    was = {"up": replace(up, activation=torch.randn(96, 32))}
+    is_now = {"up": replace(up, activation=x)}
+    policy = mine(tmp_path, SPLIT.format("track = true"))
+    followed, known = (
+        next(e.error for e in gemm_errors(policy, model, torch.zeros_like(TOKENS), before, is_now) if e.gemm == "fprop")
+        for before in (was, is_now)
+    )
+    assert known < followed < 1.5 * known
+    assert known < 0.3 * errors_of("nvfp4", (model, is_now))["fprop"].left_error
+
+
+def test_compensation_is_for_fprop_alone(taken: Any, tmp_path: Path) -> None:
+    """Backward has the packed residual and the factors as they were split off."""
+    plain = errors_of(mine(tmp_path, SPLIT.format("compensate = false")), taken)
+    compensated = errors_of(mine(tmp_path, SPLIT.format("compensate = true")), taken)
+    assert compensated["fprop"].error < 0.99 * plain["fprop"].error
+    assert compensated["wgrad"].error == plain["wgrad"].error
+
+
+def test_a_transform_is_done(taken: Any, tmp_path: Path) -> None:
+    model, now = taken
+    x = now["up"].activation.clone()
+    x[3] *= 100.0  # a token that a transform along the tokens spreads
+    loud = {"up": replace(now["up"], activation=x)}
+    recipe = """weight = "high"
+        gradient = {{ format = "nvfp4"{} }}
+        activation = {{ format = "nvfp4"{} }}"""
+    left, done = (
+        gemm_errors(policy, model, torch.zeros_like(TOKENS), loud, loud)[0].error
+        for policy in (mine(tmp_path, recipe.format(*how), 'gemm = "wgrad"') for how in [("",) * 2, (SIGNED,) * 2])
+    )
+    assert abs(done - left) > 0.05 * left
+
+
+def test_operands_are_rounded_by_numbers_of_their_own(taken: Any, tmp_path: Path) -> None:
+    """Were they the same, one tensor as both operands would err by the same on either side."""
+    model, now = taken
+    both = {"up": replace(now["up"], gradient=now["up"].activation)}
+    how = '{ format = "nvfp4", rounding = "stochastic" }'
+    policy = mine(tmp_path, f"weight = {how}\n        gradient = {how}\n        activation = {how}", 'gemm = "wgrad"')
+    (wgrad,) = gemm_errors(policy, model, torch.zeros_like(TOKENS), both, both)
+    assert wgrad.left_error != pytest.approx(wgrad.right_error, rel=1e-4)
