@@ -116,9 +116,11 @@ def test_an_interrupted_trial_goes_on_with_the_same_curve(
     whole = go(steps=300, out="whole")
     stepped, stop = JobProgress.stepped, schedule._Worker.stop
     seen, told = threading.Event(), threading.Event()
+    steps: list[int] = []
 
     def stop_once(self: JobProgress, label: str, done: int, note: str) -> None:
         stepped(self, label, done, note)
+        steps.append(done)
         if done >= 3 and not seen.is_set():
             seen.set()
             os.kill(os.getpid(), signal.SIGINT)
@@ -136,7 +138,9 @@ def test_an_interrupted_trial_goes_on_with_the_same_curve(
     assert stopped.missing == ["high seed 0"]
     assert stopped.rows == []
     assert (tmp_path / "out" / "unfinished" / "high-seed0" / "checkpoint.pt").exists()
+    steps.clear()
     resumed = go(steps=300)
+    assert min(steps) > 3  # none is taken again
     losses = [read(tmp_path / out / "trials" / "high-seed0.json").losses for out in ("whole", "out")]
     assert len(losses[0]) == 300
     assert losses[0] == losses[1]
