@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import gc
 import sys
 import types
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -14,65 +12,22 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from graphs import capture_graphs, eager_backend
-from tiny import MLP
+from kept_bases import POLICY, batch, compiled, policy, same, state, step
+from tiny import MLP, Twice
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
-from torch.utils.checkpoint import checkpoint
 
 import metis_compile
 from metis_compile import Policy
 from metis_compile.basis_ops import FRESH_BASIS
 from metis_compile.conditioning import Conditioned, Spectral, next_basis
 from metis_compile.ops import LOAD, STORE
-from metis_compile.state import room
-
-
-def policy(activation: str = "rank = 3", gradient: str = "rank = 2", rounding: str = "nearest") -> Policy:
-    return Policy.from_toml(
-        f"""
-        [recipe.r]
-        weight = "nvfp4"
-        activation = {{ format = "nvfp4", split = {{ kind = "spectral", {activation} }} }}
-        gradient = {{ format = "nvfp4", rounding = "{rounding}", split = {{ kind = "spectral", {gradient} }} }}
-        [[rule]]
-        has_weight = true
-        recipe = "r"
-        """
-    )
-
-
-POLICY = policy()
-
-
-def compiled(model: Callable[..., Any], chosen: Policy | str = POLICY, **kwargs: Any) -> Any:
-    return torch.compile(model, backend=eager_backend(chosen), **kwargs)
-
-
-def batch(seed: int = 0, rows: int = 40, columns: int = 32) -> Tensor:
-    """Three dominant directions, always the same, and noise."""
-    g = torch.Generator().manual_seed(seed)
-    directions = torch.randn(3, columns, generator=torch.Generator().manual_seed(1))
-    return torch.randn(rows, 3, generator=g) @ directions + 0.3 * torch.randn(rows, columns, generator=g)
-
-
-def state(model: Any) -> dict[str, Tensor]:
-    return {f"{key}.{part}": t for key, parts in metis_compile.state_dict(model).items() for part, t in parts.items()}
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def cosine(basis: Tensor, x: Tensor) -> float:
     """Of the largest principal angle between the rows of a basis and the dominant right singular directions of x."""
     dominant = torch.linalg.svd(x)[2][: len(basis)]
     return float(torch.linalg.svdvals(basis @ dominant.T).min())
-
-
-def step(run: Callable[..., Tensor], x: Tensor, scale: Tensor | None = None) -> Tensor:
-    y = run(x)
-    y.backward(torch.ones_like(y) / len(x) if scale is None else scale)
-    return y.detach()
 
 
 def test_bases_converge_to_the_dominant_directions() -> None:
@@ -86,12 +41,6 @@ def test_bases_converge_to_the_dominant_directions() -> None:
         angles.append((cosine(kept["forward"][:96].view(3, 32), x), cosine(kept["backward"][:32].view(2, 16), g)))
     assert angles[0][0] < angles[2][0] <= 1.0001
     assert min(angles[-1]) > 0.999
-
-
-def test_there_is_room_for_as_many_directions_as_are_asked_for() -> None:
-    run = compiled(nn.Linear(64, 48), policy("rank_least = 40", "rank_least = 40"))
-    step(run, batch(columns=64))
-    assert state(run)["weight#0.backward"].numel() >= 40 * 48
 
 
 def test_no_recompile_and_dynamic_tokens() -> None:
@@ -123,118 +72,14 @@ def test_several_forwards_before_their_backwards() -> None:
     assert same(*results)
 
 
-class Blocks(nn.Module):
-    """The same MLP twice, its second call perhaps checkpointed."""
-
-    def __init__(self, reentrant: bool | None = None) -> None:
-        super().__init__()
-        self.mlp, self.reentrant = MLP(), reentrant
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.mlp(x)
-        return self.mlp(x) if self.reentrant is None else checkpoint(self.mlp, x, use_reentrant=self.reentrant)
-
-
-@pytest.mark.parametrize("reentrant", [False, True], ids=["nonreentrant", "reentrant"])
-def test_checkpointing_inside_the_model_changes_nothing(reentrant: bool) -> None:
-    results = []
-    start = Blocks()
-    for chosen in (None, reentrant):
-        torch.compiler.reset()
-        model = Blocks(chosen)
-        model.load_state_dict(start.state_dict())
-        run = compiled(model, fullgraph=True)
-        for i in range(3):
-            step(run, batch(i))
-        results.append({**state(run), **{n: p.grad for n, p in model.named_parameters()}})
-    assert same(*results)
-
-
 def test_reads_and_writes_stand_once_in_their_half() -> None:
-    captured = capture_graphs(Blocks(False), batch(), policy=POLICY)
+    captured = capture_graphs(Twice(False), batch(), policy=POLICY)
     (graph,) = captured.graphs
     for gm, slots in ((graph.forward, 4), (graph.backward, 4)):
         assert gm is not None
         for target in (LOAD, STORE):
             nodes = gm.graph.find_nodes(op="call_function", target=target)
             assert len({(n.args[0], n.args[-1 if target is STORE else 1]) for n in nodes}) == len(nodes) == slots
-
-
-KEPT = {
-    "tracked": ("rank = 3", "rank = 2"),
-    "refreshed": ("rank = 3, refresh = 3, track = false", "rank = 2, refresh = 2, track = false"),
-}
-
-
-@pytest.mark.parametrize("kept", KEPT)
-@pytest.mark.parametrize("anew", [False, True], ids=["inputs kept", "inputs computed anew"])
-@pytest.mark.parametrize("forwards", [1, 2])
-def test_a_compiled_block_that_is_checkpointed_takes_the_same_steps(kept: str, anew: bool, forwards: int) -> None:
-    """It runs again from the bases that it had, so that gradients are those of the forward that made the loss.
-
-    Of two forwards in one step, the last runs again first where inputs are computed anew, or else the first.
-    """
-    results = []
-    start = MLP()
-    for checkpointed in (False, True):
-        torch.compiler.reset()
-        model = copy.deepcopy(start)
-        run = compiled(model, policy(*KEPT[kept], "stochastic"))
-        called = (lambda x, run=run: run(2 * x)) if anew else run
-        taken = []
-        for i in range(4):
-            torch.manual_seed(i)
-            losses = []
-            for seed in range(i, i + 10 * forwards, 10):
-                x = batch(seed).requires_grad_()
-                y = checkpoint(called, x, use_reentrant=False) if checkpointed else called(x)
-                losses.append(y.square().sum())
-            for loss in [sum(losses)] if anew else losses:
-                loss.backward()
-            taken.append({**state(run), **{n: p.grad.clone() for n, p in model.named_parameters()}})
-        results.append(taken)
-    assert all(same(a, b) for a, b in zip(*results, strict=True))
-    first, second = ([v for key, v in results[1][i].items() if "forward" in key] for i in (0, 1))
-    assert len(first) == 1
-    assert not torch.equal(first[0], second[0])
-
-
-def test_what_a_checkpoint_may_need_is_let_go() -> None:
-    from metis_compile.state import _Call
-
-    def held() -> int:
-        return sum(type(o) is _Call for o in gc.get_objects())
-
-    gc.collect()  # graphs of other tests
-    assert held() == 0
-    run = compiled(MLP())
-    for i in range(3):
-        y = checkpoint(run, batch(i).requires_grad_(), use_reentrant=False)
-        assert held() == 1
-        if i:
-            y.square().sum().backward()
-        del y
-        assert held() == 0
-    step(run, batch())
-    assert held() == 0
-
-
-@pytest.mark.parametrize("which", [{0, 1, 2}, {1}], ids=str)
-def test_blocks_with_reentrant_checkpoints_move_on(which: set[int]) -> None:
-    """One compiled graph serves all: some first run with gradients outside of a backward, some inside."""
-    blocks = nn.ModuleList(MLP() for _ in range(3))
-    for block in blocks:
-        block.compile(backend=eager_backend(POLICY))
-    seen = []
-    for i in range(4):
-        x = batch(i).requires_grad_()
-        for k, block in enumerate(blocks):
-            x = x + (checkpoint(block, x, use_reentrant=True) if k in which else block(x))
-        x.square().sum().backward()
-        seen.append(state(blocks))
-    for before, after in pairwise(seen):
-        assert len(before) == 6
-        assert not any(torch.equal(before[key], after[key]) for key in before)
 
 
 def test_evaluation_leaves_the_state_alone() -> None:
@@ -261,9 +106,9 @@ def test_evaluation_leaves_the_state_alone() -> None:
 
 
 def test_calls_of_one_module_in_a_step_have_their_own() -> None:
-    run = compiled(Blocks())
+    run = compiled(Twice())
     step(run, batch())
-    captured = capture_graphs(Blocks(), batch(), policy=POLICY)
+    captured = capture_graphs(Twice(), batch(), policy=POLICY)
     nodes = captured.graphs[0].joint_after.graph.find_nodes(op="call_function", target=LOAD)  # type: ignore[union-attr]
     assert len({(n.args[0], n.args[1]) for n in nodes}) == len(nodes) == 8
 
@@ -385,70 +230,6 @@ def test_looking_keeps_nothing() -> None:
     assert metis_compile.state_dict(model) == {}
     step(compiled(model), batch())
     assert list(metis_compile.state_dict(model)) == ["weight#0"]
-
-
-def test_a_product_without_room_says_what_to_do() -> None:
-    class Turned(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.randn(16, 40))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.mm(self.weight, x)
-
-    with pytest.raises(Exception, match=r"symbolic shape.*refresh = 1 keeps nothing"):
-        step(compiled(Turned(), dynamic=True), torch.randn(40, 23))
-
-
-def test_split_weights_have_room_where_every_size_is_dynamic() -> None:
-    sizes = []
-    for dynamic in (False, True):
-        torch.compiler.reset()
-        run = compiled(MLP(), "metis-paper", dynamic=dynamic, fullgraph=True)
-        step(run, batch())
-        sizes.append({key: t.numel() for key, t in state(run).items()})
-    assert sizes[0] == sizes[1] != {}
-
-
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-@pytest.mark.parametrize(
-    ("weight", "x", "dims"),
-    [
-        ((16, 6, 32), (3, 10, 16), 1),
-        ((6, 32, 16), (3, 10, 6, 32), 2),
-        ((16, 6, 32), (3, 10, 6, 32), ([2, -1], [1, 2])),
-    ],
-    ids=["several given", "several contracted", "transposed"],
-)
-def test_tensordot_has_room_for_bases_of_several_dimensions(
-    weight: tuple[int, ...], x: tuple[int, ...], dims: Any, dynamic: bool
-) -> None:
-    class Product(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.randn(weight))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.tensordot(x, self.weight, dims)
-
-    model = Product()
-    for chosen in ("metis-paper", "metis"):
-        torch.compiler.reset()
-        run = compiled(model, chosen, dynamic=dynamic, fullgraph=True)
-        step(run, torch.randn(x))
-        first = state(run)
-        step(run, torch.randn(x))
-        assert not same(first, state(run))  # bases of the product are kept
-
-
-def test_room_for_a_share_of_tensordot_is_that_of_the_smaller_side() -> None:
-    """Batches and positions are one side of the activation: 4096 rows here have 16 columns, not a share of 4096."""
-    gm = torch.fx.symbolic_trace(lambda x, w: torch.tensordot(x, w, dims=1))
-    for node, shape in zip(gm.graph.nodes, ((64, 64, 16), (16, 4, 8), (64, 64, 4, 8)), strict=False):
-        node.meta["example_value"] = torch.empty(shape, device="meta")
-    found = room(gm, policy(activation="rank = 0.1", gradient="rank = 0.1"))
-    x, w, y = 2 * 4096 + 1, 2 * 32 + 1, 4 * 4096 + 1  # 0.1 of 16, of 16 and of 32, rounded up
-    assert found == (x + w, x + w + y)
 
 
 def test_one_basis_for_both_axes() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from metis_compile import Policy
 
@@ -50,6 +51,18 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.dropout(F.gelu(self.up(x)), self.dropout, self.training))
+
+
+class Twice(nn.Module):
+    """The same MLP twice, its second call perhaps checkpointed."""
+
+    def __init__(self, reentrant: bool | None = None) -> None:
+        super().__init__()
+        self.mlp, self.reentrant = MLP(), reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mlp(x)
+        return self.mlp(x) if self.reentrant is None else checkpoint(self.mlp, x, use_reentrant=self.reentrant)
 
 
 class Attention(nn.Module):
