@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from metis_compile.bench import against, memory, start, step
-from metis_compile.bench.contender import AUTOCAST, PLAIN
+from metis_compile.bench.candidate import AUTOCAST, PLAIN
 from metis_compile.measure.ratio import Ratio
 
 __all__ = ["TARGETS", "Target"]

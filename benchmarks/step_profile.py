@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from metis_compile.bench.contender import learner
+from metis_compile.bench.candidate import trainer
 from metis_compile.bench.turns import WARM_UP, batch
-from metis_compile.kernels.cpu import calls
+from metis_compile.kernels.cpu import launch
 from metis_compile.measure.machine import machine
 from metis_compile.measure.markdown import markdown_table
 from metis_compile.train.settings import Settings
@@ -54,11 +54,11 @@ REST = "Inductor's kernels and the rest"
 
 def profiled(policy: str, settings: Settings, steps: int) -> dict[str, Any]:
     """Milliseconds of a step, by kind; the median step's, and the bytes that calls read and write."""
-    trained = learner(policy, settings)
+    trained = trainer(policy, settings)
     seconds: defaultdict[str, float] = defaultdict(float)
     moved: Counter[str] = Counter()
     counted: Counter[str] = Counter()
-    restored = {name: getattr(calls, name) for name in CALLS}
+    restored = {name: getattr(launch, name) for name in CALLS}
 
     def timed(name: str) -> Callable[..., Any]:
         run, kind = restored[name], CALLS[name]
@@ -76,7 +76,7 @@ def profiled(policy: str, settings: Settings, steps: int) -> dict[str, Any]:
     walls = []
     try:
         for name in CALLS:
-            setattr(calls, name, timed(name))
+            setattr(launch, name, timed(name))
         for step in range(WARM_UP):
             trained.gradients(*batch(settings, step))
             trained.update(step)
@@ -94,7 +94,7 @@ def profiled(policy: str, settings: Settings, steps: int) -> dict[str, Any]:
             trained.update(step)
     finally:
         for name, run in restored.items():
-            setattr(calls, name, run)
+            setattr(launch, name, run)
     total = sum(walls) / steps
     kinds = {kind: spent / steps for kind, spent in seconds.items()}
     kinds[REST] = total - sum(kinds.values())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cache
 
 from metis_compile.compat import TensorBox, register_lowering
-from metis_compile.ops import MATERIALIZE
+from metis_compile.ops.buffers import MATERIALIZE
 
 
 @cache

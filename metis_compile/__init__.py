@@ -6,41 +6,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metis_compile.captured import Captured, CapturedGraph, SavedTensor, capture
     from metis_compile.conditioning import Conditioned, split
-    from metis_compile.explanation import Explanation, explain
+    from metis_compile.inspection.capture import Captured, CapturedGraph, SavedTensor, capture
+    from metis_compile.inspection.explain import Explanation, explain
     from metis_compile.mlir import Exported, ExportError, export_mlir
     from metis_compile.numerics import QuantizedTensor, quantize
     from metis_compile.policy import Policy, PolicyError, presets
-    from metis_compile.regularizer import dual_range_regularizer
-    from metis_compile.reparametrization import plain_state_dict, reparametrize, unreparametrize
     from metis_compile.state import load_state_dict, state_dict
+    from metis_compile.weights.regularizer import dual_range_regularizer
+    from metis_compile.weights.reparametrization import plain_state_dict, reparametrize, unreparametrize
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Captured": "captured",
-    "CapturedGraph": "captured",
+    "Captured": "inspection.capture",
+    "CapturedGraph": "inspection.capture",
     "Conditioned": "conditioning",
-    "Explanation": "explanation",
+    "Explanation": "inspection.explain",
     "ExportError": "mlir",
     "Exported": "mlir",
     "Policy": "policy",
     "PolicyError": "policy",
     "QuantizedTensor": "numerics",
-    "SavedTensor": "captured",
-    "capture": "captured",
-    "dual_range_regularizer": "regularizer",
-    "explain": "explanation",
+    "SavedTensor": "inspection.capture",
+    "capture": "inspection.capture",
+    "dual_range_regularizer": "weights.regularizer",
+    "explain": "inspection.explain",
     "export_mlir": "mlir",
     "load_state_dict": "state",
-    "plain_state_dict": "reparametrization",
+    "plain_state_dict": "weights.reparametrization",
     "presets": "policy",
     "quantize": "numerics",
-    "reparametrize": "reparametrization",
+    "reparametrize": "weights.reparametrization",
     "split": "conditioning",
     "state_dict": "state",
-    "unreparametrize": "reparametrization",
+    "unreparametrize": "weights.reparametrization",
 }
 __all__ = [
     "Captured",

@@ -13,7 +13,6 @@ from torch import fx
 
 import metis_compile
 from metis_compile import state
-from metis_compile.captured import RecordingPartitioner, active_captures
 from metis_compile.compat import (
     CustomGraphPass,
     bf16_gemm,
@@ -25,11 +24,12 @@ from metis_compile.compat import (
     is_buffer_input,
     is_parameter_input,
 )
-from metis_compile.config import Config, read_options
+from metis_compile.inspection.capture import RecordingPartitioner, active_captures
 from metis_compile.kernels.gemm.lowering import register_gemm
-from metis_compile.passes.names import clean_path
-from metis_compile.passes.pipeline import HoldPass, JointPass, LoweringPass
-from metis_compile.passes.sites import GraphInputs
+from metis_compile.options import Config, read_options
+from metis_compile.passes.graph.provenance import clean_path
+from metis_compile.passes.graph.sites import GraphInputs
+from metis_compile.passes.pipeline import HidePass, JointPass, LoweringPass
 
 
 def metis(
@@ -78,8 +78,8 @@ def compile_graph(
     joint = JointPass(config=config, inputs=inputs, key=uuid, records=records)
     patches = {**exact_division(), **patches}
     register_gemm()  # here too: what a warm cache serves may call it, and has no pass run
-    _place(patches, "joint_custom_pre_pass", joint, HoldPass(key=uuid, releases=False))
-    _place(patches, "joint_custom_post_pass", HoldPass(key=uuid, releases=True))
+    _place(patches, "joint_custom_pre_pass", joint, HidePass(key=uuid, restores=False))
+    _place(patches, "joint_custom_post_pass", HidePass(key=uuid, restores=True))
     _place(patches, "post_grad_custom_pre_pass", LoweringPass(config=config, key=uuid))
     if records:  # what is shown must come from this compile, not from a cached one
         patches["force_disable_caches"] = True

@@ -20,7 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from metis_compile.compat import copy_dynamo_graph, detect_fake_mode, in_backward, saves_through_hooks, synthetic_source
 from metis_compile.conditioning import kept_step, largest_rank
-from metis_compile.passes.sites import GraphInputs
+from metis_compile.passes.graph.sites import GraphInputs
 from metis_compile.policy import OPERANDS, OPS, Policy
 
 _SEED = 2025  # of the rows that bases start from

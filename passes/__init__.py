@@ -1,1 +1,1 @@
-"""Graph passes over the joint forward and backward graph."""
+"""Graph passes: over the joint graph, over the forward and backward graphs, and what both are made of."""

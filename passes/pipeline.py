@@ -10,19 +10,19 @@ from typing import Any
 
 from torch import fx
 
-from metis_compile.captured import Record
 from metis_compile.compat import CustomGraphPass, compile_phase, trace_structured
-from metis_compile.config import Config
-from metis_compile.passes.dependencies import parameter_placeholders, state_placeholders
-from metis_compile.passes.experts import write_out_experts
-from metis_compile.passes.find import find_sites
-from metis_compile.passes.hold import hold, release
-from metis_compile.passes.lower import lower
-from metis_compile.passes.resolve import resolve
-from metis_compile.passes.rewrite import Rewriter
-from metis_compile.passes.save import keep_packed
-from metis_compile.passes.sites import GraphInputs, Site
-from metis_compile.passes.swizzle import swizzle_scales
+from metis_compile.inspection.capture import Record
+from metis_compile.options import Config
+from metis_compile.passes.graph.sites import GraphInputs, Site
+from metis_compile.passes.joint.decompose_experts import decompose_experts
+from metis_compile.passes.joint.find import find_sites
+from metis_compile.passes.joint.hide_from_pad_mm import hide, restore
+from metis_compile.passes.joint.recompute_policy import prefer_recompute
+from metis_compile.passes.joint.resolve import resolve
+from metis_compile.passes.joint.rewrite import Rewriter
+from metis_compile.passes.joint.roles import parameter_placeholders, state_placeholders
+from metis_compile.passes.joint.swizzle_scales import swizzle_scales
+from metis_compile.passes.lowering.lower import lower
 from metis_compile.passes.verify import verify
 from metis_compile.policy import PolicyError
 
@@ -37,8 +37,8 @@ def run_pipeline(graph: fx.Graph, config: Config, inputs: GraphInputs) -> list[S
     """Rewrites a joint (or inference) graph in place and returns its sites, rewritten or left with a reason."""
     check = _checker(graph, config)
 
-    write_out_experts(graph)
-    sites = find_sites(graph, inputs).sites
+    decompose_experts(graph)
+    sites = find_sites(graph, inputs)
     check("find")
 
     for site in sites:
@@ -54,7 +54,7 @@ def run_pipeline(graph: fx.Graph, config: Config, inputs: GraphInputs) -> list[S
     graph.eliminate_dead_code()
     check("rewrite")
 
-    marked = keep_packed([s for s in sites if s.reason is None])
+    marked = prefer_recompute([s for s in sites if s.reason is None])
     check("save")
 
     swizzled = swizzle_scales(graph)
@@ -77,7 +77,7 @@ def is_nested(graph: fx.Graph) -> bool:
 
 def leave_nested(graph: fx.Graph) -> list[Site]:
     """The products of a nested graph, all left alone: what their operands are can't be told from inside it."""
-    sites = find_sites(graph, GraphInputs(parameters={})).sites
+    sites = find_sites(graph, GraphInputs(parameters={}))
     for site in sites:
         site.reason = "inside a nested graph (torch.cond, nested_compile_region, ...)"
     return sites
@@ -140,17 +140,17 @@ class JointPass(CustomGraphPass):
         return self  # Inductor copies its config to describe it; the graphs we hold can't be copied
 
 
-class HoldPass(CustomGraphPass):
+class HidePass(CustomGraphPass):
     """The last joint_custom_pre_pass, and the first joint_custom_post_pass: see `hold`."""
 
-    def __init__(self, *, key: str, releases: bool) -> None:
-        self.key, self.releases = key, releases
+    def __init__(self, *, key: str, restores: bool) -> None:
+        self.key, self.restores = key, restores
 
     def __call__(self, graph: fx.Graph) -> None:
-        if self.releases:
-            release(graph)
+        if self.restores:
+            restore(graph)
         else:
-            hold(graph)
+            hide(graph)
 
     def uuid(self) -> str:
         return self.key

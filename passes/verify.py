@@ -9,9 +9,9 @@ from torch import fx
 
 from metis_compile.compat import OpOverload
 from metis_compile.numerics import QuantSpec
-from metis_compile.ops import DEQUANTIZE, QUANTIZE
-from metis_compile.passes.find import GROUPED, OPERANDS
-from metis_compile.passes.views import REARRANGEMENTS, shape_of, strip_views
+from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
+from metis_compile.passes.graph.products import GROUPED, OPERANDS
+from metis_compile.passes.graph.views import REARRANGEMENTS, shape_of, strip_views
 
 
 class GraphError(AssertionError):

@@ -13,7 +13,7 @@ import pytest
 
 from metis_compile import Policy
 from metis_compile.bench import step
-from metis_compile.compare.arm import BASELINE
+from metis_compile.compare.run_config import BASELINE
 from metis_compile.train.variant import policy_variant
 
 ROOT = Path(__file__).parent.parent
@@ -39,10 +39,10 @@ def test_there_are_tables() -> None:
 @pytest.mark.parametrize("folder", COMPARISONS, ids=lambda path: path.name)
 def test_trials_are_of_the_presets_as_they_are(folder: Path) -> None:
     for file in (folder / "trials").glob("*.json"):
-        trial = json.loads(file.read_text())
-        policy = trial["arm"].split("+")[0]
+        run = json.loads(file.read_text())
+        policy = run["arm"].split("+")[0]
         if policy != BASELINE:
-            assert trial["policy"] == policy_variant(policy).digest, file.name
+            assert run["policy"] == policy_variant(policy).digest, file.name
 
 
 @pytest.mark.parametrize("page", docs_tables.PAGES, ids=lambda path: path.name)
@@ -65,10 +65,10 @@ def test_tables_beside_the_numbers(folder: str) -> None:
 @pytest.mark.parametrize(
     ("block", "path", "change"),
     [
-        ("step-512", ["step-512", "rows", 0, "times", "contender", "gradients"], 1.1),
-        ("step-512", ["step-512", "rows", 0, "times", "contender", "whole"], 1.1),
+        ("step-512", ["step-512", "rows", 0, "times", "candidate", "gradients"], 1.1),
+        ("step-512", ["step-512", "rows", 0, "times", "candidate", "whole"], 1.1),
         ("step-1024", ["step-1024", "rows", 0, "times", "plain", "gradients"], 1.1),
-        ("targets", ["step-512", "rows", 1, "times", "contender", "gradients"], 1.1),
+        ("targets", ["step-512", "rows", 1, "times", "candidate", "gradients"], 1.1),
         ("compile", ["compile", "rows", 1, "cold", "starts", 0, "wall_seconds"], 1.1),
         ("compile", ["compile", "rows", 1, "cold", "starts", 0, "phases", "metis_joint_pass"], 2),
         ("memory", ["memory", "rows", 1, "saved_bytes"], 1.1),
@@ -93,7 +93,7 @@ def test_a_section_without_numbers_is_left_out() -> None:
     labels = {"steps": "steps"} | {how: how for how in ("cold", "warm", "plain_cold", "plain_warm")}
     row = {"policy": "nvfp4", "axis": "width", "at": 64, "times": labels}
     side = {"gradients": [1.0], "whole": [1.0], "saved_bytes": 1}
-    times: dict[str, Any] = {"steps": {"plain": side, "contender": side}}
+    times: dict[str, Any] = {"steps": {"plain": side, "candidate": side}}
     for label, seconds in {"cold": 3.0, "plain_cold": 2.0, "warm": 1.0, "plain_warm": 2.0}.items():
         times[label] = {"wall_seconds": seconds}
     numbers = {"title": "growth", "rows": [row, row | {"axis": "layers", "at": 2}], "times": times, "rounds": 3}
@@ -108,7 +108,7 @@ def test_a_target_is_reached_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(docs_tables, "TARGETS", [target])
 
     def line(mine: float) -> str:
-        times = {"plain": {"gradients": [1.0], "whole": [1.0]}, "contender": {"gradients": [mine], "whole": [mine]}}
+        times = {"plain": {"gradients": [1.0], "whole": [1.0]}, "candidate": {"gradients": [mine], "whole": [mine]}}
         rows = [{"policy": "nvfp4", "settings": {"width": 512}, "times": times}]
         return docs_tables.targets({"step-512": {"rows": rows}}).splitlines()[-1]
 
@@ -143,7 +143,7 @@ def test_a_comparison_follows_from_its_trials(folder: Path) -> None:
                 json.loads((folder / "trials" / f"{arm}-seed{seed}.json").read_text()) for arm in (row["arm"], "high")
             )
             assert mine["settings"] == high["settings"] == report["settings"]
-            mine_last, high_last = (sum(trial["losses"][-100:]) for trial in (mine, high))
+            mine_last, high_last = (sum(run["losses"][-100:]) for run in (mine, high))
             gaps.append(100 * (mine_last / high_last - 1))
         assert row["train_gap"]["mean"] == pytest.approx(sum(gaps) / len(gaps), abs=1e-9)
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import step_profile
 
-from metis_compile.kernels.cpu import calls
+from metis_compile.kernels.cpu import launch
 from metis_compile.train.settings import Settings
 
 
 def test_a_step_falls_into_kinds() -> None:
-    before = {name: getattr(calls, name) for name in step_profile.CALLS}
+    before = {name: getattr(launch, name) for name in step_profile.CALLS}
     settings = Settings(width=32, layers=1, heads=2, context=32, batch=2, device="cpu", dtype="float32")
     found = step_profile.profiled("averis", settings, steps=2)
-    assert {name: getattr(calls, name) for name in step_profile.CALLS} == before
+    assert {name: getattr(launch, name) for name in step_profile.CALLS} == before
     kinds = found["kinds"]
     assert kinds["quantize"] > 0
     assert kinds["attention"] > 0

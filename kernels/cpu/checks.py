@@ -1,4 +1,4 @@
-"""What the CPU operators refuse: see `metis_compile.arguments`. Each is asked while tracing and where it runs."""
+"""What the CPU operators refuse: see `metis_compile.ops.checks`. Each is asked while tracing and where it runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metis_compile.arguments import (
+from metis_compile.kernels.cpu.compile import INPUTS
+from metis_compile.kernels.cpu.launch import is_exact
+from metis_compile.kernels.parts import tensor_target
+from metis_compile.numerics import QuantSpec
+from metis_compile.ops.checks import (
     axis_of,
     check_axis,
     check_device,
@@ -20,11 +24,7 @@ from metis_compile.arguments import (
     differ,
     spec_of,
 )
-from metis_compile.grouped_ops import grouped_shape
-from metis_compile.kernels.cpu.calls import is_exact
-from metis_compile.kernels.cpu.compile import INPUTS
-from metis_compile.kernels.parts import tensor_target
-from metis_compile.numerics import QuantSpec
+from metis_compile.ops.grouped import grouped_shape
 
 FACTORS = (torch.float32, torch.bfloat16)
 MOST_DECS = 2  # one for each operand of a product
@@ -112,12 +112,12 @@ def check_product(
         raise ValueError(f"{op}: bias must be None without tails, whose sum takes it along, got {list(bias.shape)}")
 
 
-def check_grouped(a: Tensor, b: Tensor, ends: Tensor, decs: Sequence[Tensor]) -> list[Any]:
+def check_grouped(a: Tensor, b: Tensor, offs: Tensor, decs: Sequence[Tensor]) -> list[Any]:
     """Returns the product's shape."""
     op = "metis::cpu_grouped"
     _on_cpu(op, "a", a)
     check_dtype(op, "a", a, torch.bfloat16)
-    size = grouped_shape(op, a, b, ends)
+    size = grouped_shape(op, a, b, offs)
     _check_decs(op, decs, a)
     return size
 

@@ -1,4 +1,4 @@
-"""Inductor's lowering of the CPU operators: calls of `calls`, into buffers that Inductor plans and reuses.
+"""Inductor's lowering of the CPU operators: calls of `launch`, into buffers that Inductor plans and reuses.
 
 As fallbacks the operators would allocate each output: pages that the system must clear first, at a cost like the
 kernel's own.
@@ -32,11 +32,11 @@ from metis_compile.kernels.cpu.ops import (
 )
 from metis_compile.numerics.blocks import normalize_axis
 
-_IMPORT = "from metis_compile.kernels.cpu import calls as metis_cpu"
+_IMPORT = "from metis_compile.kernels.cpu import launch as metis_cpu"
 
 
 class _Call(ExternKernelOut):
-    """A call of one of the functions of `calls`, in Inductor's wrapper code."""
+    """A call of one of the functions of `launch`, in Inductor's wrapper code."""
 
     def codegen(self, wrapper: Any) -> None:
         wrapper.add_import_once(_IMPORT)
@@ -87,12 +87,12 @@ def register_cpu_lowerings() -> None:
         return _call("product", [a, b, *given], size, torch.float32, tails=len(tails) // 2, **more)
 
     @register_lowering(CPU_GROUPED, type_promotion_kind=None)
-    def grouped(a: TensorBox, b: TensorBox, ends: TensorBox, decs: list[TensorBox]) -> TensorBox:
+    def grouped(a: TensorBox, b: TensorBox, offs: TensorBox, decs: list[TensorBox]) -> TensorBox:
         if graph_being_lowered().cpp_wrapper:
-            return fallback_handler(CPU_GROUPED)(a, b, ends, decs)
+            return fallback_handler(CPU_GROUPED)(a, b, offs, decs)
         rows = a.get_size()[0]
-        size = [rows] if len(b.get_size()) == 3 else [ends.get_size()[0], rows]
-        return _call("grouped", [a, b, ends, *decs], [*size, b.get_size()[-1]], torch.float32)
+        size = [rows] if len(b.get_size()) == 3 else [offs.get_size()[0], rows]
+        return _call("grouped", [a, b, offs, *decs], [*size, b.get_size()[-1]], torch.float32)
 
     @register_lowering(CPU_CAST, type_promotion_kind=None)
     def cast(x: TensorBox, dtype: torch.dtype) -> TensorBox:

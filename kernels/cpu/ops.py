@@ -6,7 +6,7 @@
     cpu_decode(parts, spec, axis, length, exact) -> values
     cpu_thin_sum(x, left, right, scale) -> x + scale left right   float32, few columns in left
     cpu_product(a, b, decs, tails, bias, added, scale) -> float32    of exact values
-    cpu_grouped(a, b, ends, decs) -> float32                    `metis::grouped_mm` of exact values
+    cpu_grouped(a, b, offs, decs) -> float32                    `metis::grouped_mm` of exact values
     cpu_cast(x, dtype) -> x in that dtype                       of factors: too small for a kernel of their own,
     cpu_cat(parts, dim) -> parts side by side                   as these
 
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from metis_compile.compat import OpOverload
-from metis_compile.kernels.cpu import calls
+from metis_compile.kernels.cpu import launch
 from metis_compile.kernels.cpu.checks import (
     check_cast,
     check_cat,
@@ -72,7 +72,7 @@ _define(
     "float scale=1.0) -> Tensor",
     torch.Tag.needs_fixed_stride_order,
 )
-_define("cpu_grouped(Tensor a, Tensor b, Tensor ends, Tensor[] decs) -> Tensor", torch.Tag.needs_fixed_stride_order)
+_define("cpu_grouped(Tensor a, Tensor b, Tensor offs, Tensor[] decs) -> Tensor", torch.Tag.needs_fixed_stride_order)
 _define("cpu_cast(Tensor x, ScalarType dtype) -> Tensor", _CONTIGUOUS)
 _define("cpu_cat(Tensor[] parts, int dim) -> Tensor", _CONTIGUOUS)
 
@@ -114,8 +114,8 @@ def _product(
     return a.new_empty((*a.shape[:-1], b.shape[-1]), dtype=torch.float32)
 
 
-def _grouped(a: Tensor, b: Tensor, ends: Tensor, decs: list[Tensor]) -> Tensor:
-    return a.new_empty(check_grouped(a, b, ends, decs), dtype=torch.float32)
+def _grouped(a: Tensor, b: Tensor, offs: Tensor, decs: list[Tensor]) -> Tensor:
+    return a.new_empty(check_grouped(a, b, offs, decs), dtype=torch.float32)
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -139,24 +139,24 @@ def cpu_tensor_scale(x: Tensor, target: float) -> tuple[Tensor, Tensor]:
     enc, dec = _scalars(x, target)
     if x.numel() == 0:
         return enc.fill_(1), dec.fill_(1)
-    calls.tensor_scale(x, target, enc, dec)
+    launch.tensor_scale(x, target, enc, dec)
     return enc, dec
 
 
 def cpu_values(x: Tensor, given: list[Tensor], spec: str, axis: int, stream: int, exact: bool) -> Tensor:
     out = _values(x, given, spec, axis, stream, exact)
-    return calls.values(x, *given, spec=spec, axis=axis, stream=stream, out=out)
+    return launch.values(x, *given, spec=spec, axis=axis, stream=stream, out=out)
 
 
 def cpu_parts(x: Tensor, given: list[Tensor], spec: str, axis: int, stream: int) -> list[Tensor]:
     codes, *scales = _parts(x, given, spec, axis, stream)
     block_scales = scales[0] if scales else None
-    calls.parts(x, *given, spec=spec, axis=axis, stream=stream, codes=codes, block_scales=block_scales)
+    launch.parts(x, *given, spec=spec, axis=axis, stream=stream, codes=codes, block_scales=block_scales)
     return [codes, *scales]
 
 
 def cpu_decode(parts: list[Tensor], spec: str, axis: int, length: int, exact: bool) -> Tensor:
-    return calls.decode(*parts, spec=spec, axis=axis, out=_decoded(parts, spec, axis, length, exact))
+    return launch.decode(*parts, spec=spec, axis=axis, out=_decoded(parts, spec, axis, length, exact))
 
 
 def cpu_product(
@@ -171,23 +171,23 @@ def cpu_product(
     out = _product(a, b, decs, tails, bias, added)
     given = [*decs, *tails, *(t for t in (bias, added) if t is not None)]
     count, kinds = len(tails) // 2, {"biased": bias is not None, "accumulates": added is not None}
-    return calls.product(a, b, *given, tails=count, **kinds, scale=scale, out=out)
+    return launch.product(a, b, *given, tails=count, **kinds, scale=scale, out=out)
 
 
-def cpu_grouped(a: Tensor, b: Tensor, ends: Tensor, decs: list[Tensor]) -> Tensor:
-    return calls.grouped(a, b, ends, *decs, out=_grouped(a, b, ends, decs))
+def cpu_grouped(a: Tensor, b: Tensor, offs: Tensor, decs: list[Tensor]) -> Tensor:
+    return launch.grouped(a, b, offs, *decs, out=_grouped(a, b, offs, decs))
 
 
 def cpu_thin_sum(x: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
-    return calls.thin_sum(x, left, right, scale=scale, out=_summed(x, left, right, scale))
+    return launch.thin_sum(x, left, right, scale=scale, out=_summed(x, left, right, scale))
 
 
 def cpu_cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return calls.cast(x, out=_cast(x, dtype))
+    return launch.cast(x, out=_cast(x, dtype))
 
 
 def cpu_cat(parts: list[Tensor], dim: int) -> Tensor:
-    return calls.cat(*parts, dim=dim, out=_cat(parts, dim))
+    return launch.cat(*parts, dim=dim, out=_cat(parts, dim))
 
 
 def _register(name: str, run: Any, fake: Any) -> OpOverload:

@@ -14,8 +14,8 @@ from typing import Any
 
 from metis_compile.compat import TritonTemplate
 from metis_compile.kernels.capability import copies_scales
-from metis_compile.kernels.gemm.frame import EPILOGUE, PROLOGUE, Config, grid
 from metis_compile.kernels.gemm.operand import Operand
+from metis_compile.kernels.gemm.template_base import EPILOGUE, PROLOGUE, Config, grid
 from metis_compile.numerics.swizzle import TILE_ROWS
 
 # By compute capability, 100 or 120, and the bits of the wider element: what fits in 227 and in 99 KB of shared memory.

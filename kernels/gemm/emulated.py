@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from metis_compile.compat import TritonTemplate
-from metis_compile.kernels.gemm.frame import EPILOGUE, PROLOGUE, Config, grid
 from metis_compile.kernels.gemm.operand import Operand
+from metis_compile.kernels.gemm.template_base import EPILOGUE, PROLOGUE, Config, grid
 
 SMALL = (
     Config(128, 128, 64, 3, 8),

@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from metis_compile.compat import TritonTemplate
-from metis_compile.kernels.gemm.frame import EPILOGUE, PROLOGUE, Config, grid
 from metis_compile.kernels.gemm.operand import Operand
+from metis_compile.kernels.gemm.template_base import EPILOGUE, PROLOGUE, Config, grid
 
 LARGE = (Config(128, 256, 128, 3, 8), Config(256, 128, 128, 3, 8))
 MEDIUM = (

@@ -28,11 +28,11 @@ from metis_compile.compat import (
     register_lowering,
 )
 from metis_compile.kernels.capability import capability_of
-from metis_compile.kernels.gemm.frame import Config, constants
+from metis_compile.kernels.gemm.aten_fallback import grouped_product, product
 from metis_compile.kernels.gemm.grouped_op import GROUPED_GEMM
 from metis_compile.kernels.gemm.op import GEMM, MAX_TAILS
 from metis_compile.kernels.gemm.operand import Operand, parse
-from metis_compile.kernels.gemm.plain import grouped_product, product
+from metis_compile.kernels.gemm.template_base import Config, constants
 from metis_compile.numerics.swizzle import is_swizzled
 
 log = logging.getLogger("metis_compile.kernels")
@@ -73,14 +73,14 @@ def register_gemm() -> None:
     def grouped_gemm(
         a: Sequence[TensorBox], a_spec: str, a_axis: int, a_length: Any, a_contract: int,
         b: Sequence[TensorBox], b_spec: str, b_axis: int, b_length: Any, b_contract: int,
-        ends: TensorBox,
+        offs: TensorBox,
     ) -> TensorBox:  # fmt: skip
         left, a_sizes = _operand(a, a_spec, a_axis, a_length, a_contract)
         right, b_sizes = _operand(b, b_spec, b_axis, b_length, b_contract)
-        of_rows, groups = len(b_sizes) == 3, ends.get_size()[0]
+        of_rows, groups = len(b_sizes) == 3, offs.get_size()[0]
         size = [*([] if of_rows else [groups]), a_sizes[left.rows], b_sizes[right.rows]]
         capability = capability_of(a[0].get_device_or_error())
-        inputs = [_as_bytes(i) if _needs_bytes(i.get_dtype(), capability) else i for i in (*a, *b, ends)]
+        inputs = [_as_bytes(i) if _needs_bytes(i.get_dtype(), capability) else i for i in (*a, *b, offs)]
         nodes: list[Any] = [_buffer(i) for i in inputs]
         layout: Any = FixedLayout(nodes[0].get_device(), torch.float32, size)
         extern = plain_grouped.bind(nodes, layout, a=(a_spec, a_axis, a_contract), b=(b_spec, b_axis, b_contract))
@@ -93,11 +93,11 @@ def register_gemm() -> None:
         return _choose(templates, extern, nodes, layout, inputs=even)
 
 
-def _even_groups(ends: Any, *, tokens: int) -> torch.Tensor:
+def _even_groups(offs: Any, *, tokens: int) -> torch.Tensor:
     """Ends of groups of equal size, to time products with."""
-    count = lowered_size_hint(ends.get_size()[0])
-    sizes = torch.arange(1, count + 1, device=ends.get_device()) * tokens // count
-    return sizes.to(ends.get_dtype())
+    count = lowered_size_hint(offs.get_size()[0])
+    sizes = torch.arange(1, count + 1, device=offs.get_device()) * tokens // count
+    return sizes.to(offs.get_dtype())
 
 
 def _operand(parts: Sequence[TensorBox], spec: str, axis: int, length: Any, contract: int) -> tuple[Operand, list[Any]]:

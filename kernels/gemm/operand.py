@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from metis_compile.arguments import spec_of
 from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.blocks import BlockLayout
 from metis_compile.numerics.swizzle import can_swizzle, is_swizzled, swizzled_shape
+from metis_compile.ops.checks import spec_of
 
 parse = cache(QuantSpec.parse)
 

@@ -73,12 +73,12 @@ def load_scales(
 
 
 @triton.jit
-def rows_of_tile(ends, groups, tile, tokens, BLOCK: tl.constexpr):
+def rows_of_tile(offs, groups, tile, tokens, BLOCK: tl.constexpr):
     """(group, first row, end) of a tile of BLOCK rows. Groups begin new tiles; `groups` stands for rows of none."""
     group, first_row, end_row = tile * 0 + groups, tile * 0, tile * 0
     start, tiles_before = tile * 0, tile * 0
     for g in range(0, groups + 1):
-        end = tl.minimum(tl.load(ends + g, mask=g < groups, other=tokens), tokens).to(tl.int32)
+        end = tl.minimum(tl.load(offs + g, mask=g < groups, other=tokens), tokens).to(tl.int32)
         tiles = tl.cdiv(end - start, BLOCK)
         here = (tile >= tiles_before) & (tile < tiles_before + tiles)
         group = tl.where(here, g, group)

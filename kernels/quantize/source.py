@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metis_compile.arguments import (
+from metis_compile.numerics import QuantSpec
+from metis_compile.numerics.formats import BLOCK_ELEMENTS
+from metis_compile.numerics.quantize import part_shapes
+from metis_compile.ops.checks import (
     axis_of,
     check_axis,
     check_device,
@@ -20,9 +23,6 @@ from metis_compile.arguments import (
     differ,
     spec_of,
 )
-from metis_compile.numerics import QuantSpec
-from metis_compile.numerics.formats import BLOCK_ELEMENTS
-from metis_compile.numerics.quantize import part_shapes
 
 INPUTS = (torch.float32, torch.bfloat16, torch.float16)
 FACTORS = (torch.float32, torch.bfloat16)

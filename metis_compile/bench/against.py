@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from metis_compile.bench.contender import check_policies, learner, name_of
+from metis_compile.bench.candidate import check_policies, name_of, trainer
 from metis_compile.bench.plot import bars
 from metis_compile.bench.published import FORMS, check_checkout, published_layers
 from metis_compile.bench.report import Report
@@ -17,9 +17,9 @@ from metis_compile.bench.size import size_text
 from metis_compile.bench.turns import WARM_UP, in_turn
 from metis_compile.measure.ratio import Ratio
 from metis_compile.measure.repository import commit_of
-from metis_compile.train.learner import Learner
 from metis_compile.train.report import milliseconds
 from metis_compile.train.settings import Settings
+from metis_compile.train.trainer import Trainer
 from metis_compile.train.variant import FULL_PRECISION
 
 __all__ = ["HEADINGS", "bench_against", "cells", "measure"]
@@ -30,19 +30,19 @@ MODES = ("eager", "compiled")  # how their model is run
 
 
 def measure(
-    contender: str, settings: Settings, stepped: Callable[[int], None], *, rounds: int, path: str, form: str
+    candidate: str, settings: Settings, stepped: Callable[[int], None], *, rounds: int, path: str, form: str
 ) -> dict[str, Any]:
-    """Worker: times of the model with their layers, eager and compiled around them, and of the contender, in turn."""
+    """Worker: times of the model with their layers, eager and compiled around them, and of the candidate, in turn."""
     learners = [published(Path(path), form, mode, settings) for mode in MODES]
-    learners.append(learner(contender, settings))
+    learners.append(trainer(candidate, settings))
     times = in_turn(learners, settings, rounds, stepped)
-    return dict(zip([*MODES, "contender"], map(asdict, times), strict=True))
+    return dict(zip([*MODES, "candidate"], map(asdict, times), strict=True))
 
 
-def published(path: Path, form: str, mode: str, settings: Settings) -> Learner:
+def published(path: Path, form: str, mode: str, settings: Settings) -> Trainer:
     """A model with their layers."""
     change = published_layers(path, form, compiled=mode == "compiled")
-    made = Learner(replace(FULL_PRECISION, label=f"published, {mode}", changes=(change,)), settings)
+    made = Trainer(replace(FULL_PRECISION, label=f"published, {mode}", changes=(change,)), settings)
     if mode == "eager":
         made.compiled = made.model
     return made
@@ -56,7 +56,7 @@ def label_of(policy: str, form: str) -> str:
 def ratio_of(row: dict[str, Any], numbers: dict[str, Any]) -> Ratio:
     """Their steps' times over the policy's, of one row of the report's JSON."""
     result = numbers["times"][label_of(row["policy"], row["published"])]
-    return Ratio.of(result[row["mode"]]["gradients"], result["contender"]["gradients"])
+    return Ratio.of(result[row["mode"]]["gradients"], result["candidate"]["gradients"])
 
 
 def cells(numbers: dict[str, Any]) -> list[list[str]]:
@@ -68,7 +68,7 @@ def cells(numbers: dict[str, Any]) -> list[list[str]]:
             [
                 f"{row['published']}, {row['mode']}",
                 row["policy"],
-                *(milliseconds(median(result[side]["gradients"])) for side in (row["mode"], "contender")),
+                *(milliseconds(median(result[side]["gradients"])) for side in (row["mode"], "candidate")),
                 str(ratio_of(row, numbers)),
             ]
         )
@@ -81,18 +81,18 @@ def bench_against(
     """Each policy beside each form of their layers. Raises BenchError if ``path`` is no checkout of their code."""
     path = path.expanduser().resolve()
     check_checkout(path)
-    contenders = check_policies(policies)
+    candidates = check_policies(policies)
     tasks = {
         (form, text): Task(
             label=label_of(name_of(text), form),
             kind="against",
             settings=settings,
-            contender=text,
+            candidate=text,
             given={"rounds": options.rounds, "path": str(path), "form": form},
             steps=WARM_UP + options.rounds,
         )
         for form in FORMS
-        for text in contenders
+        for text in candidates
     }
     measured = run_tasks(list(tasks.values()), options, console)
     rows = []
@@ -101,7 +101,7 @@ def bench_against(
         if task.label not in measured.results:
             continue
         result = measured.results[task.label]
-        ours = result["contender"]["gradients"]
+        ours = result["candidate"]["gradients"]
         for mode in MODES:
             ratio = Ratio.of(result[mode]["gradients"], ours)
             found[form, mode, text] = ratio
@@ -116,7 +116,7 @@ def bench_against(
 
     def draw(figure: Any) -> None:
         kinds = [(form, mode) for form in FORMS for mode in MODES]
-        series = {name_of(text): [found.get((*kind, text)) for kind in kinds] for text in contenders}
+        series = {name_of(text): [found.get((*kind, text)) for kind in kinds] for text in candidates}
         bars(figure.subplots(), [", ".join(kind) for kind in kinds], series, unit="published / policy", line=1)
 
     return Report(

@@ -24,7 +24,7 @@ from metis_compile.kernels.gemm.op import GEMM
 from metis_compile.measure.ratio import Ratio
 from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.swizzle import can_swizzle
-from metis_compile.ops import QUANTIZE
+from metis_compile.ops.quantization import QUANTIZE
 
 __all__ = ["FORMATS", "SHAPES", "bench_gemm", "measure"]
 
@@ -39,7 +39,7 @@ TOLERANCE = 2**-7  # of the largest sum: a bfloat16 result, of float32 sums in a
 
 
 def measure(
-    contender: str,
+    candidate: str,
     settings: None,
     stepped: Callable[[int], None],
     *,
@@ -140,7 +140,7 @@ def bench_gemm(
         shape: Task(
             label=shape,
             kind="gemm",
-            contender=shape,
+            candidate=shape,
             given={
                 "sizes": sizes_of(shape, ("M", "N", "K")),
                 "formats": texts,

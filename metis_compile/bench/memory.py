@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from metis_compile.bench.contender import AUTOCAST, PLAIN, check_policies, learner, name_of
+from metis_compile.bench.candidate import AUTOCAST, PLAIN, check_policies, name_of, trainer
 from metis_compile.bench.plot import bars
 from metis_compile.bench.report import Report
 from metis_compile.bench.runner import Options, Task, run_tasks
 from metis_compile.bench.size import size_text
 from metis_compile.bench.turns import WARM_UP, batch
-from metis_compile.compare.arm import Arm
-from metis_compile.explanation import ExplainedSite, explain
+from metis_compile.compare.run_config import RunConfig
+from metis_compile.inspection.explain import ExplainedSite, explain
 from metis_compile.measure.ratio import Ratio
 from metis_compile.train.report import mebibytes
 from metis_compile.train.settings import Settings
@@ -32,9 +32,9 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**16), "MALLOC_TRIM_THRESHOLD_": str(2*
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def measure(contender: str, settings: Settings, stepped: Callable[[int], None]) -> dict[str, Any]:
+def measure(candidate: str, settings: Settings, stepped: Callable[[int], None]) -> dict[str, Any]:
     """Worker: bytes, of one step after those that warm up; bits of an element, from the rewritten graph."""
-    made = learner(contender, settings)
+    made = trainer(candidate, settings)
     for step in range(WARM_UP):
         made.gradients(*batch(settings, step))
         made.update(step)
@@ -42,7 +42,7 @@ def measure(contender: str, settings: Settings, stepped: Callable[[int], None]) 
     tokens, targets = batch(settings, WARM_UP)
     saved = made.saved_bytes(tokens)
     peak = peak_bytes(lambda: made.gradients(tokens, targets), settings.device)
-    policy = PLAIN if contender == AUTOCAST else Arm(text=contender).policy
+    policy = PLAIN if candidate == AUTOCAST else RunConfig(text=candidate).policy
     with made.autocast():
         sites = explain(made.model, tokens, policy=policy).sites
     return {"saved_bytes": saved, "peak_bytes": peak, "input_bits": input_bits(sites)}
@@ -99,18 +99,18 @@ def bench_memory(policies: Sequence[str], settings: Settings, options: Options, 
 
     What forward keeps is the same in every round; the peak is what is measured again.
     """
-    contenders = list(dict.fromkeys([PLAIN, *check_policies(policies)]))
-    contenders += [AUTOCAST] * (settings.dtype == "float32")
+    candidates = list(dict.fromkeys([PLAIN, *check_policies(policies)]))
+    candidates += [AUTOCAST] * (settings.dtype == "float32")
     tasks = {
         (text, i): Task(
-            label=f"{name_of(text)} {i}", kind="memory", settings=settings, contender=text, environment=MALLOC
+            label=f"{name_of(text)} {i}", kind="memory", settings=settings, candidate=text, environment=MALLOC
         )
         for i in range(options.rounds)
-        for text in contenders[:: 1 if i % 2 == 0 else -1]
+        for text in candidates[:: 1 if i % 2 == 0 else -1]
     }
     measured = run_tasks(list(tasks.values()), options, console)
     rows = []
-    for text in contenders:
+    for text in candidates:
         found = {i: measured.results.get(tasks[text, i].label) for i in range(options.rounds)}
         there = {i: result for i, result in found.items() if result is not None}
         if there:

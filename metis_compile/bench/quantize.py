@@ -19,7 +19,7 @@ from metis_compile.bench.shapes import sizes_of, spec_of
 from metis_compile.bench.turns import WARM_UP
 from metis_compile.conditioning import fixed_signs
 from metis_compile.kernels.capability import capability_of, copies_scales
-from metis_compile.kernels.cpu import calls
+from metis_compile.kernels.cpu import launch
 from metis_compile.kernels.parts import tensor_target
 from metis_compile.kernels.quantize.ops import QUANTIZE_TILES, QUANTIZE_TILES_INTO, TILES_AMAX
 from metis_compile.measure.ratio import Ratio
@@ -40,7 +40,7 @@ Cases = dict[tuple[str, str], tuple[Callable[[], object], int]]
 
 
 def measure(
-    contender: str,
+    candidate: str,
     settings: None,
     stepped: Callable[[int], None],
     *,
@@ -49,8 +49,8 @@ def measure(
     device: str,
     rounds: int,
 ) -> dict[str, Any]:
-    """Worker: seconds of quantizing to the format ``contender`` and of copies, by source and orientation."""
-    spec = spec_of(contender)
+    """Worker: seconds of quantizing to the format ``candidate`` and of copies, by source and orientation."""
+    spec = spec_of(candidate)
     generator = torch.Generator(device).manual_seed(0)
     x = torch.randn(*sizes, generator=generator, device=device).to(DTYPES[dtype])
     cases = cases_on_cpu(x, spec) if x.device.type == "cpu" else cases_on_cuda(x, spec)
@@ -114,14 +114,14 @@ def cases_on_cpu(x: Tensor, spec: QuantSpec) -> Cases:
     scale: list[Tensor] = []
     if (target := tensor_target(spec)) is not None:
         scale = [torch.empty(()), torch.empty(())]
-        calls.tensor_scale(x, target, *scale)
+        launch.tensor_scale(x, target, *scale)
     given = [*scale, *([torch.ones(1, dtype=torch.int64)] if spec.needs_noise else [])]
     made: dict[int, tuple[Callable[[], object], int]] = {}
     for axis in (0, 1):
         codes_shape, scales_shape = part_shapes(spec, x.shape, axis)
         codes = torch.empty(codes_shape, dtype=torch.uint8)
         scales = None if scales_shape is None else torch.empty(scales_shape, dtype=spec.fmt.scale_dtype)
-        run = partial(calls.parts, x, *given, spec=str(spec), axis=axis, stream=0, codes=codes, block_scales=scales)
+        run = partial(launch.parts, x, *given, spec=str(spec), axis=axis, stream=0, codes=codes, block_scales=scales)
         made[axis] = run, x.nbytes + codes.nbytes + (0 if scales is None else scales.nbytes)
 
     def both() -> None:
@@ -149,7 +149,7 @@ def bench_quantize(
         (shape, text): Task(
             label=f"{shape} {dtype}, {spec_of(text)}",
             kind="quantize",
-            contender=text,
+            candidate=text,
             given={
                 "sizes": sizes_of(shape, ("ROWS", "COLUMNS")),
                 "dtype": dtype,

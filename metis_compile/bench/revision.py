@@ -16,20 +16,20 @@ from rich.console import Console
 
 import metis_compile
 from metis_compile.bench import revision_worker
-from metis_compile.bench.contender import check_policies, name_of
+from metis_compile.bench.candidate import check_policies, name_of
 from metis_compile.bench.errors import BenchError
 from metis_compile.bench.plot import bars
 from metis_compile.bench.report import Report
 from metis_compile.bench.runner import Measured, Options
 from metis_compile.bench.size import size_text
 from metis_compile.bench.turns import WARM_UP
-from metis_compile.compare.arm import Arm
+from metis_compile.compare.run_config import RunConfig
 from metis_compile.measure import repository
+from metis_compile.measure.interrupt import StopRequest
 from metis_compile.measure.progress import JobProgress
 from metis_compile.measure.ratio import Ratio
 from metis_compile.measure.schedule import Failure, tail
 from metis_compile.train import model
-from metis_compile.train.interrupt import StopRequest
 from metis_compile.train.report import milliseconds
 from metis_compile.train.settings import Settings
 
@@ -126,11 +126,11 @@ def bench_revision(
     SIGINT and SIGTERM stop it after the round under way, with what was measured until then.
     """
     commit = commit_of(revision)
-    contenders = check_policies(policies)
-    for text in contenders:
-        if Arm(text=text).changes:
+    candidates = check_policies(policies)
+    for text in candidates:
+        if RunConfig(text=text).changes:
             raise BenchError(f"a baseline takes policies alone, got {text!r}")
-    cases = [(text, settings) for settings in sizes for text in contenders]
+    cases = [(text, settings) for settings in sizes for text in candidates]
     found: dict[tuple[str, int], dict[str, list[float]]] = {}
     failures: list[Failure] = []
     with ExitStack() as stack:
@@ -155,8 +155,8 @@ def bench_revision(
     ratios = {case: Ratio.of(times["now"], times["before"]) for case, times in found.items()}
 
     def draw(figure: Any) -> None:
-        series = {f"width {s.width}": [ratios.get((text, s.width)) for text in contenders] for s in sizes}
-        bars(figure.subplots(), [name_of(t) for t in contenders], series, unit=f"step / {revision}'s", line=1)
+        series = {f"width {s.width}": [ratios.get((text, s.width)) for text in candidates] for s in sizes}
+        bars(figure.subplots(), [name_of(t) for t in candidates], series, unit=f"step / {revision}'s", line=1)
 
     return Report(
         name="baseline",

@@ -47,7 +47,7 @@ class Task:
 
     label: str  # for people; unique
     kind: str  # of measurement: a key of worker.KINDS
-    contender: str
+    candidate: str
     settings: Settings | None = None  # of a model; None where it is kernels that are measured
     given: Mapping[str, Any] = field(default_factory=dict)  # beside these
     steps: int = WARM_UP  # that it will report
@@ -77,7 +77,7 @@ def run_tasks(tasks: Sequence[Task], options: Options, console: Console) -> Meas
             worker="metis_compile.bench.worker",
             request={
                 "kind": task.kind,
-                "contender": task.contender,
+                "candidate": task.candidate,
                 "settings": None if task.settings is None else asdict(task.settings),
                 "threads": options.count,
                 **task.given,

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from metis_compile.bench.contender import PLAIN, check_policies, name_of
+from metis_compile.bench.candidate import PLAIN, check_policies, name_of
 from metis_compile.bench.plot import grid
 from metis_compile.bench.report import Report
 from metis_compile.bench.runner import Options, Task, run_tasks
@@ -37,7 +37,7 @@ def growth(labels: Mapping[str, str], times: Mapping[str, Any]) -> dict[str, Any
     if stepped is not None:
         ratio = ratios(stepped)[0]
         found["step_ratio"], found["step_quartiles"] = ratio.median, (ratio.low, ratio.high)
-        found["saved_ratio"] = stepped["contender"]["saved_bytes"] / stepped["plain"]["saved_bytes"]
+        found["saved_ratio"] = stepped["candidate"]["saved_bytes"] / stepped["plain"]["saved_bytes"]
     for how in STARTS:
         mine, plain = (times.get(labels[what]) for what in (how, f"plain_{how}"))
         if mine is not None and plain is not None:
@@ -78,18 +78,18 @@ def bench_scaling(
     Cold starts are of a process and a cache of their own each. Warm starts find that cache, and so does the process
     that times steps beside plain Inductor's: nothing is compiled twice.
     """
-    contenders = check_policies(policies)
+    candidates = check_policies(policies)
     places = {(axis, point): {**middle, axis: point} for axis in AXES for point in sorted(set(points[axis]))}
     sizes = {place: settings_of(**size, device=device, dtype=dtype) for place, size in places.items()}
     starts: dict[tuple[str, Settings], list[Task]] = {}  # cold, warm
     steps: dict[tuple[str, Settings], Task] = {}
     with ExitStack() as stack:
         for settings in dict.fromkeys(sizes.values()):
-            for text in dict.fromkeys([PLAIN, *contenders]):
+            for text in dict.fromkeys([PLAIN, *candidates]):
                 label = f"{name_of(text)}, {size_text(settings)}"
                 folder = tempfile.TemporaryDirectory(prefix="metis-bench-", ignore_cleanup_errors=True)
                 starts[text, settings] = start_tasks(text, settings, label, stack.enter_context(folder))
-                if text in contenders:
+                if text in candidates:
                     cache = starts[text, settings][0].environment
                     task = step_task(text, settings, options.rounds, f"{label}, steps")
                     steps[text, settings] = replace(task, environment=cache)
@@ -104,7 +104,7 @@ def bench_scaling(
     times = measured.results
     rows: dict[tuple[str, str, int], dict[str, Any]] = {}
     for (axis, point), settings in sizes.items():
-        for text in contenders:
+        for text in candidates:
             labels = {
                 "steps": steps[text, settings].label,
                 **{how: task.label for how, task in zip(STARTS, starts[text, settings], strict=True)},
@@ -124,7 +124,7 @@ def bench_scaling(
             figure,
             {axis: sorted({p for a, p in places if a == axis}) for axis in AXES},
             list(labels),
-            lambda row, axis, point: {name_of(t): rows[t, axis, point][labels[row]] for t in contenders},
+            lambda row, axis, point: {name_of(t): rows[t, axis, point][labels[row]] for t in candidates},
         )
 
     return Report(

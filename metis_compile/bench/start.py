@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
+from metis_compile.bench.candidate import PLAIN, check_policies, name_of, trainer
 from metis_compile.bench.clock import cpu_seconds
-from metis_compile.bench.contender import PLAIN, check_policies, learner, name_of
 from metis_compile.bench.plot import bars
 from metis_compile.bench.report import Report
 from metis_compile.bench.runner import Options, Task, run_tasks
@@ -35,9 +35,9 @@ KERNEL = re.compile(r"= async_compile\.(?:cpp_pybinding|triton)\(")  # where Ind
 STARTS = ("cold", "warm")
 
 
-def measure(contender: str, settings: Settings, stepped: Callable[[int], None]) -> dict[str, Any]:
+def measure(candidate: str, settings: Settings, stepped: Callable[[int], None]) -> dict[str, Any]:
     """Worker: from a model that is not compiled to its first gradients. Seconds; phases overlap one another."""
-    made = learner(contender, settings)
+    made = trainer(candidate, settings)
     tokens, targets = batch(settings, 0)
     used, began = cpu_seconds(), time.perf_counter()
     with inductor_sources() as sources:
@@ -51,14 +51,14 @@ def kernels_in(sources: Sequence[str]) -> int:
     return sum(len(KERNEL.findall(source)) for source in sources)
 
 
-def start_tasks(contender: str, settings: Settings, label: str, cache: str) -> list[Task]:
+def start_tasks(candidate: str, settings: Settings, label: str, cache: str) -> list[Task]:
     """A cold start that leaves its caches in the folder ``cache``, and then a warm one that finds them there."""
     return [
         Task(
             label=f"{label}, {how}",
             kind="start",
             settings=settings,
-            contender=contender,
+            candidate=candidate,
             environment={"TORCHINDUCTOR_CACHE_DIR": cache},
         )
         for how in STARTS
@@ -72,12 +72,12 @@ def share(result: dict[str, Any], what: str) -> float:
 
 def bench_compile(policies: Sequence[str], settings: Settings, options: Options, console: Console) -> Report:
     """Cold and warm starts of each policy and of plain Inductor, in turn, each in a process and a cache of its own."""
-    contenders = list(dict.fromkeys([PLAIN, *check_policies(policies)]))
+    candidates = list(dict.fromkeys([PLAIN, *check_policies(policies)]))
     with ExitStack() as stack:
         tasks = [
             task
             for i in range(options.rounds)
-            for text in contenders[:: 1 if i % 2 == 0 else -1]
+            for text in candidates[:: 1 if i % 2 == 0 else -1]
             for task in start_tasks(
                 text,
                 settings,
@@ -93,12 +93,12 @@ def bench_compile(policies: Sequence[str], settings: Settings, options: Options,
             for i in range(options.rounds)
             if (label := f"{name_of(text)} {i}, {how}") in measured.results
         }
-        for text in contenders
+        for text in candidates
         for how in STARTS
     }
     rows = []
     found: dict[tuple[str, str], Ratio | None] = {}
-    for text in contenders:
+    for text in candidates:
         row: dict[str, Any] = {"policy": name_of(text), "settings": asdict(settings)}
         for how in STARTS:
             mine = rounds[text, how]
@@ -114,8 +114,8 @@ def bench_compile(policies: Sequence[str], settings: Settings, options: Options,
     numbers = {"rows": rows}
 
     def draw(figure: Any) -> None:
-        series = {how: [found[text, how] for text in contenders] for how in ("cold", "warm")}
-        bars(figure.subplots(), [name_of(t) for t in contenders], series, unit="start / plain, wall time", line=1)
+        series = {how: [found[text, how] for text in candidates] for how in ("cold", "warm")}
+        bars(figure.subplots(), [name_of(t) for t in candidates], series, unit="start / plain, wall time", line=1)
 
     return Report(
         name="compile",

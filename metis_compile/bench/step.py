@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from metis_compile.bench.contender import AUTOCAST, PLAIN, check_policies, learner, name_of
+from metis_compile.bench.candidate import AUTOCAST, PLAIN, check_policies, name_of, trainer
 from metis_compile.bench.plot import bars
 from metis_compile.bench.report import Report
 from metis_compile.bench.runner import Options, Task, run_tasks
@@ -22,27 +22,27 @@ __all__ = ["HEADINGS", "bench_step", "cells", "measure", "ratios", "step_task"]
 HEADINGS = ("policy", "width", "plain", "policy's", "ratio", "quartiles", "of sums", "whole step")
 
 
-def measure(contender: str, settings: Settings, stepped: Callable[[int], None], *, rounds: int) -> dict[str, Any]:
-    """Worker: times of plain Inductor and of the contender, step by step in turn."""
-    learners = [learner(text, settings) for text in (PLAIN, contender)]
-    return dict(zip(("plain", "contender"), map(asdict, in_turn(learners, settings, rounds, stepped)), strict=True))
+def measure(candidate: str, settings: Settings, stepped: Callable[[int], None], *, rounds: int) -> dict[str, Any]:
+    """Worker: times of plain Inductor and of the candidate, step by step in turn."""
+    learners = [trainer(text, settings) for text in (PLAIN, candidate)]
+    return dict(zip(("plain", "candidate"), map(asdict, in_turn(learners, settings, rounds, stepped)), strict=True))
 
 
-def step_task(contender: str, settings: Settings, rounds: int, label: str) -> Task:
-    """The worker that measures one contender's steps."""
+def step_task(candidate: str, settings: Settings, rounds: int, label: str) -> Task:
+    """The worker that measures one candidate's steps."""
     given = {"rounds": rounds}
-    return Task(label=label, kind="step", settings=settings, contender=contender, given=given, steps=WARM_UP + rounds)
+    return Task(label=label, kind="step", settings=settings, candidate=candidate, given=given, steps=WARM_UP + rounds)
 
 
 def ratios(result: dict[str, Any]) -> tuple[Ratio, Ratio]:
     """Of forward and backward, and of the whole step."""
-    mine, plain = result["contender"], result["plain"]
+    mine, plain = result["candidate"], result["plain"]
     return Ratio.of(mine["gradients"], plain["gradients"]), Ratio.of(mine["whole"], plain["whole"])
 
 
 def of_sums(result: dict[str, Any]) -> float:
-    """All the contender's seconds of forward and backward over all of plain Inductor's."""
-    return float(sum(result["contender"]["gradients"]) / sum(result["plain"]["gradients"]))
+    """All the candidate's seconds of forward and backward over all of plain Inductor's."""
+    return float(sum(result["candidate"]["gradients"]) / sum(result["plain"]["gradients"]))
 
 
 def cells(numbers: dict[str, Any]) -> list[list[str]]:
@@ -55,7 +55,7 @@ def cells(numbers: dict[str, Any]) -> list[list[str]]:
             [
                 row["policy"],
                 str(row["settings"]["width"]),
-                *(milliseconds(median(result[side]["gradients"])) for side in ("plain", "contender")),
+                *(milliseconds(median(result[side]["gradients"])) for side in ("plain", "candidate")),
                 f"{gradients.median:.2f}x",
                 f"{gradients.low:.2f}-{gradients.high:.2f}",
                 f"{of_sums(result):.2f}x",
@@ -67,11 +67,11 @@ def cells(numbers: dict[str, Any]) -> list[list[str]]:
 
 def bench_step(policies: Sequence[str], sizes: Sequence[Settings], options: Options, console: Console) -> Report:
     """Each policy at each size; beside float32, plain Inductor under bfloat16 autocast too."""
-    contenders = check_policies(policies) + [AUTOCAST] * (sizes[0].dtype == "float32")
+    candidates = check_policies(policies) + [AUTOCAST] * (sizes[0].dtype == "float32")
     tasks = {
         (text, settings.width): step_task(text, settings, options.rounds, f"{name_of(text)}, width {settings.width}")
         for settings in sizes
-        for text in contenders
+        for text in candidates
     }
     measured = run_tasks(list(tasks.values()), options, console)
     of_width = {settings.width: settings for settings in sizes}
@@ -93,8 +93,8 @@ def bench_step(policies: Sequence[str], sizes: Sequence[Settings], options: Opti
     numbers = {"rows": rows}
 
     def draw(figure: Any) -> None:
-        series = {f"width {s.width}": [found.get((text, s.width)) for text in contenders] for s in sizes}
-        bars(figure.subplots(), [name_of(t) for t in contenders], series, unit="forward + backward / plain", line=1)
+        series = {f"width {s.width}": [found.get((text, s.width)) for text in candidates] for s in sizes}
+        bars(figure.subplots(), [name_of(t) for t in candidates], series, unit="forward + backward / plain", line=1)
 
     return Report(
         name="step",

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from metis_compile.bench.clock import seconds
-from metis_compile.train.learner import Learner
 from metis_compile.train.settings import Settings, derived_seed
+from metis_compile.train.trainer import Trainer
 
 __all__ = ["WARM_UP", "Times", "batch", "in_turn"]
 
@@ -33,7 +33,7 @@ def batch(settings: Settings, step: int) -> tuple[Tensor, Tensor]:
 
 
 def in_turn(
-    learners: Sequence[Learner], settings: Settings, rounds: int, stepped: Callable[[int], None]
+    learners: Sequence[Trainer], settings: Settings, rounds: int, stepped: Callable[[int], None]
 ) -> list[Times]:
     """The times of ``rounds`` steps of each model, after WARM_UP steps that don't count.
 
@@ -43,13 +43,13 @@ def in_turn(
     entries = list(zip(learners, times, strict=True))
     for step in range(WARM_UP + rounds):
         tokens, targets = batch(settings, step)
-        for learner, found in entries[:: 1 if step % 2 == 0 else -1]:
-            gradients = seconds(partial(learner.gradients, tokens, targets), settings.device)
-            update = seconds(partial(learner.update, step), settings.device)
+        for trainer, found in entries[:: 1 if step % 2 == 0 else -1]:
+            gradients = seconds(partial(trainer.gradients, tokens, targets), settings.device)
+            update = seconds(partial(trainer.update, step), settings.device)
             if step >= WARM_UP:
                 found.gradients.append(gradients)
                 found.whole.append(gradients + update)
             elif step == 0:
-                found.saved_bytes = learner.saved_bytes(tokens)
+                found.saved_bytes = trainer.saved_bytes(tokens)
         stepped(step + 1)
     return times

@@ -12,14 +12,14 @@ import torch
 
 from metis_compile.bench import against, gemm, memory, quantize, start, step
 from metis_compile.bench.errors import BenchError
-from metis_compile.measure.answer import tell
+from metis_compile.measure.worker_protocol import emit
 from metis_compile.policy import PolicyError
 from metis_compile.train.errors import TrainError
 from metis_compile.train.settings import Settings
 
 __all__ = ["KINDS", "main"]
 
-# Each is given the contender, the settings if any, what to call with the number of steps done, and the rest of the
+# Each is given the candidate, the settings if any, what to call with the number of steps done, and the rest of the
 # request.
 KINDS: dict[str, Callable[..., dict[str, Any]]] = {
     "step": step.measure,
@@ -34,14 +34,14 @@ KINDS: dict[str, Callable[..., dict[str, Any]]] = {
 def main(text: str) -> int:
     """Do what the JSON object ``text`` says; returns the exit status."""
     request = json.loads(text)
-    kind, contender = request.pop("kind"), request.pop("contender")
+    kind, candidate = request.pop("kind"), request.pop("candidate")
     torch.set_num_threads(request.pop("threads"))
     try:
         given = request.pop("settings")
         settings = None if given is None else Settings(**given)
-        tell(done=KINDS[kind](contender, settings, lambda done: tell(step=done, note=""), **request))
+        emit(done=KINDS[kind](candidate, settings, lambda done: emit(step=done, note=""), **request))
     except (BenchError, TrainError, PolicyError) as error:
-        tell(error=str(error))
+        emit(error=str(error))
         return 2
     return 0
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from metis_compile.compare.arm import BASELINE, Arm
 from metis_compile.compare.cost import Cost
 from metis_compile.compare.plot import draw, draw_cost
 from metis_compile.compare.record import Record, read
+from metis_compile.compare.run import identity, record_path
+from metis_compile.compare.run_config import BASELINE, RunConfig
 from metis_compile.compare.summary import Row, markdown, summarize, to_json
-from metis_compile.compare.trial import identity, record_path
 from metis_compile.measure.machine import machine
 from metis_compile.measure.progress import JobProgress
 from metis_compile.measure.schedule import Failure, Job, run_jobs
@@ -67,7 +67,7 @@ class Comparison:
     """
 
     def __init__(self, arms: Sequence[str], seeds: Sequence[int], settings: Settings, options: Options) -> None:
-        made = [Arm(text=text) for text in dict.fromkeys([BASELINE, *arms])]
+        made = [RunConfig(text=text) for text in dict.fromkeys([BASELINE, *arms])]
         names = [arm.name for arm in made]
         for arm in made:
             if names.count(arm.name) > 1:
@@ -158,24 +158,24 @@ class Comparison:
             f"{s.dtype}{common}; train gap: mean of the last {last} steps; gaps: mean over seeds ± deviation"
         )
 
-    def _trial(self, arm: Arm, seed: int) -> Job:
+    def _trial(self, arm: RunConfig, seed: int) -> Job:
         settings = asdict(replace(self.settings, policy=arm.policy, seed=seed))
         request = self._request("trial", arm, settings)
         return self._job(f"{arm.name} seed {seed}", request, self.settings.steps, self.options.jobs)
 
-    def _branches(self, trials: Sequence[tuple[Arm, int]]) -> list[Job]:
+    def _branches(self, runs: Sequence[tuple[RunConfig, int]]) -> list[Job]:
         """What must be trained before these trials: a checkpoint per seed. Those that are there are quickly done."""
         branch = self.options.branch
         if not branch:
             return []
         jobs = []
-        for seed in dict.fromkeys(seed for _, seed in trials):
+        for seed in dict.fromkeys(seed for _, seed in runs):
             settings = asdict(replace(self.settings, policy=BASELINE, seed=seed))
-            request = self._request("branch", Arm(text=BASELINE), settings)
+            request = self._request("branch", RunConfig(text=BASELINE), settings)
             jobs.append(self._job(f"first {branch} steps, seed {seed}", request, branch, self.options.jobs))
         return jobs
 
-    def _request(self, kind: str, arm: Arm, settings: dict[str, Any]) -> dict[str, Any]:
+    def _request(self, kind: str, arm: RunConfig, settings: dict[str, Any]) -> dict[str, Any]:
         out, branch = str(self.options.out), self.options.branch
         return {"kind": kind, "arm": arm.text, "settings": settings, "out": out, "branch": branch}
 
@@ -201,7 +201,7 @@ class Comparison:
                     found[arm.text, seed] = record
         return found
 
-    def _check(self, path: Path, record: Record, arm: Arm) -> None:
+    def _check(self, path: Path, record: Record, arm: RunConfig) -> None:
         mine = identity(self.settings, self.options.branch)
         theirs = record.settings
         keys = dict.fromkeys([*mine, *theirs])
@@ -233,7 +233,12 @@ class Comparison:
         jobs = [
             self._job(
                 f"step time of {arm.name}",
-                {"kind": "cost", "arm": arm.text, "settings": asdict(self.settings), "rounds": self.options.rounds},
+                {
+                    "kind": "cost",
+                    "arm": arm.text,
+                    "settings": asdict(self.settings),
+                    "rounds": self.options.rounds,
+                },
                 0,
                 1,
             )

@@ -9,13 +9,13 @@ import torch
 from torch import fx
 from torch.utils.flop_counter import flop_registry
 
-from metis_compile.compare.arm import BASELINE, Arm
 from metis_compile.compare.graphs import rewritten_graphs
+from metis_compile.compare.run_config import BASELINE, RunConfig
 from metis_compile.measure.ratio import Ratio
 from metis_compile.train import corpus
 from metis_compile.train.determinism import deterministic
-from metis_compile.train.learner import Learner, build
 from metis_compile.train.settings import Settings
+from metis_compile.train.trainer import Trainer, build
 
 __all__ = ["Cost", "extra_flops", "measure"]
 
@@ -32,18 +32,18 @@ class Cost:
     threads: int
 
 
-def measure(arm: Arm, settings: Settings, rounds: int) -> Cost:
+def measure(arm: RunConfig, settings: Settings, rounds: int) -> Cost:
     """Time ``rounds`` steps of the arm and of the baseline in turn, after one of each that compiles."""
     text = corpus.load_library() if settings.text is None else corpus.load_file(Path(settings.text).expanduser())
     devices = [torch.device(settings.device)] if settings.device != "cpu" else []
     with torch.random.fork_rng(devices=devices), deterministic(settings.device):
-        learners = [Learner(a.variant(), replace(settings, policy=a.policy)) for a in (Arm(text=BASELINE), arm)]
+        learners = [Trainer(a.variant(), replace(settings, policy=a.policy)) for a in (RunConfig(text=BASELINE), arm)]
         for step in range(rounds + 1):
             batch = text.batch(seed=settings.seed, step=step, batch=settings.batch, context=settings.context)
             tokens, targets = (part.to(settings.device) for part in batch)
-            for learner in learners[:: 1 if step % 2 == 0 else -1]:
-                learner.step(step, tokens, targets)
-        high, low = (learner.history.seconds for learner in learners)
+            for trainer in learners[:: 1 if step % 2 == 0 else -1]:
+                trainer.step(step, tokens, targets)
+        high, low = (trainer.history.seconds for trainer in learners)
         ratio = Ratio.of(low, high)
         return Cost(
             flops_ratio=extra_flops(arm, settings),
@@ -55,7 +55,7 @@ def measure(arm: Arm, settings: Settings, rounds: int) -> Cost:
         )
 
 
-def extra_flops(arm: Arm, settings: Settings) -> float:
+def extra_flops(arm: RunConfig, settings: Settings) -> float:
     """FLOPs of the arm's matrix products over those of the plain model, forward and backward."""
     plain, model = build(settings), build(settings)
     for change in arm.variant().changes:

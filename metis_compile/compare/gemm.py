@@ -16,18 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metis_compile.compare.arm import Arm
 from metis_compile.compare.graphs import rewritten_graphs
+from metis_compile.compare.run_config import RunConfig
 from metis_compile.conditioning import Conditioned, kept_step, next_basis, with_rank
 from metis_compile.conditioning.hadamard import fixed_signs, signs_from
 from metis_compile.conditioning.product import Prepared, prepare, product
 from metis_compile.numerics import noise_shape, uniform_noise
-from metis_compile.passes.sites import Operand, Site
+from metis_compile.passes.graph.sites import Operand, Site
 from metis_compile.policy import Treatment
 from metis_compile.train import corpus
-from metis_compile.train.learner import Learner
 from metis_compile.train.llama import logits_of
 from metis_compile.train.settings import Settings, derived_seed
+from metis_compile.train.trainer import Trainer
 from metis_compile.train.variant import FULL_PRECISION
 
 __all__ = ["PRODUCTS", "GemmError", "Side", "Snapshot", "gemm_errors", "relative", "snapshots", "treatments_of"]
@@ -74,17 +74,17 @@ def snapshots(settings: Settings, stepped: Any = None) -> tuple[nn.Module, list[
     text = corpus.load_library() if settings.text is None else corpus.load_file(Path(settings.text).expanduser())
     text.require(settings.context)
     with torch.random.fork_rng():
-        learner = Learner(FULL_PRECISION, settings)
+        trainer = Trainer(FULL_PRECISION, settings)
         found: list[dict[str, Snapshot]] = []
         for step in range(settings.steps):
             batch = text.batch(seed=settings.seed, step=step, batch=settings.batch, context=settings.context)
             tokens, targets = (part.to(settings.device) for part in batch)
             if step in (max(0, settings.steps - 1 - BEFORE), settings.steps - 1):
-                found.append(take(learner.model, tokens, targets))
-            loss = learner.step(step, tokens, targets)
+                found.append(take(trainer.model, tokens, targets))
+            loss = trainer.step(step, tokens, targets)
             if stepped is not None:
                 stepped(step + 1, loss)
-    return learner.model, [found[0], found[-1]]
+    return trainer.model, [found[0], found[-1]]
 
 
 def take(model: nn.Module, tokens: Tensor, targets: Tensor) -> dict[str, Snapshot]:
@@ -132,7 +132,7 @@ def gemm_errors(
         left, right = (side.prepared() for side in sides)
         errors.append(
             GemmError(
-                policy=Arm(text=policy).name,
+                policy=RunConfig(text=policy).name,
                 module=module,
                 gemm=gemm,
                 error=relative(product(left, right), exact),

@@ -10,11 +10,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from metis_compile.compare.arm import Arm
 from metis_compile.compare.gemm import PRODUCTS, GemmError, gemm_errors, snapshots
 from metis_compile.compare.gemm_plot import draw
 from metis_compile.compare.gemm_summary import ALL, by_gemm, by_kind, by_module, by_operand, kinds, over
-from metis_compile.compare.trial import identity
+from metis_compile.compare.run import identity
+from metis_compile.compare.run_config import RunConfig
 from metis_compile.measure.checkout import commit
 from metis_compile.measure.machine import machine
 from metis_compile.measure.markdown import markdown_table
@@ -59,7 +59,7 @@ def compare_gemms(
 
     Raises TrainError if a run cannot start or a file cannot be written, PolicyError for a bad policy.
     """
-    arms = [Arm(text=text) for text in dict.fromkeys(policies)]
+    arms = [RunConfig(text=text) for text in dict.fromkeys(policies)]
     names = [arm.name for arm in arms]
     for arm in arms:
         if arm.changes:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from metis_compile.compare.arm import Arm
 from metis_compile.compare.record import Record
+from metis_compile.compare.run_config import RunConfig
 from metis_compile.compare.summary import Row
 from metis_compile.train.errors import TrainError
 from metis_compile.train.plot import running_mean
@@ -24,12 +24,12 @@ def draw(records: Sequence[Record], baselines: Sequence[Record], path: Path) -> 
             if record.arm == text and record.seed in references:
                 window = max(1, len(record.losses) // 12)
                 curves.append(gaps(record, references[record.seed], window))
-        if not curves or Arm(text=text).is_baseline:
+        if not curves or RunConfig(text=text).is_baseline:
             continue
         steps = range(window, len(curves[0]) + 1)
         mean = [sum(at) / len(at) for at in zip(*curves, strict=True)]
         style = ("-", "--", ":")[i // 10 % 3]
-        (line,) = axes.plot(steps, mean[window - 1 :], style, label=Arm(text=text).name, color=f"C{i % 10}")
+        (line,) = axes.plot(steps, mean[window - 1 :], style, label=RunConfig(text=text).name, color=f"C{i % 10}")
         low, high = ([f(at) for at in zip(*curves, strict=True)][window - 1 :] for f in (min, max))
         axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
     axes.axhline(0, color="black", linewidth=0.5)
@@ -53,7 +53,7 @@ def cost_figure(rows: Sequence[Row]) -> Any:
     figure, axes = _empty()
     axes.set_yscale("symlog", linthresh=1)
     axes.yaxis.set_major_formatter("{x:g}")
-    for i, row in enumerate(r for r in rows if r.cost is not None and not Arm(text=r.arm).is_baseline):
+    for i, row in enumerate(r for r in rows if r.cost is not None and not RunConfig(text=r.arm).is_baseline):
         assert row.cost is not None
         low, high = row.cost.step_ratio_quartiles
         at, gap = row.cost.step_ratio, row.train_gap

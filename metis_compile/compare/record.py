@@ -15,7 +15,7 @@ __all__ = ["Record", "read", "write"]
 class Record:
     """One finished trial."""
 
-    arm: str  # the Arm's text
+    arm: str  # the RunConfig's text
     seed: int
     settings: dict[str, Any]  # train.Settings, without policy and seed
     text: str  # digest of the corpus

@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
-from metis_compile.compare.arm import Arm
 from metis_compile.compare.cost import Cost
 from metis_compile.compare.record import Record
+from metis_compile.compare.run_config import RunConfig
 from metis_compile.measure.markdown import markdown_table
 from metis_compile.train.report import finite, gap
 
@@ -64,7 +64,7 @@ def summarize(records: Sequence[Record], baselines: Sequence[Record], costs: dic
         pairs = [(r, references[r.seed]) for r in mine]
         rows.append(
             Row(
-                arm=Arm(text=text).name,
+                arm=RunConfig(text=text).name,
                 seeds=[r.seed for r in mine],
                 train_loss=statistics.fmean(r.mean_loss(last) for r in mine),
                 train_gap=Spread.of([gap(r.mean_loss(last), b.mean_loss(last)) for r, b in pairs]),

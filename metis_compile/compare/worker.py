@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from metis_compile.compare.arm import Arm
 from metis_compile.compare.cost import measure
 from metis_compile.compare.record import Record
-from metis_compile.compare.trial import run_branch, run_trial
-from metis_compile.measure.answer import tell
+from metis_compile.compare.run import run_branch, run_once
+from metis_compile.compare.run_config import RunConfig
+from metis_compile.measure.worker_protocol import emit
 from metis_compile.policy import PolicyError
 from metis_compile.train.errors import TrainError
 from metis_compile.train.loop import Interrupted
@@ -27,30 +27,30 @@ __all__ = ["main"]
 def main(text: str) -> int:
     """Do what the JSON object ``text`` says; returns the exit status."""
     job = json.loads(text)
-    arm, settings = Arm(text=job["arm"]), Settings(**job["settings"])
+    arm, settings = RunConfig(text=job["arm"]), Settings(**job["settings"])
     torch.set_num_threads(job["threads"])
     try:
         if job["kind"] == "cost":
-            tell(done=asdict(measure(arm, settings, job["rounds"])))
+            emit(done=asdict(measure(arm, settings, job["rounds"])))
             return 0
         out, branch = Path(job["out"]), job["branch"]
         outcome: Record | Interrupted | None
         if job["kind"] == "branch":
             outcome = run_branch(settings, out, stepped, branch)
         else:
-            outcome = run_trial(arm, settings, out, stepped, branch)
+            outcome = run_once(arm, settings, out, stepped, branch)
     except (TrainError, PolicyError) as error:
-        tell(error=str(error))
+        emit(error=str(error))
         return 2
     if isinstance(outcome, Interrupted):
-        tell(interrupted=outcome.saved)
+        emit(interrupted=outcome.saved)
         return 128 + outcome.signal
-    tell(done=True)
+    emit(done=True)
     return 0
 
 
 def stepped(step: int, loss: float) -> None:
-    tell(step=step, note=f"loss {loss:.4f}")
+    emit(step=step, note=f"loss {loss:.4f}")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
 """Conditioning: x = residual + left @ right, so that what a block quantizer sees is easier to quantize."""
 
 from metis_compile.conditioning.adaptive_rate import adapt_rate
+from metis_compile.conditioning.base import Conditioned, Conditioning
 from metis_compile.conditioning.basis import kept_step, largest_rank, next_basis
 from metis_compile.conditioning.chain import Chain
-from metis_compile.conditioning.conditioned import Conditioned, Conditioning
 from metis_compile.conditioning.factors import PARTNERS, partner_spec
 from metis_compile.conditioning.hadamard import fixed_signs, hadamard, signs_from
-from metis_compile.conditioning.kinds import KINDS, describe, make_conditioning, split
 from metis_compile.conditioning.mean import Mean
 from metis_compile.conditioning.orthonormal import orthonormalize
 from metis_compile.conditioning.product import Prepared, prepare, product
 from metis_compile.conditioning.rank import resolve_rank, with_rank
+from metis_compile.conditioning.registry import KINDS, describe, make_conditioning, split
 from metis_compile.conditioning.spectral import Spectral
 
 __all__ = [

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from metis_compile.conditioning.conditioned import Conditioned
+from metis_compile.conditioning.base import Conditioned
 
 
 def adapt_rate(split: Conditioned, *, residual_factor: float = 2.0) -> Conditioned:

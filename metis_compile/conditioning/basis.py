@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from metis_compile.conditioning.chain import Chain
-from metis_compile.conditioning.kinds import steps_of
 from metis_compile.conditioning.rank import LARGEST_AUTO
+from metis_compile.conditioning.registry import steps_of
 
 
 def kept_step(split: Any) -> Any:

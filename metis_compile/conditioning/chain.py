@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metis_compile.conditioning.conditioned import Conditioned, Conditioning
+from metis_compile.conditioning.base import Conditioned, Conditioning
 from metis_compile.conditioning.factors import STREAMS, check_matrix
 from metis_compile.conditioning.rank import with_rank
 

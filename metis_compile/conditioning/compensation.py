@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from metis_compile.conditioning.base import Conditioning
 from metis_compile.conditioning.chain import Chain
-from metis_compile.conditioning.conditioned import Conditioning
 
 
 def compensates(split: Conditioning | None) -> bool:

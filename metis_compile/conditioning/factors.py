@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metis_compile.conditioning.operators import operators
-from metis_compile.conditioning.settings import check_name
+from metis_compile.conditioning.validation import check_name
 from metis_compile.numerics import FORMATS, QuantSpec, fake_quantize, noise_shape, uniform_noise
 
 HIGH = "high"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from metis_compile.conditioning.conditioned import Conditioned
+from metis_compile.conditioning.base import Conditioned
 from metis_compile.conditioning.factors import (
     STREAMS,
     canonical_factors,
@@ -17,7 +17,7 @@ from metis_compile.conditioning.factors import (
     is_random,
     rounded_factor,
 )
-from metis_compile.conditioning.settings import check_flag
+from metis_compile.conditioning.validation import check_flag
 
 
 @dataclass(frozen=True, kw_only=True)

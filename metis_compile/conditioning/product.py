@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metis_compile.conditioning.base import Conditioned, Conditioning
 from metis_compile.conditioning.compensation import compensated_left, compensates
-from metis_compile.conditioning.conditioned import Conditioned, Conditioning
 from metis_compile.conditioning.factors import partner_spec
 from metis_compile.conditioning.hadamard import hadamard, inverse_hadamard
 from metis_compile.numerics import QuantSpec, fake_quantize

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from metis_compile.conditioning.adaptive_rate import adapt_rate
-from metis_compile.conditioning.conditioned import Conditioned
+from metis_compile.conditioning.base import Conditioned
 from metis_compile.conditioning.factors import (
     BFLOAT16,
     HIGH,
@@ -34,8 +34,8 @@ from metis_compile.conditioning.factors import (
 from metis_compile.conditioning.operators import operators
 from metis_compile.conditioning.orthonormal import orthonormalize, unit_columns
 from metis_compile.conditioning.rank import AUTO, check_rank, resolve_rank, size_hint
-from metis_compile.conditioning.settings import check_count, check_flag, check_name, check_share
 from metis_compile.conditioning.sketch import SKETCHES, sample_rows, sketch_matrix
+from metis_compile.conditioning.validation import check_count, check_flag, check_name, check_share
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+from metis_compile.measure.interrupt import StopRequest
 from metis_compile.measure.progress import JobProgress
-from metis_compile.train.interrupt import StopRequest
 
 __all__ = ["Failure", "Job", "run_jobs"]
 

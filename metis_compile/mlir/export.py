@@ -10,14 +10,14 @@ from typing import Any
 from torch import fx
 
 from metis_compile.compat import DynamoUnsupported
-from metis_compile.config import read_options
-from metis_compile.dry_run import DryRun, dry_run
+from metis_compile.inspection.dry_run import DryRun, dry_run
 from metis_compile.mlir.errors import ExportError
 from metis_compile.mlir.exported import Exported, Program
 from metis_compile.mlir.functional import Functional, copy_module, functional_graphs
 from metis_compile.mlir.lowering import DIALECTS, load_torch_mlir, lower
-from metis_compile.mlir.ports import sources
+from metis_compile.mlir.signature import sources
 from metis_compile.mlir.sites import place_of
+from metis_compile.options import read_options
 from metis_compile.policy import Policy
 
 # torch's own random ops, which are refused by name, and no patterns, which make ops that only Inductor knows

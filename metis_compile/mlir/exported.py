@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import fx
 
-from metis_compile.mlir.ports import Port
+from metis_compile.mlir.signature import Port
 
 
 @dataclass(frozen=True, kw_only=True)

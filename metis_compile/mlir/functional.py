@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import fx
 
-from metis_compile.captured import CapturedGraph
 from metis_compile.compat import OpOverload, aot_input, aot_output
+from metis_compile.inspection.capture import CapturedGraph
 from metis_compile.mlir.attention import without_dropout
 from metis_compile.mlir.errors import ExportError
-from metis_compile.mlir.ports import Kind, Port, Source
+from metis_compile.mlir.signature import Kind, Port, Source
 from metis_compile.mlir.sites import place_of
 from metis_compile.numerics.noise import SEED_BITS
-from metis_compile.ops import KEEP, LOAD, STORE
-from metis_compile.passes.emit import Emitter
+from metis_compile.ops.state import KEEP, LOAD, STORE
+from metis_compile.passes.graph.builder import GraphBuilder
 
 aten = torch.ops.aten
 
@@ -64,7 +64,7 @@ class _Graph:
         self.captured, self.stage, self.sources, self.known = captured, stage, sources, known
         self.gm = copy_module(getattr(captured, stage))
         self.graph = self.gm.graph
-        self.emitter = Emitter(self.graph)
+        self.builder = GraphBuilder(self.graph)
         self.ports: dict[fx.Node, Port] = {}
         self.saved: dict[str, Port] = {}
         returned: Any = self.graph.output_node().args[0]
@@ -147,9 +147,9 @@ class _Graph:
 
     def _load(self, node: fx.Node) -> None:
         state, offset, shape = node.args
-        with self.emitter.at(node, like=node):
-            flat = self.emitter.call(aten.slice.Tensor, (state, 0, offset, offset + math.prod(shape)))  # type: ignore
-            node.replace_all_uses_with(self.emitter.call(aten.view.default, (flat, shape), name=node.name))
+        with self.builder.at(node, like=node):
+            flat = self.builder.call(aten.slice.Tensor, (state, 0, offset, offset + math.prod(shape)))  # type: ignore
+            node.replace_all_uses_with(self.builder.call(aten.view.default, (flat, shape), name=node.name))
         self.graph.erase_node(node)
 
     def _store(self, node: fx.Node) -> None:
@@ -157,10 +157,10 @@ class _Graph:
         assert isinstance(state, fx.Node)
         assert isinstance(value, fx.Node)
         numel = value.meta["val"].numel()
-        with self.emitter.at(node, like=node):
-            flat = self.emitter.call(aten.reshape.default, (self._changed.get(value, value), [numel]))
+        with self.builder.at(node, like=node):
+            flat = self.builder.call(aten.reshape.default, (self._changed.get(value, value), [numel]))
             args = (self._changed.get(state, state), flat, 0, offset, offset + numel)  # type: ignore[operator]
-            self._changed[state] = self.emitter.call(aten.slice_scatter.default, args)
+            self._changed[state] = self.builder.call(aten.slice_scatter.default, args)
         self.graph.erase_node(node)
 
     def _copy_into(self, node: fx.Node) -> None:
@@ -224,5 +224,5 @@ def copy_module(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def _is_seed(node: fx.Node) -> bool:
-    """Whether this is the draw of the graph's seed: see `Emitter.seed`."""
+    """Whether this is the draw of the graph's seed: see `GraphBuilder.seed`."""
     return node.target is aten.randint.low and node.args[:3] == (0, 2**SEED_BITS - 1, [1])

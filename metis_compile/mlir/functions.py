@@ -27,8 +27,8 @@ from metis_compile.mlir.orthonormal import householder
 from metis_compile.mlir.simplify import simplify
 from metis_compile.numerics import QuantSpec, decode, encode, noise_shape, uniform_noise
 from metis_compile.numerics.noise import stream_seed
-from metis_compile.ops import DEQUANTIZE, QUANTIZE
-from metis_compile.passes.emit import Emitter
+from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
+from metis_compile.passes.graph.builder import GraphBuilder
 
 aten = torch.ops.aten
 
@@ -41,23 +41,23 @@ class Function:
     run: Callable[..., Sequence[Tensor]]  # traced once for each name
     inputs: tuple[fx.Node, ...]
 
-    def trace(self, emitter: Emitter) -> fx.GraphModule:
+    def trace(self, builder: GraphBuilder) -> fx.GraphModule:
         """Its body, in ops that torch-mlir lowers."""
-        assert emitter.fake_mode is not None
-        with emitter.fake_mode:
+        assert builder.fake_mode is not None
+        with builder.fake_mode:
             body = make_fx(self.run)(*(node.meta["val"] for node in self.inputs))
         body.graph = fx_graph_cse(body.graph)
         simplify(body.graph)
         return body
 
 
-def function_of(node: fx.Node, emitter: Emitter) -> Function | None:
+def function_of(node: fx.Node, builder: GraphBuilder) -> Function | None:
     """The function that a node of a captured graph becomes a call of; None for ordinary ops."""
-    builder = BUILDERS.get(node.target)
-    return None if builder is None or node.op != "call_function" else builder(node, emitter)
+    build = BUILDERS.get(node.target)
+    return None if build is None or node.op != "call_function" else build(node, builder)
 
 
-def _quantize(node: fx.Node, emitter: Emitter) -> Function:
+def _quantize(node: fx.Node, builder: GraphBuilder) -> Function:
     x, text, axis, *random = list[Any](node.args)
     seed, stream = (*random, None, 0)[:2]
     spec, shape = QuantSpec.parse(str(text)), x.meta["val"].shape  # type: ignore[union-attr]
@@ -69,13 +69,13 @@ def _quantize(node: fx.Node, emitter: Emitter) -> Function:
     inputs = [x]
     if seed is not None:
         of_stream = stream_seed(torch.zeros((), dtype=torch.int64), stream)  # type: ignore[arg-type]
-        with emitter.at(node, like=node):
-            inputs.append(emitter.call(aten.add.Scalar, (seed, int(of_stream))))
+        with builder.at(node, like=node):
+            inputs.append(builder.call(aten.add.Scalar, (seed, int(of_stream))))
     name = f"metis_quantize_{_word(str(spec))}_axis{axis}_{_sizes(shape)}{_dtype(x)}"
     return Function(name=name, run=run, inputs=tuple(inputs))  # type: ignore[arg-type]
 
 
-def _dequantize(node: fx.Node, emitter: Emitter) -> Function:
+def _dequantize(node: fx.Node, builder: GraphBuilder) -> Function:
     parts, text, axis, length = node.args
     spec = QuantSpec.parse(str(text))
 
@@ -87,7 +87,7 @@ def _dequantize(node: fx.Node, emitter: Emitter) -> Function:
     return Function(name=name, run=run, inputs=tuple(parts))  # type: ignore[arg-type]
 
 
-def _orthonormalize(node: fx.Node, emitter: Emitter) -> Function | None:
+def _orthonormalize(node: fx.Node, builder: GraphBuilder) -> Function | None:
     """A QR of which R is not read."""
     (y, *mode) = node.args
     shape = y.meta["val"].shape  # type: ignore[union-attr]
@@ -98,7 +98,7 @@ def _orthonormalize(node: fx.Node, emitter: Emitter) -> Function | None:
     return Function(name=name, run=lambda y: [householder(y)], inputs=(y,))  # type: ignore[arg-type]
 
 
-def _attention(node: fx.Node, emitter: Emitter) -> Function | None:
+def _attention(node: fx.Node, builder: GraphBuilder) -> Function | None:
     if not without_dropout(node):
         return None
     q, k, v, *options = node.args
@@ -112,7 +112,7 @@ def _attention(node: fx.Node, emitter: Emitter) -> Function | None:
     return Function(name=f"metis_attention_{_attention_name(q, k, causal, mask, scale)}", run=run, inputs=inputs)  # type: ignore[arg-type]
 
 
-def _attention_backward(node: fx.Node, emitter: Emitter) -> Function | None:
+def _attention_backward(node: fx.Node, builder: GraphBuilder) -> Function | None:
     if not without_dropout(node):
         return None
     grad, q, k, v, out, lse, _, causal = node.args
@@ -148,7 +148,7 @@ def _dtype(node: Any) -> str:
     return "" if dtype == torch.float32 else "_" + str(dtype).removeprefix("torch.")
 
 
-BUILDERS: dict[Any, Callable[[fx.Node, Emitter], Function | None]] = {
+BUILDERS: dict[Any, Callable[[fx.Node, GraphBuilder], Function | None]] = {
     QUANTIZE: _quantize,
     DEQUANTIZE: _dequantize,
     aten.linalg_qr.default: _orthonormalize,

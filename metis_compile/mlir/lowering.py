@@ -20,9 +20,9 @@ from torch import fx
 from metis_compile.mlir.errors import ExportError
 from metis_compile.mlir.functions import function_of
 from metis_compile.mlir.simplify import simplify
-from metis_compile.passes.bases import write_out_bases
-from metis_compile.passes.bfloat16 import write_out_bfloat16
-from metis_compile.passes.emit import Emitter
+from metis_compile.passes.graph.builder import GraphBuilder
+from metis_compile.passes.lowering.decompose_bases import decompose_bases
+from metis_compile.passes.lowering.decompose_bfloat16 import decompose_bfloat16
 
 aten = torch.ops.aten
 IMPORT_PIPELINE = "torchdynamo-export-to-torch-backend-pipeline{}"
@@ -64,8 +64,8 @@ def lower(name: str, gm: fx.GraphModule, dialect: str, place: Callable[[fx.Node]
     the first op that can't be lowered and its place, or says that torch-mlir is missing or does not fit torch.
     """
     mlir = load_torch_mlir()
-    write_out_bases(gm.graph)
-    write_out_bfloat16(gm.graph)
+    decompose_bases(gm.graph)
+    decompose_bfloat16(gm.graph)
     simplify(gm.graph)
     pieces = _pieces(name, gm.graph, dialect)
     context = mlir.ir.Context()
@@ -138,15 +138,15 @@ class _TorchMlir:
 
 def _pieces(name: str, graph: fx.Graph, dialect: str) -> list[Piece]:
     """The main function, and each function that it calls, once."""
-    emitter = Emitter(graph)
+    builder = GraphBuilder(graph)
     found: dict[str, Piece] = {}
     main = Piece(name=name, graph=graph)
     for node in list(main.graph.nodes):
-        function = function_of(node, emitter)
+        function = function_of(node, builder)
         if function is None:
             continue
         if function.name not in found:
-            found[function.name] = Piece(name=function.name, graph=function.trace(emitter).graph)
+            found[function.name] = Piece(name=function.name, graph=function.trace(builder).graph)
         results = [value.meta["val"] for value in _returned(found[function.name].graph)]
         _cut(
             main, node, Hole(callee=function.name, operands=len(function.inputs), results=len(results)), function.inputs

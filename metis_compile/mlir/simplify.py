@@ -12,99 +12,99 @@ from typing import Any
 import torch
 from torch import fx
 
-from metis_compile.passes.emit import Emitter
+from metis_compile.passes.graph.builder import GraphBuilder
 
 aten = torch.ops.aten
 prims = torch.ops.prims
 metis = torch.ops.metis
 
-Handler = Callable[[Emitter, fx.Node], "fx.Node | None"]
+Handler = Callable[[GraphBuilder, fx.Node], "fx.Node | None"]
 
 
 def simplify(graph: fx.Graph) -> None:
     """Applies the rules to a graph, in place."""
-    emitter = Emitter(graph)
+    builder = GraphBuilder(graph)
     for node in list(graph.nodes):
         handler = _HANDLERS.get(node.target)
         if node.op != "call_function" or handler is None:
             continue
-        with emitter.at(node, like=node):
-            new = handler(emitter, node)
+        with builder.at(node, like=node):
+            new = handler(builder, node)
         if new is not None:
             node.replace_all_uses_with(new)
             graph.erase_node(node)
     graph.eliminate_dead_code()
 
 
-def _tensor(emitter: Emitter, value: Any, like: fx.Node) -> fx.Node:
+def _tensor(builder: GraphBuilder, value: Any, like: fx.Node) -> fx.Node:
     """A number as a tensor of no dimensions, of the dtype of `like`; a node as it is."""
     if isinstance(value, fx.Node):
         return value
     meta = like.meta["val"]
-    return emitter.call(aten.full.default, ([], value), {"dtype": meta.dtype, "device": meta.device})
+    return builder.call(aten.full.default, ([], value), {"dtype": meta.dtype, "device": meta.device})
 
 
 def _shift(target: Any) -> Handler:
-    def handler(emitter: Emitter, node: fx.Node) -> fx.Node:
+    def handler(builder: GraphBuilder, node: fx.Node) -> fx.Node:
         shape = list(node.meta["val"].shape)
-        operands = [_tensor(emitter, operand, node) for operand in node.args]
+        operands = [_tensor(builder, operand, node) for operand in node.args]
         for i, operand in enumerate(operands):
             if list(operand.meta["val"].shape) != shape:  # torch-mlir broadcasts none of them for StableHLO
-                operands[i] = emitter.call(aten.expand.default, (operand, shape))
-        return emitter.call(target, tuple(operands))
+                operands[i] = builder.call(aten.expand.default, (operand, shape))
+        return builder.call(target, tuple(operands))
 
     return handler
 
 
-def _negative(emitter: Emitter, x: fx.Node) -> fx.Node:
+def _negative(builder: GraphBuilder, x: fx.Node) -> fx.Node:
     """Whether the sign bit is set: of -0.0 and of NaNs too."""
-    bits = emitter.call(aten.view.dtype, (emitter.cast(x, torch.float32), torch.int32))
-    return emitter.call(aten.lt.Scalar, (bits, 0))
+    bits = builder.call(aten.view.dtype, (builder.cast(x, torch.float32), torch.int32))
+    return builder.call(aten.lt.Scalar, (bits, 0))
 
 
-def _copysign(emitter: Emitter, node: fx.Node) -> fx.Node | None:
+def _copysign(builder: GraphBuilder, node: fx.Node) -> fx.Node | None:
     magnitude, sign = node.args
     if not isinstance(magnitude, fx.Node) or not isinstance(sign, fx.Node):
         return None
-    magnitude = emitter.call(aten.abs.default, (magnitude,))
-    negated = emitter.call(aten.neg.default, (magnitude,))
-    return emitter.call(aten.where.self, (_negative(emitter, sign), negated, magnitude))
+    magnitude = builder.call(aten.abs.default, (magnitude,))
+    negated = builder.call(aten.neg.default, (magnitude,))
+    return builder.call(aten.where.self, (_negative(builder, sign), negated, magnitude))
 
 
-def _signbit(emitter: Emitter, node: fx.Node) -> fx.Node | None:
+def _signbit(builder: GraphBuilder, node: fx.Node) -> fx.Node | None:
     (x,) = node.args
-    return _negative(emitter, x) if isinstance(x, fx.Node) and x.meta["val"].is_floating_point() else None
+    return _negative(builder, x) if isinstance(x, fx.Node) and x.meta["val"].is_floating_point() else None
 
 
-def _e8m0_from_bytes(emitter: Emitter, node: fx.Node) -> fx.Node:
-    return emitter.call(aten.view.dtype, (node.args[0], torch.float8_e8m0fnu))
+def _e8m0_from_bytes(builder: GraphBuilder, node: fx.Node) -> fx.Node:
+    return builder.call(aten.view.dtype, (node.args[0], torch.float8_e8m0fnu))
 
 
-def _e8m0_to_bytes(emitter: Emitter, node: fx.Node) -> fx.Node:
-    return emitter.call(aten.view.dtype, (node.args[0], torch.uint8))
+def _e8m0_to_bytes(builder: GraphBuilder, node: fx.Node) -> fx.Node:
+    return builder.call(aten.view.dtype, (node.args[0], torch.uint8))
 
 
-def _reshape(emitter: Emitter, node: fx.Node) -> fx.Node:
-    return emitter.call(aten.view.default, (node.args[0], list(node.meta["val"].shape)))
+def _reshape(builder: GraphBuilder, node: fx.Node) -> fx.Node:
+    return builder.call(aten.view.default, (node.args[0], list(node.meta["val"].shape)))
 
 
-def _iota(emitter: Emitter, node: fx.Node) -> fx.Node:
+def _iota(builder: GraphBuilder, node: fx.Node) -> fx.Node:
     (length,), kwargs = node.args, node.kwargs
     start, step = kwargs["start"], kwargs["step"]
     args = (start, start + length * step, step)  # type: ignore[operator]
-    made = emitter.call(aten.arange.start_step, args, {"dtype": torch.int64, "device": kwargs["device"]})
-    return emitter.cast(made, kwargs["dtype"])  # type: ignore[arg-type]
+    made = builder.call(aten.arange.start_step, args, {"dtype": torch.int64, "device": kwargs["device"]})
+    return builder.cast(made, kwargs["dtype"])  # type: ignore[arg-type]
 
 
-def _reciprocal(emitter: Emitter, node: fx.Node) -> fx.Node | None:
+def _reciprocal(builder: GraphBuilder, node: fx.Node) -> fx.Node | None:
     """torch-mlir's own asserts that no element is 0; the numerics make that infinite and clamp it."""
     (x,) = node.args
     if not isinstance(x, fx.Node) or not x.meta["val"].is_floating_point():
         return None
-    return emitter.call(aten.div.Tensor, (_tensor(emitter, 1.0, x), x))
+    return builder.call(aten.div.Tensor, (_tensor(builder, 1.0, x), x))
 
 
-def _leading_power(emitter: Emitter, node: fx.Node) -> fx.Node | None:
+def _leading_power(builder: GraphBuilder, node: fx.Node) -> fx.Node | None:
     """2^floor(log2 a), for the numerics |q - |q (1 - 2^-24)|| with q = a (2^23 + 1), from the exponent's bits.
 
     A compiler that contracts the difference into a fused multiply-add gets something else. The two differ where a is
@@ -119,9 +119,9 @@ def _leading_power(emitter: Emitter, node: fx.Node) -> fx.Node | None:
     scaled = magnitude.args[0]
     if not _is_call(scaled, aten.mul.Tensor, q, 1 - 2.0**-24) or not _is_call(q, aten.mul.Tensor, None, 2.0**23 + 1):
         return None
-    bits = emitter.call(aten.view.dtype, (q.args[0], torch.int32))
-    bits = emitter.call(aten.bitwise_and.Scalar, (bits, 0x7F800000))
-    return emitter.call(aten.view.dtype, (bits, torch.float32))
+    bits = builder.call(aten.view.dtype, (q.args[0], torch.int32))
+    bits = builder.call(aten.bitwise_and.Scalar, (bits, 0x7F800000))
+    return builder.call(aten.view.dtype, (bits, torch.float32))
 
 
 def _is_call(node: Any, target: Any, *args: Any) -> bool:
@@ -131,11 +131,11 @@ def _is_call(node: Any, target: Any, *args: Any) -> bool:
     return all(wanted is None or wanted == given for wanted, given in zip(args, node.args, strict=False))
 
 
-def _flip(emitter: Emitter, node: fx.Node) -> fx.Node:
-    return emitter.call(aten.flip.default, (node.args[0], node.args[1]))
+def _flip(builder: GraphBuilder, node: fx.Node) -> fx.Node:
+    return builder.call(aten.flip.default, (node.args[0], node.args[1]))
 
 
-def _add_rows(emitter: Emitter, node: fx.Node) -> fx.Node | None:
+def _add_rows(builder: GraphBuilder, node: fx.Node) -> fx.Node | None:
     """x with values[i] added to row indices[i] where mask[i]: as a product with a matrix of ones and zeros.
 
     What the backward of an embedding does. A scatter would be for each compiler to order; the product sums in float32.
@@ -150,28 +150,28 @@ def _add_rows(emitter: Emitter, node: fx.Node) -> fx.Node | None:
     if len(table) != 2 or mask.meta["val"].numel() != count:  # type: ignore[union-attr]
         return None
     device = {"dtype": torch.int64, "device": x.meta["val"].device}
-    numbers = emitter.call(aten.arange.start_step, (0, table[0], 1), device)
-    wanted = emitter.call(aten.view.default, (rows, [1, count]))
+    numbers = builder.call(aten.arange.start_step, (0, table[0], 1), device)
+    wanted = builder.call(aten.view.default, (rows, [1, count]))
     # an index below 0 counts from the end
-    wrapped = emitter.call(aten.add.Tensor, (wanted, table[0]))
-    wanted = emitter.call(aten.where.self, (emitter.call(aten.lt.Scalar, (wanted, 0)), wrapped, wanted))
-    hit = emitter.call(aten.eq.Tensor, (emitter.call(aten.view.default, (numbers, [table[0], 1])), wanted))
-    hit = emitter.call(aten.bitwise_and.Tensor, (hit, emitter.call(aten.view.default, (mask, [1, count]))))
-    flat = emitter.cast(emitter.call(aten.reshape.default, (values, [count, table[1]])), torch.float32)
-    total = emitter.call(aten.mm.default, (emitter.cast(hit, torch.float32), flat))
-    return emitter.cast(emitter.call(aten.add.Tensor, (total, x)), node.meta["val"].dtype)
+    wrapped = builder.call(aten.add.Tensor, (wanted, table[0]))
+    wanted = builder.call(aten.where.self, (builder.call(aten.lt.Scalar, (wanted, 0)), wrapped, wanted))
+    hit = builder.call(aten.eq.Tensor, (builder.call(aten.view.default, (numbers, [table[0], 1])), wanted))
+    hit = builder.call(aten.bitwise_and.Tensor, (hit, builder.call(aten.view.default, (mask, [1, count]))))
+    flat = builder.cast(builder.call(aten.reshape.default, (values, [count, table[1]])), torch.float32)
+    total = builder.call(aten.mm.default, (builder.cast(hit, torch.float32), flat))
+    return builder.cast(builder.call(aten.add.Tensor, (total, x)), node.meta["val"].dtype)
 
 
-def _any(emitter: Emitter, node: fx.Node) -> fx.Node:
+def _any(builder: GraphBuilder, node: fx.Node) -> fx.Node:
     x, dims, keep = (*node.args, None, False)[:3] if len(node.args) < 3 else node.args[:3]
     dims = node.kwargs.get("dim", dims)
     if dims is None:
         dims = list(range(x.meta["val"].dim()))  # type: ignore[union-attr]
-    args = (emitter.cast(emitter.call(aten.ne.Scalar, (x, 0)), torch.int32), dims, node.kwargs.get("keepdim", keep))
-    return emitter.call(aten.gt.Scalar, (emitter.call(aten.amax.default, args), 0))
+    args = (builder.cast(builder.call(aten.ne.Scalar, (x, 0)), torch.int32), dims, node.kwargs.get("keepdim", keep))
+    return builder.call(aten.gt.Scalar, (builder.call(aten.amax.default, args), 0))
 
 
-def _scatter_value(emitter: Emitter, node: fx.Node) -> fx.Node | None:
+def _scatter_value(builder: GraphBuilder, node: fx.Node) -> fx.Node | None:
     """One place along `dim` set to a value, in each row: what the backward of a cross entropy does."""
     x, dim, index, value = node.args
     if not isinstance(x, fx.Node) or not isinstance(index, fx.Node) or not isinstance(dim, int):
@@ -182,21 +182,21 @@ def _scatter_value(emitter: Emitter, node: fx.Node) -> fx.Node | None:
     if wanted != [1 if i == dim % len(shape) else size for i, size in enumerate(shape)]:
         return None
     options = {"dtype": torch.int64, "device": x.meta["val"].device}
-    numbers = emitter.call(
-        aten.view.default, (emitter.call(aten.arange.start_step, (0, shape[dim], 1), options), along)
+    numbers = builder.call(
+        aten.view.default, (builder.call(aten.arange.start_step, (0, shape[dim], 1), options), along)
     )
-    hit = emitter.call(aten.eq.Tensor, (numbers, index))
-    return emitter.call(aten.where.self, (hit, _tensor(emitter, value, x), x))
+    hit = builder.call(aten.eq.Tensor, (numbers, index))
+    return builder.call(aten.where.self, (hit, _tensor(builder, value, x), x))
 
 
-def _summed_in_float32(emitter: Emitter, node: fx.Node) -> fx.Node | None:
+def _summed_in_float32(builder: GraphBuilder, node: fx.Node) -> fx.Node | None:
     """Sums and products of narrower floats, which torch-mlir sums in their own dtype, and torch does not."""
     dtype = node.meta["val"].dtype
     if dtype not in (torch.bfloat16, torch.float16):
         return None
-    args = [emitter.cast(a, torch.float32) if isinstance(a, fx.Node) else a for a in node.args]
+    args = [builder.cast(a, torch.float32) if isinstance(a, fx.Node) else a for a in node.args]
     kwargs = {name: value for name, value in node.kwargs.items() if name != "dtype"}
-    return emitter.cast(emitter.call(node.target, tuple(args), kwargs), dtype)  # type: ignore[arg-type]
+    return builder.cast(builder.call(node.target, tuple(args), kwargs), dtype)  # type: ignore[arg-type]
 
 
 RULES: list[tuple[tuple[Any, ...], Handler]] = [

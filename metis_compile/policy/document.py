@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from metis_compile.policy.errors import PolicyError, nearest_name, show, unknown_key, unknown_name
-from metis_compile.policy.lines import Path as KeyPath
-from metis_compile.policy.lines import key_lines, line_of
 from metis_compile.policy.presets import preset_path, presets
+from metis_compile.policy.toml_positions import Path as KeyPath
+from metis_compile.policy.toml_positions import key_lines, line_of
 
 TOP_KEYS = ("extends", "recipe", "rule")
 

@@ -48,10 +48,10 @@ def _alternatives(glob: str, inside: str) -> str:
         if not part:
             raise _mistake(glob, "has an empty alternative in its braces")
         if ".." in part:
-            ends = re.fullmatch(r"(\d+)\.\.(\d+)", part, re.ASCII)
-            if ends is None:
+            offs = re.fullmatch(r"(\d+)\.\.(\d+)", part, re.ASCII)
+            if offs is None:
                 raise _mistake(glob, f"has {show(part)}, which is not a range of whole numbers such as 0..3")
-            first, last = int(ends[1]), int(ends[2])
+            first, last = int(offs[1]), int(offs[2])
             if last < first:
                 raise _mistake(glob, f"has the range {first}..{last}, which runs backwards")
             if last - first >= _LARGEST_RANGE:

@@ -5,9 +5,9 @@ from typing import Any
 
 from metis_compile.policy.document import Document, read_reference
 from metis_compile.policy.errors import PolicyError, show, unknown_key, unknown_name
-from metis_compile.policy.lines import Path as KeyPath
 from metis_compile.policy.presets import preset_path, presets
 from metis_compile.policy.rule import Rule
+from metis_compile.policy.toml_positions import Path as KeyPath
 from metis_compile.policy.treatment import HIGH, HIGH_RECIPE, OPERANDS, TREATMENT_KEYS, Recipe, Treatment
 
 RECIPE_KEYS = ("extends", *OPERANDS)

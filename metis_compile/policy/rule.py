@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import sympy
 
-from metis_compile.policy.blocks import canonical_blocks, in_blocks
-from metis_compile.policy.conditions import parse_condition
+from metis_compile.policy.depth import canonical_blocks, in_blocks
 from metis_compile.policy.errors import PolicyError, show, unknown_name
 from metis_compile.policy.globs import compile_glob
+from metis_compile.policy.shape_conditions import parse_condition
 from metis_compile.policy.treatment import OPERANDS, Treatment
 
 OPS = (  # what the model called; a rule that names none matches any other op too

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from metis_compile.conditioning.base import Conditioning
 from metis_compile.conditioning.chain import Chain
-from metis_compile.conditioning.conditioned import Conditioning
-from metis_compile.conditioning.kinds import KINDS, conditioning_class, kind_of, settings_of, steps_of
+from metis_compile.conditioning.registry import KINDS, conditioning_class, kind_of, settings_of, steps_of
 from metis_compile.policy.errors import PolicyError, show, unknown_key, unknown_name
 
 # settings of later versions, and their defaults

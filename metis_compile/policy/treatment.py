@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from metis_compile.conditioning.hadamard import SIGNS
-from metis_compile.conditioning.kinds import describe
+from metis_compile.conditioning.registry import describe
 from metis_compile.numerics.formats import FORMATS, ROUNDINGS, QuantSpec
 from metis_compile.policy.errors import PolicyError, show, unknown_name
 from metis_compile.policy.splits import read_split

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from metis_compile.train.errors import TrainError
-from metis_compile.train.learner import Learner
 from metis_compile.train.settings import Settings
+from metis_compile.train.trainer import Trainer
 
 __all__ = ["FILE", "load", "load_of", "read_settings", "restore", "save"]
 
@@ -18,7 +18,7 @@ FILE = "checkpoint.pt"
 FORMAT = 2
 
 
-def save(folder: Path, *, settings: Settings, text: str, step: int, learners: dict[str, Learner]) -> Path:
+def save(folder: Path, *, settings: Settings, text: str, step: int, learners: dict[str, Trainer]) -> Path:
     """Write the state after ``step`` steps to ``folder``; an interruption leaves the file before it intact.
 
     ``text`` is the corpus digest. No generator's state is in it: every random stream starts from a seed
@@ -28,9 +28,9 @@ def save(folder: Path, *, settings: Settings, text: str, step: int, learners: di
         "format": FORMAT,
         "settings": asdict(settings),
         "text": text,
-        "policies": {name: learner.variant.digest for name, learner in learners.items()},
+        "policies": {name: trainer.variant.digest for name, trainer in learners.items()},
         "step": step,
-        "learners": {name: learner.state_dict() for name, learner in learners.items()},
+        "learners": {name: trainer.state_dict() for name, trainer in learners.items()},
     }
     path = folder / FILE
     partial = folder / f"{FILE}.partial"
@@ -74,18 +74,18 @@ def read_settings(folder: Path) -> Settings:
     return Settings.from_dict(load(folder)["settings"])
 
 
-def restore(folder: Path, *, settings: Settings, text: str, learners: dict[str, Learner]) -> int:
+def restore(folder: Path, *, settings: Settings, text: str, learners: dict[str, Trainer]) -> int:
     """Put the learners where the checkpoint left them; returns the number of steps done.
 
     Raises TrainError if the checkpoint is of another run: other settings, another text or a changed policy.
     """
     state = load_of(folder, settings=settings, text=text)
     path = folder / FILE
-    for name, learner in learners.items():
-        if state["policies"].get(name) != learner.variant.digest:
+    for name, trainer in learners.items():
+        if state["policies"].get(name) != trainer.variant.digest:
             raise TrainError(f"{path} is of a run whose policy {settings.policy!r} read otherwise: it was changed")
-    for name, learner in learners.items():
-        learner.load_state_dict(state["learners"][name])
+    for name, trainer in learners.items():
+        trainer.load_state_dict(state["learners"][name])
     return state["step"]
 
 

@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from metis_compile.measure.interrupt import StopRequest
 from metis_compile.measure.plot import check_matplotlib
 from metis_compile.train import checkpoint, corpus
 from metis_compile.train.determinism import deterministic
 from metis_compile.train.errors import TrainError
-from metis_compile.train.interrupt import StopRequest
-from metis_compile.train.learner import Learner
 from metis_compile.train.plot import draw
 from metis_compile.train.progress import RunProgress
 from metis_compile.train.report import Report, Side
 from metis_compile.train.settings import Settings
+from metis_compile.train.trainer import Trainer
 from metis_compile.train.variant import FULL_PRECISION, Variant, policy_variant
 
 __all__ = ["Interrupted", "Options", "run"]
@@ -86,7 +86,7 @@ class _Run:
     ) -> None:
         self.settings, self.options, self.text = settings, options, text
         self.learners = {
-            name: Learner(variant, settings)
+            name: Trainer(variant, settings)
             for name, variant in zip(("full_precision", "policy"), variants, strict=True)
         }
         self.progress = RunProgress(console, settings.steps)
@@ -129,9 +129,9 @@ class _Run:
     def _warm_up(self) -> None:
         """Compile something tiny: what a process pays once is then in neither model's compile time."""
         self.progress.doing("starting the compiler")
-        for learner in self.learners.values():
+        for trainer in self.learners.values():
             linear = torch.nn.Linear(32, 32, device=self.settings.device)
-            compiled = torch.compile(linear, backend=learner.variant.backend, options=learner.variant.options)
+            compiled = torch.compile(linear, backend=trainer.variant.backend, options=trainer.variant.options)
             compiled(torch.ones(32, 32, device=self.settings.device)).sum().backward()
 
     def _step(self) -> None:
@@ -142,12 +142,12 @@ class _Run:
         tokens, targets = tokens.to(settings.device), targets.to(settings.device)
         # Turns change places every step: neither model always finds the caches as the other left them.
         order = list(self.learners.values())[:: 1 if self.done % 2 == 0 else -1]
-        for learner in order:
-            if not learner.compiled_here:
-                self.progress.doing(f"compiling {learner.variant.label}")
-            learner.step(self.done, tokens, targets)
+        for trainer in order:
+            if not trainer.compiled_here:
+                self.progress.doing(f"compiling {trainer.variant.label}")
+            trainer.step(self.done, tokens, targets)
         self.done += 1
-        losses = {learner.variant.label: learner.history.losses[-1] for learner in self.learners.values()}
+        losses = {trainer.variant.label: trainer.history.losses[-1] for trainer in self.learners.values()}
         self.progress.stepped(self.done, losses)
 
     def _save(self) -> None:
@@ -190,16 +190,16 @@ class _Run:
         return report
 
 
-def side(learner: Learner, batches: list[tuple[torch.Tensor, torch.Tensor]], averaged: int) -> Side:
+def side(trainer: Trainer, batches: list[tuple[torch.Tensor, torch.Tensor]], averaged: int) -> Side:
     """One model's half of the report."""
-    history = learner.history
+    history = trainer.history
     assert history.saved_bytes is not None
     assert history.compile_seconds is not None
     return Side(
-        label=learner.variant.label,
-        backend=learner.variant.backend,
+        label=trainer.variant.label,
+        backend=trainer.variant.backend,
         train_loss=history.mean_loss(averaged),
-        validation_loss=learner.validate(batches),
+        validation_loss=trainer.validate(batches),
         step_seconds=history.median_seconds(),
         saved_bytes=history.saved_bytes,
         compile_seconds=history.compile_seconds,

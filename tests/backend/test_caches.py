@@ -131,7 +131,12 @@ def test_sources_digest_covers_every_source_file(tmp_path: Path) -> None:
     copy = tmp_path / "package"
     shutil.copytree(Path(metis_compile.__file__).parent, copy)
     assert backend.digest_of(copy) == backend.sources_digest()
-    for name in ("numerics/quantize.py", "passes/rewrite.py", "kernels/materialize.py", "kernels/cpu/quantize.cpp"):
+    for name in (
+        "numerics/quantize.py",
+        "passes/joint/rewrite.py",
+        "kernels/materialize.py",
+        "kernels/cpu/quantize.cpp",
+    ):
         before = backend.digest_of(copy)
         (copy / name).write_bytes((copy / name).read_bytes() + b"\n")
         assert backend.digest_of(copy) != before, name
@@ -142,7 +147,7 @@ def test_uuid_depends_on_what_the_rules_see() -> None:
     from torch import nn
 
     from metis_compile.backend import _uuid, graph_inputs
-    from metis_compile.config import read_options
+    from metis_compile.options import read_options
 
     keys = []
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch._inductor.async_compile import AsyncCompile
 
-from metis_compile.bench.contender import learner
+from metis_compile.bench.candidate import trainer
 from metis_compile.bench.size import settings_of
 from metis_compile.bench.start import kernels_in
 from metis_compile.bench.turns import batch
 from metis_compile.compat import inductor_config, inductor_sources
-from metis_compile.passes.trace import Tracer
+from metis_compile.passes.graph.inline import Inliner
 
 
 @cache
@@ -21,11 +21,11 @@ def work(policy: str, layers: int) -> tuple[int, int]:
     """Kernels that Inductor writes for a step of a GPT, and functions that we trace. No kernel is compiled or run."""
     torch.compiler.reset()
     settings = settings_of(width=32, layers=layers, tokens=32, device="cpu", dtype="float32")
-    made, traced = learner(policy, settings), []
-    trace = Tracer._trace
+    made, traced = trainer(policy, settings), []
+    trace = Inliner._trace
     with pytest.MonkeyPatch.context() as patch, inductor_config.patch(force_disable_caches=True):
         patch.setattr(AsyncCompile, "cpp_pybinding", lambda *_: lambda *args: None)
-        patch.setattr(Tracer, "_trace", lambda self, *args: traced.append(args) or trace(self, *args))
+        patch.setattr(Inliner, "_trace", lambda self, *args: traced.append(args) or trace(self, *args))
         with inductor_sources() as sources:
             made.gradients(*batch(settings, 0))
     assert len(sources) == 2  # forward and backward

@@ -12,11 +12,11 @@ from tiny import MLP, NEAREST, NEAREST_POLICY
 from torch._dynamo.exc import BackendCompilerFailed
 
 import metis_compile
-from metis_compile.explanation import explained_site
-from metis_compile.ops import DEQUANTIZE, QUANTIZE
+from metis_compile.inspection.explain import explained_site
+from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
+from metis_compile.passes.graph.sites import Operand, Site
+from metis_compile.passes.joint.rewrite import Rewriter
 from metis_compile.passes.pipeline import SiteError
-from metis_compile.passes.rewrite import Rewriter
-from metis_compile.passes.sites import Operand, Site
 
 FAULT = "no room for a second operand"
 

@@ -19,9 +19,9 @@ from torch._dynamo.utils import counters
 
 import metis_compile
 from metis_compile import Policy
-from metis_compile.basis_ops import FRESH_BASIS
 from metis_compile.conditioning import Conditioned, Spectral, next_basis
-from metis_compile.ops import LOAD, STORE
+from metis_compile.ops.basis import FRESH_BASIS
+from metis_compile.ops.state import LOAD, STORE
 
 
 def cosine(basis: Tensor, x: Tensor) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 import metis_compile
-from metis_compile.explanation import Explanation
+from metis_compile.inspection.explain import Explanation
 
 VOCABULARY, TOKENS, STEPS = 64, 16, 15
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -69,4 +69,4 @@ def steps() -> Callable[..., dict[str, Any]]:
     def side(seconds: list[float], saved: int) -> dict[str, Any]:
         return {"gradients": seconds, "whole": [s + 1 for s in seconds], "saved_bytes": saved}
 
-    return lambda plain, mine: {"plain": side(plain, 400), "contender": side(mine, 100)}
+    return lambda plain, mine: {"plain": side(plain, 400), "candidate": side(mine, 100)}

@@ -6,8 +6,8 @@ import torch
 
 from metis_compile import explain
 from metis_compile.bench import memory
-from metis_compile.bench.contender import AUTOCAST
-from metis_compile.train.learner import build
+from metis_compile.bench.candidate import AUTOCAST
+from metis_compile.train.trainer import build
 
 MIB = 2**20
 
@@ -73,7 +73,7 @@ def test_the_table(answering: Any, settings: Any, options: Any, console: Any) ->
 
 def test_without_plain_inductor_there_are_no_ratios(answering: Any, settings: Any, options: Any, console: Any) -> None:
     given = {"saved_bytes": MIB, "peak_bytes": 2 * MIB, "input_bits": 4.5}
-    answering(lambda job: None if job.request["contender"] == "high" else given)
+    answering(lambda job: None if job.request["candidate"] == "high" else given)
     report = memory.bench_memory(["nvfp4"], settings(), options, console)
     assert report.cells[0] == ["nvfp4", "1.0 MiB", "4.50", "2.0 MiB"]
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from metis_compile.bench import memory, start, step
-from metis_compile.train.learner import bytes_saved_for_backward
+from metis_compile.train.trainer import bytes_saved_for_backward
 
 pytestmark = pytest.mark.gpu
 POLICIES = ["nvfp4", "averis", "metis"]
@@ -22,10 +22,10 @@ def tiny(settings: Any) -> Any:
 @pytest.mark.parametrize("policy", [*POLICIES, "fp8"])
 def test_steps(tiny: Any, policy: str) -> None:
     found = step.measure(policy, tiny, lambda done: None, rounds=2)
-    for side in ("plain", "contender"):
+    for side in ("plain", "candidate"):
         assert len(found[side]["gradients"]) == len(found[side]["whole"]) == 2
         assert all(0 < g < w for g, w in zip(found[side]["gradients"], found[side]["whole"], strict=True))
-    assert 0 < found["contender"]["saved_bytes"] < found["plain"]["saved_bytes"]
+    assert 0 < found["candidate"]["saved_bytes"] < found["plain"]["saved_bytes"]
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -13,7 +13,7 @@ from torch import nn
 from metis_compile.bench import against, published
 from metis_compile.bench.errors import BenchError
 from metis_compile.bench.published import FORMS, check_checkout, published_layers
-from metis_compile.train.learner import build
+from metis_compile.train.trainer import build
 
 LAYER = """
 import torch
@@ -127,7 +127,7 @@ def test_another_version_of_it(checkout: Any, settings: Any, layer: str, message
 def test_each_form_and_mode_is_a_row(answering: Any, checkout: Any, settings: Any, options: Any, console: Any) -> None:
     def run(job: Any) -> dict[str, Any]:
         theirs = {"gradients": [8.0, 8.0]}
-        return {"eager": theirs, "compiled": {"gradients": [6.0, 6.0]}, "contender": {"gradients": [2.0, 2.0]}}
+        return {"eager": theirs, "compiled": {"gradients": [6.0, 6.0]}, "candidate": {"gradients": [2.0, 2.0]}}
 
     jobs = answering(run)
     path = checkout()
@@ -149,5 +149,5 @@ def test_the_worker_times_all_three(checkout: Any, settings: Any, uncompiled: No
     assert {side: len(times["gradients"]) for side, times in result.items()} == {
         "eager": 2,
         "compiled": 2,
-        "contender": 2,
+        "candidate": 2,
     }

@@ -75,7 +75,7 @@ def test_the_worker_times_the_kernels_of_a_cpu(small: None) -> None:
 
 def test_a_process_needs_no_settings_of_a_model(small: None, capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
-    request = {"kind": "quantize", "contender": "mxfp8", "settings": None, "threads": threads}
+    request = {"kind": "quantize", "candidate": "mxfp8", "settings": None, "threads": threads}
     how = {"sizes": [16, 32], "dtype": "float32", "device": "cpu", "rounds": 1}
     assert main(json.dumps(request | how)) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from metis_compile.bench import revision
 from metis_compile.bench.errors import BenchError
 from metis_compile.cli import app
+from metis_compile.measure.interrupt import StopRequest
 from metis_compile.measure.progress import JobProgress
-from metis_compile.train.interrupt import StopRequest
 
 BACKEND = """
 import time

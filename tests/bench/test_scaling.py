@@ -12,11 +12,11 @@ def test_one_axis_at_a_time_and_the_middle_once(answering: Any, steps: Any, opti
     def run(job: Any) -> dict[str, Any] | None:
         size = job.request["settings"]
         if job.request["kind"] == "start":
-            plain = job.request["contender"] == "high"
+            plain = job.request["candidate"] == "high"
             cache = Path(job.environment["TORCHINDUCTOR_CACHE_DIR"])
             if job.label.endswith("cold"):
                 assert not list(cache.iterdir())
-                (cache / job.request["contender"]).mkdir()
+                (cache / job.request["candidate"]).mkdir()
                 return {"wall_seconds": 1.0 if plain else size["width"] / 16, "cpu_seconds": 1.0, "phases": {}}
             return {"wall_seconds": 1.0 if plain else 0.5, "cpu_seconds": 1.0, "phases": {}}
         cache = Path(job.environment["TORCHINDUCTOR_CACHE_DIR"])

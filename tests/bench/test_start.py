@@ -40,7 +40,7 @@ def test_cold_starts_have_a_cache_of_their_own_and_warm_ones_that_of_the_cold(
 
     def run(job: Any) -> dict[str, Any]:
         there.append(Path(job.environment["TORCHINDUCTOR_CACHE_DIR"]).is_dir())
-        slow = 3.0 if job.request["contender"] == "nvfp4" else 2.0
+        slow = 3.0 if job.request["candidate"] == "nvfp4" else 2.0
         return answer(slow, kernels=18, metis_joint_pass=0.06) if job.label.endswith("cold") else answer(slow / 2)
 
     jobs = answering(run)

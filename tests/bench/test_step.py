@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from metis_compile.bench import step
-from metis_compile.bench.contender import AUTOCAST
+from metis_compile.bench.candidate import AUTOCAST
 from metis_compile.bench.errors import BenchError
 from metis_compile.bench.report import write
 from metis_compile.bench.turns import WARM_UP
@@ -13,7 +13,7 @@ from metis_compile.policy import PolicyError
 def test_ratios_are_of_the_same_round(answering: Any, steps: Any, settings: Any, options: Any, console: Any) -> None:
     jobs = answering(lambda job: steps([1.0, 3.0], [2.0, 6.0]))
     report = step.bench_step(["nvfp4"], [settings(), settings(width=32)], options, console)
-    assert [(job.request["contender"], job.request["settings"]["width"]) for job in jobs] == [
+    assert [(job.request["candidate"], job.request["settings"]["width"]) for job in jobs] == [
         ("nvfp4", 16),
         (AUTOCAST, 16),
         ("nvfp4", 32),
@@ -43,13 +43,13 @@ def test_beside_bfloat16_there_is_no_other_line(
 ) -> None:
     jobs = answering(lambda job: steps([1.0], [2.0]))
     step.bench_step(["nvfp4"], [settings(dtype="bfloat16")], options, console)
-    assert [job.request["contender"] for job in jobs] == ["nvfp4"]
+    assert [job.request["candidate"] for job in jobs] == ["nvfp4"]
 
 
 def test_what_failed_is_left_out_and_named(
     answering: Any, steps: Any, settings: Any, options: Any, console: Any
 ) -> None:
-    answering(lambda job: None if job.request["contender"] == "mxfp4" else steps([1.0], [2.0]))
+    answering(lambda job: None if job.request["candidate"] == "mxfp4" else steps([1.0], [2.0]))
     report = step.bench_step(["nvfp4", "mxfp4"], [settings()], options, console)
     assert [row["policy"] for row in report.numbers["rows"]] == ["nvfp4", AUTOCAST]
     assert [failure.label for failure in report.measured.failures] == ["mxfp4, width 16"]
@@ -75,5 +75,5 @@ def test_policies_that_would_look_the_same(
 
 def test_the_worker_times_plain_inductor_and_the_policy(settings: Any, uncompiled: None) -> None:
     result = step.measure("nvfp4", settings(), lambda done: None, rounds=3)
-    assert set(result) == {"plain", "contender"}
+    assert set(result) == {"plain", "candidate"}
     assert {len(result[side][what]) for side in result for what in ("gradients", "whole")} == {3}

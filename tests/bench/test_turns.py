@@ -2,21 +2,21 @@ from typing import Any
 
 import torch
 
-from metis_compile.bench.contender import AUTOCAST, PLAIN, learner
+from metis_compile.bench.candidate import AUTOCAST, PLAIN, trainer
 from metis_compile.bench.turns import WARM_UP, batch, in_turn
-from metis_compile.train.learner import Learner
+from metis_compile.train.trainer import Trainer
 
 
 def test_every_round_has_every_model_in_turning_order(settings: Any, uncompiled: None, monkeypatch: Any) -> None:
-    gradients = Learner.gradients
+    gradients = Trainer.gradients
     order: list[int] = []
 
-    def recorded(self: Learner, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def recorded(self: Trainer, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         order.append(learners.index(self))
         return gradients(self, tokens, targets)
 
-    monkeypatch.setattr(Learner, "gradients", recorded)
-    learners = [learner(PLAIN, settings()), learner("nvfp4", settings())]
+    monkeypatch.setattr(Trainer, "gradients", recorded)
+    learners = [trainer(PLAIN, settings()), trainer("nvfp4", settings())]
     done: list[int] = []
     times = in_turn(learners, settings(), 4, done.append)
     assert order == [0, 1, 1, 0] * 3
@@ -28,7 +28,7 @@ def test_every_round_has_every_model_in_turning_order(settings: Any, uncompiled:
 
 
 def test_the_models_learn_and_start_alike(settings: Any, uncompiled: None) -> None:
-    mine, theirs = learner(PLAIN, settings()), learner("nvfp4", settings())
+    mine, theirs = trainer(PLAIN, settings()), trainer("nvfp4", settings())
     start = [p.clone() for p in mine.model.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(start, theirs.model.parameters(), strict=True))
     in_turn([mine], settings(), 1, lambda done: None)
@@ -37,10 +37,10 @@ def test_the_models_learn_and_start_alike(settings: Any, uncompiled: None) -> No
 
 
 def test_autocast_is_plain_inductor_in_bfloat16(settings: Any, uncompiled: None) -> None:
-    made = learner(AUTOCAST, settings())
+    made = trainer(AUTOCAST, settings())
     assert (made.settings.dtype, made.variant.backend) == ("bfloat16", "inductor")
-    assert learner(PLAIN, settings()).variant.backend == "inductor"
-    assert learner("nvfp4", settings()).variant.backend == "metis"
+    assert trainer(PLAIN, settings()).variant.backend == "inductor"
+    assert trainer("nvfp4", settings()).variant.backend == "metis"
 
 
 def test_batches_are_the_same_for_the_same_step(settings: Any) -> None:

@@ -17,10 +17,10 @@ from metis_compile.measure.schedule import Failure, Job
 TINY = ["--width=16", "--layers=1", "--tokens=32", "--threads=1", "--device=cpu"]
 SIDE = {"gradients": [1.0, 1.0], "whole": [2.0, 2.0], "saved_bytes": 100}
 ANSWERS: dict[str, Any] = {
-    "step": {"plain": SIDE, "contender": SIDE},
+    "step": {"plain": SIDE, "candidate": SIDE},
     "start": {"wall_seconds": 1.0, "cpu_seconds": 2.0, "phases": {"metis_joint_pass": 0.01}},
     "memory": {"saved_bytes": 100, "peak_bytes": 200, "input_bits": 4.5},
-    "against": {"eager": SIDE, "compiled": SIDE, "contender": SIDE},
+    "against": {"eager": SIDE, "compiled": SIDE, "candidate": SIDE},
     "gemm": {"times": {"cuBLAS bfloat16": [1.0]}, "chosen": {}, "off": {}},
     "quantize": {"cases": [{"source": "x", "blocks": "rows", "bytes": 10, "times": [2.0, 2.0], "copies": [1.0, 1.0]}]},
 }

@@ -16,11 +16,11 @@ import pytest
 from rich.console import Console
 
 from metis_compile.compare import comparison
-from metis_compile.compare.arm import Arm
 from metis_compile.compare.comparison import Comparison, Options, Outcome
 from metis_compile.compare.cost import Cost
 from metis_compile.compare.record import read
-from metis_compile.compare.trial import run_trial
+from metis_compile.compare.run import run_once
+from metis_compile.compare.run_config import RunConfig
 from metis_compile.measure import schedule
 from metis_compile.measure.progress import JobProgress
 from metis_compile.measure.schedule import Job, run_jobs
@@ -94,7 +94,7 @@ def test_what_was_measured_of_a_step_is_drawn(go: Go, in_process: None, tmp_path
         baseline_seconds=1.0,
         threads=1,
     )
-    entry = {"policy": Arm(text="high+nudged").variant().digest, "cost": asdict(cost)}
+    entry = {"policy": RunConfig(text="high+nudged").variant().digest, "cost": asdict(cost)}
     (tmp_path / "out" / "costs.json").write_text(json.dumps({"high+nudged": entry}))
     outcome = go("high+nudged")
     assert outcome.rows[1].cost == replace(cost, step_ratio_quartiles=[1.4, 1.6])  # type: ignore[arg-type]
@@ -126,12 +126,12 @@ def test_an_interrupted_trial_goes_on_with_the_same_curve(
             os.kill(os.getpid(), signal.SIGINT)
             assert told.wait(60)  # nothing reads meanwhile: the worker has about a hundred lines until its pipe is full
 
-    def tell(self: Any) -> None:
+    def emit(self: Any) -> None:
         stop(self)
         told.set()
 
     monkeypatch.setattr(JobProgress, "stepped", stop_once)
-    monkeypatch.setattr(schedule._Worker, "stop", tell)
+    monkeypatch.setattr(schedule._Worker, "stop", emit)
     monkeypatch.setattr(subprocess, "Popen", functools.partial(subprocess.Popen, pipesize=4096))
     stopped = go(steps=300)
     assert stopped.signal == signal.SIGINT
@@ -179,7 +179,9 @@ def test_a_branch_of_another_run_is_not_gone_on_from(go: Go, in_process: None, t
     go(branch=4)
     for changed, message in (({"learning_rate": 1e-2}, "learning_rate"), ({}, "has done 4 steps and not 3")):
         with pytest.raises(TrainError, match=message):
-            run_trial(Arm(text="high"), settings(policy="high", **changed), tmp_path / "out", lambda *_: None, branch=3)
+            run_once(
+                RunConfig(text="high"), settings(policy="high", **changed), tmp_path / "out", lambda *_: None, branch=3
+            )
 
 
 def test_a_branch_does_not_go_on_from_what_began_without_it(go: Go, in_process: None, tmp_path: Path) -> None:

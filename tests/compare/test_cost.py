@@ -4,14 +4,14 @@ from typing import Any
 import pytest
 
 from metis_compile.compare import cost
-from metis_compile.compare.arm import Arm
 from metis_compile.compare.cost import extra_flops, measure
+from metis_compile.compare.run_config import RunConfig
 
 BATCH, CONTEXT, WIDTH = 4, 16, 32
 
 
 def added(arm: str, settings: Any) -> float:
-    return extra_flops(Arm(text=arm), settings(width=WIDTH, batch=BATCH, context=CONTEXT)) - 1
+    return extra_flops(RunConfig(text=arm), settings(width=WIDTH, batch=BATCH, context=CONTEXT)) - 1
 
 
 def test_direct_quantization_adds_no_products(settings: Any) -> None:
@@ -42,7 +42,7 @@ def test_step_time_is_that_of_the_arm_over_full_precision(settings: Any, monkeyp
             if step:  # the first compiles
                 self.history.seconds.append(2.0 if self.policy == "high" else 3.0)
 
-    monkeypatch.setattr(cost, "Learner", Clocked)
-    found = measure(Arm(text="nvfp4"), settings(width=WIDTH, batch=BATCH, context=CONTEXT), 4)
+    monkeypatch.setattr(cost, "Trainer", Clocked)
+    found = measure(RunConfig(text="nvfp4"), settings(width=WIDTH, batch=BATCH, context=CONTEXT), 4)
     assert (found.step_ratio, found.step_seconds, found.baseline_seconds) == (1.5, 3.0, 2.0)
     assert order == ["high", "nvfp4", "nvfp4", "high"] * 2 + ["high", "nvfp4"]

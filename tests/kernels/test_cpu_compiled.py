@@ -11,7 +11,7 @@ from torch._inductor.utils import run_and_get_code
 
 from metis_compile import Policy
 from metis_compile.compat import inductor_config
-from metis_compile.passes import cpu_products
+from metis_compile.passes.lowering import cpu_gemm
 
 
 def step(cpu_kernels: bool) -> list[torch.Tensor]:
@@ -33,7 +33,7 @@ def traced() -> list[torch.Tensor]:
 
 
 def test_the_same_bits(traced: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_products, "bf16_gemm", lambda: None)  # so that both multiply in float32
+    monkeypatch.setattr(cpu_gemm, "bf16_gemm", lambda: None)  # so that both multiply in float32
     for actual, expected in zip(step(cpu_kernels=True), traced, strict=True):
         assert torch.equal(actual, expected)
 

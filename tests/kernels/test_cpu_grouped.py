@@ -10,8 +10,8 @@ from refusals import assert_refused
 from torch import Tensor
 
 from metis_compile.compat import bf16_gemm
-from metis_compile.grouped_ops import grouped_mm
 from metis_compile.kernels.cpu import ops
+from metis_compile.ops.grouped import grouped_mm
 
 ENDS = [[0, 7, 7, 40, 75], [17, 30, 31, 31, 66]]
 
@@ -24,10 +24,10 @@ def exact(*shape: int) -> Tensor:
 @pytest.mark.skipif(bf16_gemm() is None, reason="this CPU has no bfloat16 instructions, or torch no GEMM")
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
 @pytest.mark.parametrize("decs", [[], [0.75, 2.0**-7], [2.0**-90, 2.0**-40], [2.0**100, 2.0**28]], ids=str)
-@pytest.mark.parametrize("ends", ENDS, ids=str)
-def test_values(ends: list[int], decs: list[float], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("offs", ENDS, ids=str)
+def test_values(offs: list[int], decs: list[float], dtype: torch.dtype) -> None:
     """Scales whose product is no float32 number are applied one after the other."""
-    at = torch.tensor(ends, dtype=dtype)
+    at = torch.tensor(offs, dtype=dtype)
     for a, b in ((exact(75, 40), exact(5, 21, 40).mT), (exact(75, 33).T, exact(75, 21))):
         result = ops.CPU_GROUPED(a, b, at, [torch.tensor(dec) for dec in decs])
         wanted = grouped_mm(a.float(), b.float(), at).double()
@@ -41,11 +41,11 @@ def test_values(ends: list[int], decs: list[float], dtype: torch.dtype) -> None:
     [
         ({"a": exact(75, 40).float()}, TypeError, "a must be bfloat16, got float32"),
         ({"b": exact(5, 41, 21)}, ValueError, "b must have 40 rows, as many as a has columns"),
-        ({"ends": torch.zeros(5)}, TypeError, "ends must be int32 or int64, got float32"),
+        ({"offs": torch.zeros(5)}, TypeError, "offs must be int32 or int64, got float32"),
         ({"decs": [torch.ones(())] * 3}, ValueError, "decs must be at most 2, got 3"),
         ({"decs": [torch.ones(1)]}, ValueError, r"decs\[0\] must have shape \[\], got \[1\]"),
     ],
 )
 def test_refuses(change: dict[str, Any], error: type[Exception], message: str) -> None:
-    given = {"a": exact(75, 40), "b": exact(5, 40, 21), "ends": torch.tensor(ENDS[0]), "decs": []} | change
+    given = {"a": exact(75, 40), "b": exact(5, 40, 21), "offs": torch.tensor(ENDS[0]), "decs": []} | change
     assert_refused(ops.CPU_GROUPED, list(given.values()), error, f"metis::cpu_grouped: {message}")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from metis_compile.compat import bf16_gemm
-from metis_compile.kernels.cpu import calls, ops
+from metis_compile.kernels.cpu import launch, ops
 
 pytestmark = pytest.mark.skipif(bf16_gemm() is None, reason="this CPU has no bfloat16 instructions, or torch no GEMM")
 
@@ -25,7 +25,7 @@ def test_values_and_strides(shape: tuple[int, int, int], left: str, right: str) 
     a, b = laid_out(exact(m, k), left), laid_out(exact(k, n), right)
     decs = [torch.tensor(0.75), torch.tensor(2.0**-7)]
     out = torch.full((m, n), torch.nan)
-    assert calls.product(a, b, *decs, out=out) is out
+    assert launch.product(a, b, *decs, out=out) is out
     # sums of few such products are exact in float32
     assert torch.equal(out.double(), a.double() @ b.double() * 0.75 * 2.0**-7)
 

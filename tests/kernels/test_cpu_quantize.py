@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from same_bytes import assert_same, assert_same_parts
 from torch import Tensor
 
-from metis_compile.kernels.cpu import calls, compile, ops
+from metis_compile.kernels.cpu import compile, launch, ops
 from metis_compile.kernels.parts import tensor_target
 from metis_compile.numerics import QuantSpec, encode, fake_quantize, noise_shape, uniform_noise
 from metis_compile.numerics.blocks import BlockLayout
@@ -104,7 +104,7 @@ def check(x: Tensor, spec: QuantSpec, axis: int, stream: int = 3) -> None:
     assert_same(ops.CPU_VALUES(x, given, str(spec), axis, stream, False), values, "values")
     assert_same_parts(all_parts(x, spec, axis, seed, stream), parts, spec)
     assert_same(ops.CPU_DECODE(parts, str(spec), axis, x.shape[axis], False), values, "decoded")
-    if calls.is_exact(spec):
+    if launch.is_exact(spec):
         exact = [
             ops.CPU_VALUES(x, given, str(spec), axis, stream, True),
             ops.CPU_DECODE(parts, str(spec), axis, x.shape[axis], True),
@@ -225,17 +225,17 @@ def test_every_element_is_written_and_nothing_else(text: str, shape: tuple[int, 
         for fill in (0x00, 0xAA, 0xFF):
             out, buffer = guarded(shape, torch.float32, fill)
             codes, codes_buffer = guarded(tuple(parts[0].shape), torch.uint8, fill)
-            calls.values(x, *given, spec=text, axis=axis, stream=1, out=out)
+            launch.values(x, *given, spec=text, axis=axis, stream=1, out=out)
             scales, scales_buffer = None, None
             if spec.block != "tensor":
                 scales, scales_buffer = guarded(tuple(parts[1].shape), scales_dtype, fill)
-            calls.parts(x, *given, spec=text, axis=axis, stream=1, codes=codes, block_scales=scales)
+            launch.parts(x, *given, spec=text, axis=axis, stream=1, codes=codes, block_scales=scales)
             assert_same(out, values, "values")
             assert_same(codes, parts[0], "codes")
             if scales is not None:
                 assert_same(scales, parts[1], "scales")
             decoded, decoded_buffer = guarded(shape, torch.float32, fill)
-            calls.decode(*parts, spec=text, axis=axis, out=decoded)
+            launch.decode(*parts, spec=text, axis=axis, out=decoded)
             assert_same(decoded, values, "decoded")
             for each in (buffer, codes_buffer, scales_buffer, decoded_buffer):
                 if each is not None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metis_compile.kernels.cpu import calls, ops
+from metis_compile.kernels.cpu import launch, ops
 
 
 def laid_out(x: Tensor, layout: str) -> Tensor:
@@ -27,7 +27,7 @@ def test_values_and_strides(shape: tuple[int, int, int], left: str, right: str) 
     rows, columns, k = shape
     x, u, s = whole(rows, columns), whole(rows, k), whole(k, columns)
     out = torch.full((rows, columns), torch.nan)
-    assert calls.thin_sum(x, laid_out(u, left), laid_out(s, right), scale=-0.5, out=out) is out
+    assert launch.thin_sum(x, laid_out(u, left), laid_out(s, right), scale=-0.5, out=out) is out
     assert torch.equal(out, x - 0.5 * (u @ s))
     assert torch.equal(ops.CPU_THIN_SUM(x, u, s, -0.5), out)
 
@@ -35,7 +35,7 @@ def test_values_and_strides(shape: tuple[int, int, int], left: str, right: str) 
 def test_in_place() -> None:
     x, u, s = whole(33, 81), whole(33, 5), whole(5, 81)
     expected = x + u @ s
-    assert calls.thin_sum(x, u, s, scale=1.0, out=x) is x
+    assert launch.thin_sum(x, u, s, scale=1.0, out=x) is x
     assert torch.equal(x, expected)
 
 
@@ -60,7 +60,7 @@ def test_what_is_not_finite_stays_in_its_row() -> None:
 def test_factors_in_bfloat16_and_a_bias(left: torch.dtype, right: torch.dtype) -> None:
     x, u, s, bias = whole(37, 150), whole(37, 5), whole(5, 150), whole(150)
     out = torch.full((37, 150), torch.nan)
-    calls.thin_sum(x, u.to(left), s.T.contiguous().to(right).T, scale=2.0, bias=bias, out=out)
+    launch.thin_sum(x, u.to(left), s.T.contiguous().to(right).T, scale=2.0, bias=bias, out=out)
     assert torch.equal(out, x + 2 * (u @ s) + bias)
-    calls.thin_sum(x, u.to(left), s.to(right), scale=2.0, bias=bias.repeat_interleave(2)[::2], out=out)
+    launch.thin_sum(x, u.to(left), s.to(right), scale=2.0, bias=bias.repeat_interleave(2)[::2], out=out)
     assert torch.equal(out, x + 2 * (u @ s) + bias)

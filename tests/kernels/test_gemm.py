@@ -138,13 +138,13 @@ def test_more_than_an_int32_away(compiler: Compiler, name: str, transposed: bool
 def test_the_least_and_the_largest_scales(compiler: Compiler, name: str, capability: int) -> None:
     """448 * 6 and 2^-9 * 0.5 under E4M3; 1.5 * 2^127 and 0.5 * 2^-127 under E8M0: each alone in its sums."""
     nvfp4 = name == "nvfp4"
-    block, largest, ends = (16, 0x77, (448.0, 2.0**-9)) if nvfp4 else (32, 0x33, (2.0**127, 2.0**-127))
+    block, largest, offs = (16, 0x77, (448.0, 2.0**-9)) if nvfp4 else (32, 0x33, (2.0**127, 2.0**-127))
     codes = torch.tensor([[largest] * (block // 2), [0x11] * (block // 2)], dtype=torch.uint8)
-    scales = torch.tensor(ends)[:, None].to(torch.float8_e4m3fn if nvfp4 else torch.float8_e8m0fnu)
+    scales = torch.tensor(offs)[:, None].to(torch.float8_e4m3fn if nvfp4 else torch.float8_e8m0fnu)
     a = Packed([codes, scales, *([torch.ones(())] if nvfp4 else [])], SPECS[name], 1, block, 1)
     b = Packed(encode(torch.eye(3, block), QuantSpec.parse(SPECS[name]), 1), SPECS[name], 1, block, 1)
     result, _ = compiler(capability, product, a, b)
-    assert (float(a.values.max()), float(a.values.min())) == (ends[0] * (6 if nvfp4 else 1.5), ends[1] * 0.5)
+    assert (float(a.values.max()), float(a.values.min())) == (offs[0] * (6 if nvfp4 else 1.5), offs[1] * 0.5)
     torch.testing.assert_close(result, expected(a, b), rtol=RTOL, atol=0)
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from metis_compile.kernels.gemm.aten_fallback import product as without_template
 from metis_compile.kernels.gemm.op import GEMM
-from metis_compile.kernels.gemm.plain import product as without_template
 from metis_compile.numerics import QuantSpec, encode
 
 SPEC = "nvfp4 1x16 nearest"

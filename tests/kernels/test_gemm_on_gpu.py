@@ -18,7 +18,7 @@ from torch._inductor.utils import run_and_get_code
 
 from metis_compile.compat import autotune, inductor_config
 from metis_compile.kernels.capability import copies_scales
-from metis_compile.kernels.gemm.plain import product as without_template
+from metis_compile.kernels.gemm.aten_fallback import product as without_template
 from metis_compile.numerics import QuantSpec, decode, encode
 
 pytest.importorskip("triton")

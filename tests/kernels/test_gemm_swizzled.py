@@ -11,8 +11,8 @@ from one_template import Compiler, configs, kernel_of
 from packed_operands import SPECS, Packed, assert_near, expected, packed, product
 from swizzled_scales import swizzled
 
+from metis_compile.kernels.gemm.aten_fallback import product as without_template
 from metis_compile.kernels.gemm.op import GEMM
-from metis_compile.kernels.gemm.plain import product as without_template
 from metis_compile.numerics import QuantSpec, decode
 
 pytest.importorskip("triton")

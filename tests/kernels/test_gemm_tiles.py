@@ -13,7 +13,7 @@ from packed_operands import SPECS, Packed, packed, product
 from swizzled_scales import swizzled
 
 from metis_compile.compat import autotune
-from metis_compile.kernels.gemm.frame import Config
+from metis_compile.kernels.gemm.template_base import Config
 
 pytest.importorskip("triton")
 

@@ -20,12 +20,12 @@ TOKENS = 75
 ENDS = [[0, 7, 7, 40, 75], [17, 30, 31, 31, 66]]  # without tokens first or last, and tokens past the last end
 
 
-def product(a: Packed, b: Packed, ends: Tensor) -> Tensor:
-    return GROUPED_GEMM(*a, *b, ends)
+def product(a: Packed, b: Packed, offs: Tensor) -> Tensor:
+    return GROUPED_GEMM(*a, *b, offs)
 
 
-def expected(a: Packed, b: Packed, ends: Tensor) -> Tensor:
-    spans = [slice(start, end) for start, end in zip([0, *ends.tolist()], ends.tolist(), strict=False)]
+def expected(a: Packed, b: Packed, offs: Tensor) -> Tensor:
+    spans = [slice(start, end) for start, end in zip([0, *offs.tolist()], offs.tolist(), strict=False)]
     x, w = a.values, b.values.mT
     if w.dim() == 2:
         return torch.stack([x[:, span] @ w[span] for span in spans])
@@ -55,41 +55,41 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("ends", ENDS, ids=str)
+@pytest.mark.parametrize("offs", ENDS, ids=str)
 @pytest.mark.parametrize("capability", [90, 100])
 @pytest.mark.parametrize(("name", "weight", "lying"), ROWS, ids=str)
 def test_of_rows(
-    compiler: Compiler, name: str, weight: str, lying: dict[str, bool], capability: int, ends: Any
+    compiler: Compiler, name: str, weight: str, lying: dict[str, bool], capability: int, offs: Any
 ) -> None:
     a, b = of_rows(name, weight, **lying)
-    wanted = expected(a, b, torch.tensor(ends))
-    assert_near(product(a, b, torch.tensor(ends)), wanted)
-    result, _ = compiler(capability, product, a, b, torch.tensor(ends, dtype=torch.int32))
+    wanted = expected(a, b, torch.tensor(offs))
+    assert_near(product(a, b, torch.tensor(offs)), wanted)
+    result, _ = compiler(capability, product, a, b, torch.tensor(offs, dtype=torch.int32))
     assert_near(result, wanted)
 
 
-@pytest.mark.parametrize("ends", ENDS, ids=str)
+@pytest.mark.parametrize("offs", ENDS, ids=str)
 @pytest.mark.parametrize("capability", [100])  # one template for all
 @pytest.mark.parametrize(
     ("left", "right"), [*((n, n) for n in SPECS), ("nvfp4", "mxfp8"), ("fp8-row", "fp8-128"), ("mxfp8", "fp8")]
 )
-def test_of_what_is_contracted(compiler: Compiler, left: str, right: str, capability: int, ends: Any) -> None:
+def test_of_what_is_contracted(compiler: Compiler, left: str, right: str, capability: int, offs: Any) -> None:
     """A group begins in the middle of a block, and of a byte."""
     a, b = of_k(left, right)
-    wanted = expected(a, b, torch.tensor(ends))
-    assert_near(product(a, b, torch.tensor(ends)), wanted)
-    result, _ = compiler(capability, product, a, b, torch.tensor(ends))
+    wanted = expected(a, b, torch.tensor(offs))
+    assert_near(product(a, b, torch.tensor(offs)), wanted)
+    result, _ = compiler(capability, product, a, b, torch.tensor(offs))
     assert_near(result, wanted)
 
 
-@pytest.mark.parametrize("ends", ENDS, ids=str)
+@pytest.mark.parametrize("offs", ENDS, ids=str)
 @pytest.mark.parametrize(("left", "right"), [("nvfp4", "nvfp4"), ("fp8-row", "fp8-row"), ("fp8-128", "fp8")])
-def test_without_a_template(compiler: Compiler, left: str, right: str, ends: Any) -> None:
+def test_without_a_template(compiler: Compiler, left: str, right: str, offs: Any) -> None:
     compiler.plain = True
     for a, b in (of_rows(left, right), of_k(left, right)):
-        result, code = compiler(90, product, a, b, torch.tensor(ends, dtype=torch.int32))
+        result, code = compiler(90, product, a, b, torch.tensor(offs, dtype=torch.int32))
         assert "extern_kernels.metis_gemm_grouped(" in code
-        assert_near(result, expected(a, b, torch.tensor(ends)))
+        assert_near(result, expected(a, b, torch.tensor(offs)))
 
 
 def all_configurations() -> list[Any]:
@@ -112,14 +112,14 @@ def all_configurations() -> list[Any]:
 @pytest.mark.parametrize(("capability", "name", "grouped", "config"), all_configurations())
 def test_every_configuration(compiler: Compiler, capability: int, name: str, grouped: str, config: Any) -> None:
     """Of groups of several tiles, and of several steps along k."""
-    ends = torch.tensor([0, 301, 317, 600], dtype=torch.int32)
+    offs = torch.tensor([0, 301, 317, 600], dtype=torch.int32)
     if grouped == "rows":
         a, b = packed((601, 300), SPECS[name]), packed((4, 70, 300), SPECS[name])
     else:
         a, b = (packed((rows, 601), SPECS[name], transposed=True) for rows in (150, 70))
-    result, code = compiler(capability, product, a, b, ends, config=config)
+    result, code = compiler(capability, product, a, b, offs, config=config)
     assert "triton_tem" in code
-    assert_near(result, expected(a, b, ends))
+    assert_near(result, expected(a, b, offs))
 
 
 @pytest.mark.parametrize(
@@ -145,11 +145,11 @@ def test_what_lies_in_other_groups_is_not_read(compiler: Compiler) -> None:
     """NaN in the tokens of one, which begins in the middle of a block, stays in it."""
     x, g = torch.randn(75, 37), torch.randn(75, 21)
     x[40:] = torch.nan
-    ends = torch.tensor([5, 40, 75], dtype=torch.int32)
+    offs = torch.tensor([5, 40, 75], dtype=torch.int32)
     for text in (SPECS["mxfp4"], SPECS["mxfp8"]):  # without a scale of the whole tensor, which would be NaN
         spec = QuantSpec.parse(text)
         a, b = (Packed(encode(t, spec, 0), text, 0, 75, 0) for t in (x, g))
-        result, _ = compiler(90, product, a, b, ends)
+        result, _ = compiler(90, product, a, b, offs)
         assert not result[0].isnan().any()
         assert result[2].isnan().any()
 
@@ -169,9 +169,9 @@ def test_autotuning_times_groups_of_equal_size(compiler: Compiler, monkeypatch: 
 
     monkeypatch.setattr(lowering, "autotune", all_of_them)
     a, b = of_rows("nvfp4", "nvfp4")
-    ends = torch.tensor(ENDS[0], dtype=torch.int32)
-    result, _ = compiler(90, product, a, b, ends)
-    assert_near(result, expected(a, b, ends))
+    offs = torch.tensor(ENDS[0], dtype=torch.int32)
+    result, _ = compiler(90, product, a, b, offs)
+    assert_near(result, expected(a, b, offs))
     assert seen[0].tolist() == [15, 30, 45, 60, 75]
     assert seen[0].dtype == torch.int32
 
@@ -179,16 +179,16 @@ def test_autotuning_times_groups_of_equal_size(compiler: Compiler, monkeypatch: 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ends": torch.zeros(5)}, "ends must be int32 or int64, got float32"),
-        ({"ends": torch.zeros(5, 1, dtype=torch.int32)}, r"ends must have one dimension, got shape \[5, 1\]"),
-        ({"ends": torch.zeros(4, dtype=torch.int32)}, "b must hold a matrix for each of 4 ends, got 5"),
+        ({"offs": torch.zeros(5)}, "offs must be int32 or int64, got float32"),
+        ({"offs": torch.zeros(5, 1, dtype=torch.int32)}, r"offs must have one dimension, got shape \[5, 1\]"),
+        ({"offs": torch.zeros(4, dtype=torch.int32)}, "b must hold a matrix for each of 4 ends, got 5"),
         ({"b": packed((5, 21, 66), SPECS["nvfp4"])}, "a and b must have equal k, got 50 and 66"),
         ({"a": packed((5, 75, 50), SPECS["nvfp4"])}, "a must be a quantized matrix, got 3 dimensions"),
     ],
 )
 def test_refuses(change: dict[str, Any], message: str) -> None:
     a, b = of_rows("nvfp4", "nvfp4")
-    given = {"a": a, "b": b, "ends": torch.zeros(5, dtype=torch.int32)} | change
+    given = {"a": a, "b": b, "offs": torch.zeros(5, dtype=torch.int32)} | change
     with pytest.raises((TypeError, ValueError), match=f"metis::grouped_gemm: {message}"):
         product(**given)
 
@@ -196,15 +196,15 @@ def test_refuses(change: dict[str, Any], message: str) -> None:
 def test_ends_past_the_tokens_store_nothing_there(compiler: Compiler) -> None:
     """They are wrong; a kernel that can't say so stays within its tensors."""
     a, b = of_rows("nvfp4", "nvfp4")
-    ends = torch.tensor([0, 7, 7, 40, 75], dtype=torch.int32)
+    offs = torch.tensor([0, 7, 7, 40, 75], dtype=torch.int32)
     beyond = torch.tensor([0, 7, 7, 40, 7500], dtype=torch.int32)
     result, _ = compiler(90, product, a, b, beyond)
-    assert_near(result, expected(a, b, ends))
+    assert_near(result, expected(a, b, offs))
 
 
 def test_what_torchs_own_product_takes() -> None:
     """Rows and groups begin at 16 bytes: a group begins at any token, so tokens are no contiguous axis."""
-    from metis_compile.kernels.gemm.plain import _is_aligned
+    from metis_compile.kernels.gemm.aten_fallback import _is_aligned
 
     x, w, g = (torch.zeros(shape, dtype=torch.bfloat16) for shape in ((80, 40), (5, 40, 24), (80, 24)))
     assert _is_aligned(x, w)

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 
 from metis_compile.compat import autotune, inductor_config
+from metis_compile.kernels.gemm.aten_fallback import grouped_product
 from metis_compile.kernels.gemm.grouped_op import GROUPED_GEMM
-from metis_compile.kernels.gemm.plain import grouped_product
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.gpu
@@ -36,11 +36,11 @@ def assert_near(actual: Tensor, wanted: Tensor, rtol: float) -> None:
     torch.testing.assert_close(actual.cpu(), wanted, rtol=rtol, atol=rtol * float(wanted.abs().max()))
 
 
-@pytest.mark.parametrize("ends", ENDS, ids=str)
+@pytest.mark.parametrize("offs", ENDS, ids=str)
 @pytest.mark.parametrize("grouped", ["rows", "k"])
 @pytest.mark.parametrize("name", SPECS)
 def test_templates(
-    name: str, grouped: str, ends: list[int], nan_filled: list[torch.Size], monkeypatch: pytest.MonkeyPatch
+    name: str, grouped: str, offs: list[int], nan_filled: list[torch.Size], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from metis_compile.kernels.gemm import lowering
 
@@ -48,10 +48,10 @@ def test_templates(
     monkeypatch.setattr(lowering, "autotune", lambda n, c, *given, **how: autotune(n, c[:-1], *given, **how))
     a, b = operands(name, grouped)
 
-    def product(a: Packed, b: Packed, ends: Tensor) -> Tensor:
-        return GROUPED_GEMM(*a, *b, ends)
+    def product(a: Packed, b: Packed, offs: Tensor) -> Tensor:
+        return GROUPED_GEMM(*a, *b, offs)
 
-    at = torch.tensor(ends, dtype=torch.int32)
+    at = torch.tensor(offs, dtype=torch.int32)
     torch.compiler.reset()
     with inductor_config.patch(force_disable_caches=True):
         result, codes = run_and_get_code(torch.compile(product, dynamic=False), on_gpu(a), on_gpu(b), at.cuda())
@@ -60,12 +60,12 @@ def test_templates(
     assert_near(result, product(a, b, at), FP8_RTOL if native else RTOL)
 
 
-@pytest.mark.parametrize("ends", ENDS, ids=str)
+@pytest.mark.parametrize("offs", ENDS, ids=str)
 @pytest.mark.parametrize("grouped", ["rows", "k"])
 @pytest.mark.parametrize("name", SPECS)
-def test_without_a_template(name: str, grouped: str, ends: list[int]) -> None:
+def test_without_a_template(name: str, grouped: str, offs: list[int]) -> None:
     a, b = operands(name, grouped)
-    at = torch.tensor(ends, dtype=torch.int32)
+    at = torch.tensor(offs, dtype=torch.int32)
     wanted = GROUPED_GEMM(*a, *b, at)
     out = torch.full(wanted.shape, torch.nan, device="cuda")
     sides: dict[str, Any] = {key: (x.spec, x.axis, x.contract) for key, x in (("a", a), ("b", b))}

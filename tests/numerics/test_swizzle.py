@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from metis_compile.numerics import QuantSpec, decode, encode
 from metis_compile.numerics.swizzle import can_swizzle, swizzle, swizzled_shape, unswizzle
-from metis_compile.ops import DEQUANTIZE, QUANTIZE
+from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
 
 SPECS = ["nvfp4 1x16 nearest", "mxfp4 1x32 nearest floor", "mxfp8 1x32 nearest floor"]
 SHAPES = [(1, 1), (37, 70), (128, 64), (130, 300), (3, 20, 50), (2, 2, 33, 17), (0, 5), (5, 0)]

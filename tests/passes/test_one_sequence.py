@@ -11,7 +11,7 @@ from graphs import capture_graphs, count, eager_backend, sites_of
 from torch import Tensor, nn
 
 import metis_compile
-from metis_compile.ops import QUANTIZE
+from metis_compile.ops.quantization import QUANTIZE
 
 HADAMARD = ("nvidia", "averis-hadamard", "quartet2")
 

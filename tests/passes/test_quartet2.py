@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import metis_compile
 from metis_compile.conditioning import prepare, product, signs_from
 from metis_compile.numerics import QuantSpec, noise_shape, uniform_noise
-from metis_compile.passes.condition import SIGN_STREAM
+from metis_compile.passes.joint.tails import SIGN_STREAM
 
 EDEN = QuantSpec.make("nvfp4", rounding="eden")
 FOUR_OVER_SIX = QuantSpec.make("nvfp4", select="mse")

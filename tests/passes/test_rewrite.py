@@ -10,7 +10,7 @@ from torch import fx, nn
 
 import metis_compile
 from metis_compile import Policy
-from metis_compile.ops import DEQUANTIZE, QUANTIZE
+from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
 from metis_compile.passes.verify import GraphError, verify
 
 

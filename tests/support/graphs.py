@@ -11,9 +11,9 @@ from torch import fx
 import metis_compile
 from metis_compile import Captured, Policy
 from metis_compile.backend import compile_graph, metis
-from metis_compile.config import read_options
-from metis_compile.dry_run import run_eagerly
-from metis_compile.passes.sites import Site
+from metis_compile.inspection.dry_run import run_eagerly
+from metis_compile.options import read_options
+from metis_compile.passes.graph.sites import Site
 
 
 def eager_backend(policy: Policy | str, **options: Any) -> Callable[..., Any]:

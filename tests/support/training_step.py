@@ -37,27 +37,27 @@ class TwoLinears(nn.Module):
 class Mixture(nn.Module):
     """[tokens, inputs] -> [tokens, outputs], by two matrices of the expert that each token is sorted to."""
 
-    def __init__(self, ends: list[int], inputs: int, hidden: int, outputs: int) -> None:
+    def __init__(self, offs: list[int], inputs: int, hidden: int, outputs: int) -> None:
         super().__init__()
-        self.up = nn.Parameter(torch.randn(len(ends), hidden, inputs) / inputs**0.5)
-        self.down = nn.Parameter(torch.randn(len(ends), outputs, hidden) / hidden**0.5)
-        self.register_buffer("ends", torch.tensor(ends, dtype=torch.int32))
+        self.up = nn.Parameter(torch.randn(len(offs), hidden, inputs) / inputs**0.5)
+        self.down = nn.Parameter(torch.randn(len(offs), outputs, hidden) / hidden**0.5)
+        self.register_buffer("offs", torch.tensor(offs, dtype=torch.int32))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.of_experts(torch.relu(self.of_experts(x, self.up)), self.down)
 
     def of_experts(self, x: Tensor, weight: Tensor) -> Tensor:
         if x.dtype == torch.bfloat16:
-            return torch._grouped_mm(x, weight.mT, offs=self.ends)  # type: ignore[arg-type]
-        return torch.ops.transformers.grouped_mm_fallback(x, weight.mT, self.ends)  # type: ignore[no-any-return]
+            return torch._grouped_mm(x, weight.mT, offs=self.offs)  # type: ignore[arg-type]
+        return torch.ops.transformers.grouped_mm_fallback(x, weight.mT, self.offs)  # type: ignore[no-any-return]
 
 
-def start_mixture(ends: list[int], tokens: int, inputs: int, hidden: int, outputs: int) -> tuple[Mixture, Tensor]:
+def start_mixture(offs: list[int], tokens: int, inputs: int, hidden: int, outputs: int) -> tuple[Mixture, Tensor]:
     """A mixture, and the input that `start` has. Without `transformers` there are none but in bfloat16."""
     import transformers.integrations.moe  # noqa: F401 (registers its operators)
 
     _, x = start(tokens, inputs, hidden, outputs)
-    return Mixture(ends, inputs, hidden, outputs), x
+    return Mixture(offs, inputs, hidden, outputs), x
 
 
 def start(tokens: int, inputs: int, hidden: int, outputs: int) -> tuple[TwoLinears, Tensor]:

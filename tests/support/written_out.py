@@ -21,8 +21,8 @@ from metis_compile import Policy
 from metis_compile.conditioning import Mean, Prepared, fixed_signs, hadamard, next_basis, prepare, product, signs_from
 from metis_compile.numerics import noise_shape, uniform_noise
 from metis_compile.numerics.noise import stream_seed
-from metis_compile.passes.condition import SIGN_STREAM, Conditioner
-from metis_compile.passes.sites import Operand, Site
+from metis_compile.passes.graph.sites import Operand, Site
+from metis_compile.passes.joint.tails import SIGN_STREAM, Conditioner
 
 
 class Values(fx.Interpreter):

@@ -18,7 +18,7 @@ from metis_compile import Policy
 from metis_compile.conditioning import Prepared, prepare, product
 from metis_compile.conditioning.factors import partner_spec
 from metis_compile.numerics import fake_quantize, noise_shape, uniform_noise
-from metis_compile.passes.sites import Operand, Site
+from metis_compile.passes.graph.sites import Operand, Site
 
 
 class Experts(nn.Module):
@@ -28,10 +28,10 @@ class Experts(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(experts, outputs, inputs, dtype=dtype))
 
-    def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+    def forward(self, x: Tensor, offs: Tensor) -> Tensor:
         if x.dtype == torch.bfloat16:
-            return torch._grouped_mm(x, self.weight.mT, offs=ends)
-        return torch.ops.transformers.grouped_mm_fallback(x, self.weight.mT, ends)  # type: ignore[no-any-return]
+            return torch._grouped_mm(x, self.weight.mT, offs=offs)
+        return torch.ops.transformers.grouped_mm_fallback(x, self.weight.mT, offs)  # type: ignore[no-any-return]
 
 
 def experts_graph(
@@ -39,21 +39,21 @@ def experts_graph(
     tokens: int,
     inputs: int,
     outputs: int,
-    ends: list[int],
+    offs: list[int],
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Linear:
     """Sizes that differ. ends: the last may lie before the last token."""
-    model = Experts(len(ends), inputs, outputs, dtype)
+    model = Experts(len(offs), inputs, outputs, dtype)
     x = torch.randn(tokens, inputs, requires_grad=True, dtype=dtype)
     with recorded() as splits:
-        captured = capture_graphs(model, x, torch.tensor(ends, dtype=torch.int32), policy=policy)
+        captured = capture_graphs(model, x, torch.tensor(offs, dtype=torch.int32), policy=policy)
     gm = captured.graphs[0].joint_after
     assert gm is not None
     values = values_for(gm)
     for name, value in values.items():
         if value.dtype == torch.int32:
-            values[name] = torch.tensor(ends, dtype=torch.int32)
+            values[name] = torch.tensor(offs, dtype=torch.int32)
     return Linear(gm=gm, sites=sites_of(captured), splits=splits, values=values)
 
 
@@ -65,8 +65,8 @@ def expert_results(linear: Linear, outputs: int, inputs: int) -> dict[str, Resul
     seed = next((v for n, v in run.of.items() if n.name == "metis_seed"), torch.zeros(1, dtype=torch.int64))
     between = {node.name: value for node, value in run.of.items() if isinstance(value, Tensor)}
     seen = replace(linear, values=between | linear.values)  # the inputs as they were: state is written to
-    (ends,) = (value.tolist() for value in linear.values.values() if value.dtype == torch.int32)
-    spans = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+    (offs,) = (value.tolist() for value in linear.values.values() if value.dtype == torch.int32)
+    spans = [slice(start, end) for start, end in zip([0, *offs], offs, strict=False)]
     found = {}
     for site in linear.sites:
         columns = outputs if site.gemm == "fprop" else inputs

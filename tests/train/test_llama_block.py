@@ -8,10 +8,10 @@ import torch
 from metis_compile import explain
 from metis_compile.bench.size import settings_of
 from metis_compile.train.errors import TrainError
-from metis_compile.train.learner import build
 from metis_compile.train.llama_block import LlamaBlocks, hidden_width, key_value_heads
 from metis_compile.train.model import Shape
 from metis_compile.train.settings import Settings
+from metis_compile.train.trainer import build
 
 NAMES = {
     "token": "model.embed_tokens",

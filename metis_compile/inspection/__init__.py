@@ -1,0 +1,1 @@
+"""Look at what a compile did, and explain what a policy does to a model."""

@@ -1,0 +1,205 @@
+"""Look at what a compile did: `with metis_compile.capture() as captured:`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from operator import getitem
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import fx
+
+from metis_compile.compat import CustomPartitionerFn, partition, size_hint
+
+if TYPE_CHECKING:
+    from metis_compile.passes.graph.sites import Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedTensor:
+    """A tensor that the forward graph hands to the backward graph."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    nbytes: int
+    is_parameter: bool  # a parameter is kept anyway: saving it costs nothing
+
+
+@dataclass(kw_only=True)
+class CapturedGraph:
+    """One compiled graph. `joint_*` hold forward and backward together; for inference there is no backward."""
+
+    joint_before: fx.GraphModule | None = None
+    joint_after: fx.GraphModule | None = None
+    forward: fx.GraphModule | None = None
+    backward: fx.GraphModule | None = None
+    sites: list[Site] = field(default_factory=list)
+    saved: list[SavedTensor] = field(default_factory=list)
+    parameters: dict[str, str] = field(default_factory=dict)  # graph input -> the parameter's name
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes that forward keeps for backward, parameters not counted."""
+        return sum(t.nbytes for t in self.saved if not t.is_parameter)
+
+    def listing(self, stage: Literal["joint_before", "joint_after", "forward", "backward"] = "joint_after") -> str:
+        """The graph to read, or to compare with a golden: a line `name = op(arguments)` per call.
+
+        The parts between a quantization and what decodes it are left out.
+        """
+        gm = getattr(self, stage)
+        if gm is None:
+            raise ValueError(f"metis: there is no {stage} graph: nothing needed a gradient when this was compiled")
+        return "\n".join(_line(n) for n in gm.graph.nodes if n.op == "call_function" and n.target is not getitem)
+
+
+class Record:
+    """Fills one `CapturedGraph` while a graph is compiled."""
+
+    def __init__(self, graph: CapturedGraph) -> None:
+        self.graph = graph
+        self._nested: list[Site] = []
+        self._state: Sequence[str] = ()
+
+    def nested(self, sites: list[Site]) -> None:
+        """Products inside an operator's body; the same body may be visited more than once."""
+        known = {(s.source, s.module, s.gemm) for s in self._nested}
+        self._nested += [s for s in sites if (s.source, s.module, s.gemm) not in known]
+
+    def before(self, graph: fx.Graph) -> None:
+        self.graph.joint_before = _copy(graph)
+
+    def after(self, graph: fx.Graph, sites: list[Site], parameters: dict[str, str], state: Sequence[str]) -> None:
+        """state: names of the inputs that live across steps: that backward reads one of them stores nothing."""
+        self._state = state
+        self.graph.joint_after = self.graph.forward = _copy(graph)
+        self.graph.sites, self.graph.parameters = [*sites, *self._nested], parameters
+
+    def parted(self, forward: fx.GraphModule, backward: fx.GraphModule, outputs: int) -> None:
+        self.graph.forward, self.graph.backward = _copy(forward.graph), _copy(backward.graph)
+        self.graph.saved = [
+            _saved(node, self.graph.parameters)
+            for node in _outputs(forward)[outputs:]
+            if _is_tensor(node) and node.name not in self._state
+        ]
+
+
+@dataclass(kw_only=True)
+class Captured:
+    """What `capture()` yields. `graphs` has one entry per graph that was compiled inside the block, in order."""
+
+    graphs: list[CapturedGraph] = field(default_factory=list)
+
+    def begin(self) -> Record:
+        self.graphs.append(CapturedGraph())
+        return Record(self.graphs[-1])
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes that all forward graphs keep for backward, parameters not counted."""
+        return sum(g.saved_bytes for g in self.graphs)
+
+
+_ACTIVE: ContextVar[tuple[Captured, ...]] = ContextVar("metis_captures", default=())
+
+
+def active_captures() -> tuple[Captured, ...]:
+    """The captures that a compile should fill."""
+    return _ACTIVE.get()
+
+
+@contextmanager
+def capture() -> Iterator[Captured]:
+    """Records every graph that backend="metis" compiles inside the block; the caches are not read there.
+
+    A model that was compiled before the block is not compiled again in it: compile a new one, or call
+    `torch.compiler.reset()` first.
+    """
+    captured = Captured()
+    token = _ACTIVE.set((*_ACTIVE.get(), captured))
+    try:
+        yield captured
+    finally:
+        _ACTIVE.reset(token)
+
+
+class RecordingPartitioner(CustomPartitionerFn):
+    """Inductor's partitioner (or the user's), with its result recorded."""
+
+    def __init__(self, records: Sequence[Record], inner: Any) -> None:
+        self.records, self.inner = records, inner
+
+    def __call__(
+        self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        forward, backward = (self.inner or partition)(gm, joint_inputs, **kwargs)
+        for record in self.records:
+            record.parted(forward, backward, kwargs["num_fwd_outputs"])
+        return forward, backward
+
+    def uuid(self) -> None:
+        return None
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self  # Inductor copies its config to describe it; the graphs we hold can't be copied
+
+
+def _line(node: Any) -> str:
+    arguments = [_argument(a) for a in node.args]
+    target = getattr(node.target, "_overloadpacket", node.target)
+    return f"{node.name} = {getattr(target, '__name__', target)}({', '.join(arguments)})"
+
+
+def _argument(argument: Any) -> str:
+    """A list of all parts of one quantization is that quantization."""
+    if isinstance(argument, (list, tuple)):
+        sources = {a.args[0] for a in argument if isinstance(a, fx.Node) and a.target is getitem}
+        if len(sources) == 1 and len(argument) > 1:
+            return str(sources.pop())
+    return str(argument)
+
+
+def _copy(graph: fx.Graph) -> fx.GraphModule:
+    """The graph as it is now, called with its inputs one after the other and returning a tuple."""
+    copied = fx.Graph()
+    returned: Any = copied.graph_copy(graph, {}, return_output_node=True)
+    result, output = returned
+    copied.output(result).meta = copy.copy(output.meta)
+    return fx.GraphModule(graph.owning_module or {}, copied)
+
+
+def _outputs(gm: fx.GraphModule) -> list[Any]:
+    (output,) = gm.graph.find_nodes(op="output")
+    outputs: Any = output.args[0]
+    return list(outputs)
+
+
+def _is_tensor(node: Any) -> bool:
+    return isinstance(node, fx.Node) and isinstance(node.meta.get("val"), torch.Tensor)
+
+
+def _root(node: fx.Node) -> fx.Node:
+    """A saved view of a parameter is the parameter."""
+    from metis_compile.passes.graph.views import root
+
+    return root(node, through_casts=False)
+
+
+def _saved(node: fx.Node, parameters: dict[str, str]) -> SavedTensor:
+    value = node.meta["val"]
+    shape = tuple(size_hint(s) for s in value.shape)
+    numel = 1
+    for s in shape:
+        numel *= s
+    return SavedTensor(
+        name=node.name,
+        shape=shape,
+        dtype=value.dtype,
+        nbytes=numel * value.dtype.itemsize,
+        is_parameter=_root(node).name in parameters,
+    )

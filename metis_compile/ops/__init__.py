@@ -1,0 +1,13 @@
+"""Every `metis::` operator that a graph holds, each defined by plain torch, with its fake and its argument checks.
+
+| operator | file | what it is |
+| --- | --- | --- |
+| `metis::quantize`, `metis::dequantize` | quantization | packed codes and scales of a tensor, and its values again |
+| `metis::fresh_basis`, `metis::power_step` | basis | a basis from a sketch, and one power step of it |
+| `metis::grouped_mm` | grouped | a product for each group of tokens |
+| `metis::load`, `metis::store_`, `metis::keep_` | state | slices of what lives across steps |
+| `metis::materialize`, `metis::to_bfloat16` | buffers | a buffer of its own, and a cast that compilers do not drop |
+
+What only a lowering makes (`metis::gemm`, `metis::cpu_product`, ...) is defined beside its kernel, in
+`metis_compile.kernels`.
+"""

@@ -1,0 +1,85 @@
+"""Ask the policy what to do with each operand of each site."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy
+import torch
+
+from metis_compile.passes.graph.sites import Site
+from metis_compile.passes.graph.views import same, shape_of
+from metis_compile.policy import Policy, Query
+
+
+def resolve(site: Site, policy: Policy) -> None:
+    """Sets each operand's decision, and the site's reason where the policy leaves the whole product high."""
+    for operand in site.operands:
+        query = Query(
+            module=site.module,
+            block=site.block,
+            op=site.op,
+            gemm=site.gemm,
+            operand=operand.role,
+            dtype=str(operand.dtype).removeprefix("torch."),
+            has_weight=site.has_weight,
+            m=_size(site.m),
+            n=_size(site.n),
+            k=_size(site.k),
+        )
+        operand.decision = policy.decide(query, _Guard(site))
+    if all(o.decision is not None and o.decision.treatment.spec is None for o in site.operands):
+        labels = dict.fromkeys(o.decision.rule for o in site.operands if o.decision is not None)
+        site.reason = "high: " + "; ".join(labels)
+    else:
+        site.reason = _unsplittable(site) or _unrotatable(site)
+
+
+def _unsplittable(site: Site) -> str | None:
+    """Why a product whose policy splits an operand can't be rewritten so, or None."""
+    if not any(o.decision is not None and o.decision.treatment.split is not None for o in site.operands):
+        return None
+    if not same(site.batch, 1):
+        return f"a split is of matrices, and this product has a batch of {site.batch}"
+    if site.offs is not None:  # tokens are a matrix, and each expert's weight is another
+        split = [o for o in site.operands if o.decision is not None and o.decision.treatment.split is not None]
+        if any(o not in site.tokens for o in split):
+            return "a split is of matrices, and the weights of experts are a batch of them"
+        return None
+    shapes = [tuple(shape_of(o.base)) for o in site.operands]
+    if any(len(shape) != 2 for shape in shapes):
+        return f"a split is of matrices, and the operands have the shapes {shapes}"
+    return None
+
+
+def _unrotatable(site: Site) -> str | None:
+    """Why a product whose policy has a Hadamard transform can't be rewritten so, or None."""
+    signs = [o.decision.treatment.hadamard for o in site.operands if o.decision is not None]
+    if not any(signs):
+        return None
+    if len(set(signs)) > 1:
+        roles = ", ".join(f"{o.role}: {s or 'none'}" for o, s in zip(site.operands, signs, strict=True))
+        return f"a Hadamard transform cancels only if both operands have the same, and they have {roles}"
+    if site.groups_contracted:
+        return "a Hadamard transform along tokens would mix those of different experts"
+    shapes = [tuple(shape_of(o.base)) for o in site.operands]
+    if any(len(shape) != 2 for shape in shapes) or not same(site.batch, 1):
+        return f"a Hadamard transform is of matrices, and the operands have the shapes {shapes}"
+    return None
+
+
+class _Guard:
+    """Decides a condition on symbolic sizes by adding a guard: it holds for all later calls of this graph."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    def __call__(self, condition: sympy.Basic) -> bool:
+        for size in (self.site.m, self.site.n, self.site.k):
+            if isinstance(size, torch.SymInt):
+                return bool(size.node.shape_env.evaluate_expr(condition))
+        raise ValueError(f"{condition} can't be decided: {self.site} has no symbolic size")
+
+
+def _size(size: Any) -> Any:
+    return size.node.expr if isinstance(size, torch.SymInt) else size

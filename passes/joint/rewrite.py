@@ -1,0 +1,258 @@
+"""Rewrite sites: their operands become `metis::dequantize(metis::quantize(...))` of the unquantized tensors.
+
+    y = mm(x, w_t)   ->   x_parts = metis.quantize(x, "nvfp4 1x16 nearest", 1)      codes, block scales, tensor scale
+                          x_q     = metis.dequantize(x_parts, ..., 1, k)            float32
+                          ...                                                       the same for w, along its own axis
+                          y       = mm(x_q, permute(w_q))
+
+A product of bfloat16 or float16 matrices is done in float32 and cast: E2M1 times its scale is exact there, so the
+result is what a block-scaled tensor core with a float32 accumulator gives, to summation order.
+
+A grouped product quantizes all its tokens as one matrix, zeros where they belong to no group: what such rows hold would
+set the scale of the others. Where it contracts over tokens, a block may hold tokens of two groups.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from typing import Any
+
+import torch
+from torch import fx
+
+from metis_compile.conditioning import Conditioning, with_rank
+from metis_compile.numerics import QuantSpec
+from metis_compile.ops.grouped import GROUPED_MM
+from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
+from metis_compile.passes.graph.builder import GraphBuilder
+from metis_compile.passes.graph.products import OPERANDS
+from metis_compile.passes.graph.sites import GraphInputs, Operand, Site
+from metis_compile.passes.graph.views import for_any_matrix, same, target_of, undoes
+from metis_compile.passes.joint.tails import Conditioner, Parts, Side
+
+aten = torch.ops.aten
+PART_NAMES = ("codes", "block_scales", "tensor_scale")
+
+
+class Rewriter:
+    """Quantizes operands, each once, and rewires the products that read them."""
+
+    def __init__(self, graph: fx.Graph, sites: list[Site], inputs: GraphInputs) -> None:
+        self.builder = GraphBuilder(graph)
+        self.sites = sites
+        self.conditioner = Conditioner(self.builder, inputs)
+        self.forward_products = {s.seq: s.node for s in sites if s.gemm == "fprop" and s.operands}
+        self._quantized: dict[Any, fx.Node] = {}
+        self._dequantized: dict[Any, fx.Node] = {}
+        self._splits: dict[Any, Conditioning] = {}
+        self._streams = 0  # numbers the tensors that round at random: each draws its own noise
+        self._without_strays(sites)
+
+    def rewrite(self, site: Site) -> None:
+        """Replaces the site's operands and adds the tails of those that are split.
+
+        A float32 product without tails stays the node it was; others are replaced.
+        """
+        args = list(site.node.args)
+        sides = [self._side(site, operand) for operand in site.operands]
+        for position, side in zip(OPERANDS[site.node.target], sides, strict=True):
+            args[position] = self._as_read(site, side)
+        with self.builder.at(site.node, like=site.node), self.builder.marking(metis_tail=True):
+            if site.offs is None:
+                tails = self.conditioner.tails(*sides)
+            else:
+                left, right = sides
+                tails = self.conditioner.grouped_tails(left, right, site.offs, over_tokens=site.groups_contracted)
+        as_it_is = site.offs is None or site.node.target is GROUPED_MM
+        if site.node.meta["val"].dtype == torch.float32 and not tails and as_it_is:
+            site.node.args = tuple(args)
+        else:
+            self._product_in_float32(site, args, tails)
+
+    def _without_strays(self, sites: list[Site]) -> None:
+        """Gives grouped products tokens that are zero past the last group, made as soon as both are there."""
+        masked: dict[Any, fx.Node] = {}
+        for site in sites:
+            for operand in site.tokens if site.reason is None else ():
+                assert site.offs is not None
+                if operand.decision is None or operand.decision.treatment.spec is None:
+                    continue
+                dim = operand.axis if site.groups_contracted else 1 - operand.axis
+                key = operand.base, site.offs, dim
+                if key not in masked:
+                    masked[key] = self._in_groups(site, operand, dim)
+                operand.base = masked[key]
+
+    def _in_groups(self, site: Site, operand: Operand, dim: int) -> fx.Node:
+        def run(x: torch.Tensor, offs: torch.Tensor) -> list[torch.Tensor]:
+            inside = torch.arange(x.shape[dim], device=x.device) < offs[-1]
+            return [torch.where(inside[:, None] if dim == 0 else inside, x, 0)]
+
+        base, offs = operand.base, site.offs
+        assert offs is not None
+        last = base if self.builder.precedes(offs, base) else offs
+        _, like = self._place(site, operand)
+        with self.builder.at(self.builder.behind(last), like=like):
+            # not named after the node: the partitioner takes what has "tangents" in its name for an input of backward
+            name = _suffixed(_label(site, operand), "in_groups", site)
+            (made,) = self.conditioner.inliner.insert(("in groups", dim), run, [base, offs], name)
+        self.builder.take_place(last, made)
+        return made
+
+    def _side(self, site: Site, operand: Operand) -> Side:
+        """The operand split and quantized, as its base lies."""
+        assert operand.decision is not None
+        treatment = operand.decision.treatment
+        spec, split, parts = treatment.spec, treatment.split, None
+        in_backward = site.gemm != "fprop" and operand.role == "activation"
+        if spec is None:
+            quantized = operand.base
+        else:
+            source = operand.base
+            if split is not None:
+                split = self._ranked(site, operand, split)
+                parts = self._split(site, operand, split)
+                source = parts.residual
+            if treatment.hadamard:
+                source = self._hadamard(site, operand, source, str(treatment.hadamard))
+            operand.quantized = self._quantize(site, operand, spec, source)
+            operand.kept_as = tuple(u.name for u in operand.quantized.users if u.target is operator.getitem)
+            quantized = self._dequantize(site, operand, spec)
+        return Side(
+            operand=operand,
+            is_left=operand is site.lhs,
+            split=split,
+            parts=parts,
+            quantized=quantized,
+            spec=spec,
+            only_saved=in_backward and spec is not None,
+            hadamard=str(treatment.hadamard) if spec is not None and treatment.hadamard else None,
+        )
+
+    def _as_read(self, site: Site, side: Side) -> fx.Node:
+        """The operand of the big product, in the orientation in which it reads it."""
+        value: Any = side.quantized
+        if side.spec is None:
+            return side.operand.node
+        sizes = zip(value.meta["val"].shape, side.operand.base.meta["val"].shape, strict=True)
+        filled_up = not all(same(a, b) for a, b in sizes)  # to whole blocks of the Hadamard transform
+        with self.builder.at(site.node, like=site.node):
+            for view in side.operand.views:
+                if undoes(view, value):
+                    value = value.args[0]
+                else:
+                    target, args = for_any_matrix(view) if filled_up else (target_of(view), view.args[1:])
+                    value = self.builder.call(target, (value, *args), view.kwargs, name=view.name)
+        return value
+
+    def _ranked(self, site: Site, operand: Operand, split: Conditioning) -> Conditioning:
+        """The split with its rank for this tensor, the same for all products that read it."""
+        key = (operand.base, split)
+        if key not in self._splits:
+            rows, columns = operand.base.meta["val"].shape
+            others = [
+                size
+                for reader in self.sites
+                if reader.gemm == site.gemm and reader.reason is None
+                for read, size in zip(reader.operands, (reader.n, reader.m), strict=True)
+                if read.base is operand.base and read.decision is not None and read.decision.treatment.split == split
+            ]
+            self._splits[key] = with_rank(split, rows, columns, sum(others))
+        return self._splits[key]
+
+    def _split(self, site: Site, operand: Operand, split: Conditioning) -> Parts:
+        before, like = self._place(site, operand)
+        backward = like is site.node and site.gemm != "fprop"
+        with self.builder.at(before, like=like):
+            return self.conditioner.split(operand, split, self._next_stream(), _label(site, operand), backward)
+
+    def _hadamard(self, site: Site, operand: Operand, source: fx.Node, signs: str) -> fx.Node:
+        before, like = self._place(site, operand)
+        with self.builder.at(before, like=like):
+            return self.conditioner.hadamard(source, operand.axis, signs)
+
+    def _next_stream(self) -> int:
+        self._streams += 1
+        return self._streams
+
+    def _quantize(self, site: Site, operand: Operand, spec: QuantSpec, source: fx.Node) -> fx.Node:
+        key = (source, spec, None if spec.orientation_free else operand.axis)
+        if key in self._quantized:
+            return self._quantized[key]
+        label = _label(site, operand)
+        before, like = self._place(site, operand)
+        with self.builder.at(before, like=like):
+            random: tuple[Any, ...] = ()
+            if spec.needs_noise:
+                random = (self.builder.seed(source.meta["val"].device), self._next_stream())
+            node = self.builder.call(
+                QUANTIZE,
+                (source, str(spec), operand.axis, *random),
+                name=_suffixed(label, "quantized", site),
+            )
+            parts = len(node.meta["val"])
+            names = PART_NAMES if parts == 3 else _two_part_names(spec)
+            for i, part in enumerate(names):
+                self.builder.call(operator.getitem, (node, i), name=_suffixed(label, part, site))
+        self._quantized[key] = node
+        return node
+
+    def _dequantize(self, site: Site, operand: Operand, spec: QuantSpec) -> fx.Node:
+        quantized: Any = operand.quantized
+        if quantized not in self._dequantized:
+            with self.builder.at(site.node, like=site.node):
+                parts = sorted((u for u in quantized.users if u.target is operator.getitem), key=lambda n: n.args[1])
+                self._dequantized[quantized] = self.builder.call(
+                    DEQUANTIZE,
+                    (parts, str(spec), quantized.args[2], self.builder.size(quantized.args[0], quantized.args[2])),
+                    name=_suffixed(_label(site, operand), "dequantized", site),
+                )
+        return self._dequantized[quantized]
+
+    def _place(self, site: Site, operand: Operand) -> tuple[fx.Node, fx.Node]:
+        """Where to quantize, and whose metadata to carry: an activation that backward needs, in the forward."""
+        forward = self.forward_products.get(site.seq)
+        in_backward = site.gemm != "fprop" and operand.role == "activation"
+        if in_backward and forward is not None and self.builder.precedes(operand.base, forward):
+            return forward, forward
+        return site.node, site.node
+
+    def _product_in_float32(self, site: Site, args: list[Any], tails: list[fx.Node]) -> None:
+        node = site.node
+        with self.builder.at(node, like=node):
+            target, kwargs = target_of(node), node.kwargs
+            if site.offs is not None:
+                target, kwargs, args = GROUPED_MM, {}, args[:2]
+            args = [self.builder.cast(a, torch.float32) if isinstance(a, fx.Node) else a for a in args]
+            if site.offs is not None:
+                args.append(site.offs)
+            product = self.builder.call(target, tuple(args), kwargs, name=f"{node.name}_float32")
+            result = product
+            for tail in tails:
+                result = self.builder.call(aten.add.Tensor, (result, tail), name=f"{node.name}_with_tail")
+            result = self.builder.cast(result, node.meta["val"].dtype)
+        node.replace_all_uses_with(result)
+        for operand in (o for site in self.sites for o in site.operands):  # products that read this one as it is
+            operand.base = result if operand.base is node else operand.base
+            operand.node = result if operand.node is node else operand.node
+        self.builder.take_place(node, product, result)
+        self.builder.graph.erase_node(node)
+        if self.forward_products.get(site.seq) is node:
+            self.forward_products[site.seq] = product
+        site.node = product
+
+
+def _two_part_names(spec: QuantSpec) -> tuple[str, ...]:
+    return ("codes", "tensor_scale") if spec.block == "tensor" else ("codes", "block_scales")
+
+
+def _label(site: Site, operand: Operand) -> str:
+    owner = re.sub(r"\W+", "_", site.module) or site.op
+    if owner[0].isdigit():
+        owner = f"{site.op}_{owner}"
+    return f"{owner}_{operand.role}"
+
+
+def _suffixed(label: str, part: str, site: Site) -> str:
+    return f"{label}_{part}" if site.gemm == "fprop" else f"{label}_{part}_{site.gemm}"

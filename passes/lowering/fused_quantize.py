@@ -1,0 +1,208 @@
+"""Give quantizations on CUDA to the Triton kernel that reads a tensor once for blocks along its rows and its columns.
+
+The kernel is none that Inductor fuses anything into: what stands between a tensor and its quantization it makes itself.
+A residual x - mu - L F, or either part of it, and a Hadamard transform of one are then never stored (`source_of`), but
+for what else reads them.
+
+NVFP4's tensor scale comes from the largest magnitude of the whole tensor, which has to be known before the first block
+is rounded: a reduction that Inductor fuses with what makes the tensor, where it can. Where a row (the mean of a split)
+is subtracted,
+
+    max |x - mu| = max over columns of max(|max x - mu|, |min x - mu|)
+
+which is exact, since rounding keeps order, and comes from the same pass over the tensor as the mean itself. Of what
+more is made in registers a kernel of ours finds it, by a second read of x.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from metis_compile.compat import lowers_to_triton
+from metis_compile.conditioning.hadamard import SIZE
+from metis_compile.kernels.quantize.ops import QUANTIZE_TILES, TILES_AMAX
+from metis_compile.numerics import QuantSpec
+from metis_compile.numerics.blocks import normalize_axis
+from metis_compile.numerics.formats import BLOCK_ELEMENTS
+from metis_compile.ops.quantization import QUANTIZE
+from metis_compile.passes.graph.builder import GraphBuilder
+from metis_compile.passes.graph.inline import Inliner
+from metis_compile.passes.graph.views import from_bfloat16
+
+aten, prims = torch.ops.aten, torch.ops.prims
+INPUTS = (torch.float32, torch.bfloat16, torch.float16)
+LARGEST_RANK = 128  # of thin factors: with more, making a product twice costs more than storing it
+
+
+class Source(NamedTuple):
+    """What is quantized, as nodes: (x - mean - left @ right) H."""
+
+    x: fx.Node
+    mean: fx.Node | None = None  # as many elements as x has columns, float32
+    left: fx.Node | None = None  # [rows, rank], bfloat16 where that holds it, else float32
+    right: fx.Node | None = None  # [rank, columns], the same
+    signs: fx.Node | None = None  # 16 float32: those of H
+
+
+def fuse_quantizations(builder: GraphBuilder, inliner: Inliner, nodes: Sequence[fx.Node]) -> int:
+    """Replaces those of the metis.quantize `nodes` that the kernel takes; returns how many calls take their place."""
+    groups: dict[Any, list[fx.Node]] = {}
+    for node in filter(is_fused, nodes):
+        x: Any = node.args[0]
+        spec, value = QuantSpec.parse(str(node.args[1])), x.meta["val"]
+        axis = normalize_axis(node.args[2], value.dim())  # type: ignore[arg-type]
+        pairs = axis >= value.dim() - 2 and not spec.orientation_free
+        groups.setdefault((x, str(spec), None if pairs else node, node.args[3:4]), []).append(node)
+    calls = _Calls(builder, inliner)
+    for group in groups.values():
+        calls.replace(group)
+    return len(groups)
+
+
+def is_fused(node: fx.Node) -> bool:
+    """Whether the kernel takes this metis.quantize."""
+    x: Any = node.args[0]
+    spec, value = QuantSpec.parse(str(node.args[1])), x.meta["val"]
+    return lowers_to_triton(value.device) and value.dtype in INPUTS and spec.block in BLOCK_ELEMENTS
+
+
+class _Calls:
+    def __init__(self, builder: GraphBuilder, inliner: Inliner) -> None:
+        self.builder, self.inliner = builder, inliner
+        self._amaxes: dict[Source, fx.Node] = {}
+
+    def replace(self, group: list[fx.Node]) -> None:
+        """One call for `group`: quantizations of one tensor by one spec along different axes."""
+        first = group[0]
+        spec = QuantSpec.parse(str(first.args[1]))
+        seed = first.args[3] if spec.needs_noise else None
+        axes = [normalize_axis(node.args[2], node.args[0].meta["val"].dim()) for node in group]  # type: ignore[arg-type, union-attr]
+        streams = [(*node.args[3:], None, 0)[1] for node in group]
+        swizzled = [axis for node, axis in zip(group, axes, strict=True) if node.kwargs.get("swizzled")]
+        source = source_of(first.args[0], axes)  # type: ignore[arg-type]
+        with self.builder.at(first, like=first):
+            amax = None
+            if spec.fmt.tensor_scale:
+                if source not in self._amaxes:
+                    self._amaxes[source] = self._amax(source, axes[0])
+                amax = self._amaxes[source]
+            args = (*self._tensors(source), amax, seed, str(spec), axes, streams, swizzled)
+            made = self.builder.call(QUANTIZE_TILES, args, name=f"{first.name}_tiles")
+            results = [self.builder.call(operator.getitem, (made, i)) for i in range(len(made.meta["val"]))]
+        for i, node in enumerate(group):
+            parts = [*results[2 * i : 2 * i + 2], *results[2 * len(group) :]]
+            for user in list(node.users):
+                user.replace_all_uses_with(parts[user.args[1]])  # type: ignore[index]
+
+    @staticmethod
+    def _tensors(source: Source) -> Source:
+        """The source as the kernel takes it: factors in bfloat16 where that holds them."""
+        left, right = source.left, source.right
+        if left is None or right is None or not (from_bfloat16(left) and from_bfloat16(right)):
+            return source
+        stored: list[Any] = [left.args[0], right.args[0]]
+        return source._replace(left=stored[0], right=stored[1])
+
+    def _amax(self, source: Source, axis: int) -> fx.Node:
+        """The largest magnitude of what is quantized, 0-dim float32: NaN if an element is, 0 of no elements."""
+        name = f"{source.x.name}_amax"
+        if source.left is not None or source.signs is not None:
+            return self.builder.call(TILES_AMAX, (*self._tensors(source), axis), name=name)
+
+        def run(x: torch.Tensor, *mean: torch.Tensor) -> list[torch.Tensor]:
+            if statically_known_true(x.numel() == 0):
+                return [x.new_zeros((), dtype=torch.float32)]
+            if not mean:
+                return [torch.amax(torch.abs(x)).to(torch.float32)]
+            rows = tuple(range(x.dim() - 1))
+            below = torch.abs(torch.amin(x, rows).to(torch.float32) - mean[0].reshape(-1))
+            above = torch.abs(torch.amax(x, rows).to(torch.float32) - mean[0].reshape(-1))
+            return [torch.amax(torch.maximum(below, above))]
+
+        inputs = [source.x] if source.mean is None else [source.x, source.mean]
+        (result,) = self.inliner.insert(("amax", source.mean is None), run, inputs, name)
+        return result
+
+
+def source_of(x: fx.Node, axes: Sequence[int]) -> Source:
+    """x as it lies in memory, and what is done to it on the way to its quantization along `axes`, from 0."""
+    if (transform := _transform(x, axes)) is not None:  # not of a thin product's result: registers would not do
+        return Source(*_centered(transform[0]), signs=transform[1])
+    base, left, right = _thin(x) or (x, None, None)
+    return Source(*_centered(base), left, right)
+
+
+def _transform(x: fx.Node, axes: Sequence[int]) -> tuple[fx.Node, fx.Node] | None:
+    """(what is transformed, signs) where x is a Hadamard transform along the one axis that it is quantized along."""
+    if [x.meta.get("metis_hadamard")] != list(axes) or not _only_quantized(x):
+        return None
+    given, inside, waiting = set[fx.Node](), {x}, [x]
+    while waiting:
+        for node in waiting.pop().all_input_nodes:
+            if "metis_hadamard" not in node.meta:
+                if node.op != "call_function" or node.all_input_nodes:  # else an arange, the same wherever it stands
+                    given.add(node)
+            elif node not in inside:
+                inside.add(node)
+                waiting.append(node)
+    tensors = [node for node in given if isinstance(node.meta["val"], torch.Tensor)]  # not symbolic sizes
+    signs = [node for node in tensors if _same(node.meta["val"].shape, [SIZE])]
+    bases = [node for node in tensors if _same(node.meta["val"].shape, x.meta["val"].shape)]
+    if len(tensors) != 2 or len(signs) != 1 or len(bases) != 1 or bases[0].meta["val"].dtype not in INPUTS:
+        return None  # also where x is longer than what it is made of: filled up to whole blocks
+    return bases[0], signs[0]
+
+
+def _thin(x: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node] | None:
+    """(a, left, right) where x is a - left @ right that nothing but quantizations and their transforms read."""
+    if not _is_difference(x) or not _only_quantized(x):
+        return None
+    base, product = x.args
+    if not isinstance(product, fx.Node) or product.target is not aten.mm.default or len(product.users) > 1:
+        return None
+    left, right = product.args
+    rank = left.meta["val"].shape[1]  # type: ignore[union-attr]
+    few = isinstance(rank, int) and 1 <= rank <= LARGEST_RANK
+    return (base, left, right) if few else None  # type: ignore[return-value]
+
+
+def _centered(x: fx.Node) -> tuple[fx.Node, fx.Node | None]:
+    """x as it lies in memory, and a row that is subtracted from each of its rows."""
+    base: fx.Node = x
+    mean: fx.Node | None = None
+    if _is_difference(x) and isinstance(x.args[1], fx.Node) and _is_row_of(x.args[1], x):
+        base, mean = x.args  # type: ignore[assignment]
+    if base.target is prims.convert_element_type.default and base.meta["val"].dtype == torch.float32:
+        narrow: Any = base.args[0]
+        base = narrow if narrow.meta["val"].dtype in INPUTS else base
+    return base, mean
+
+
+def _is_difference(x: fx.Node) -> bool:
+    """Whether x is float32 a - b, of which a has x's shape."""
+    if x.target is not aten.sub.Tensor or x.kwargs or x.meta["val"].dtype != torch.float32:
+        return False
+    value = x.args[0].meta["val"] if isinstance(x.args[0], fx.Node) else None
+    return value is not None and value.dtype in INPUTS and _same(value.shape, x.meta["val"].shape)
+
+
+def _only_quantized(x: fx.Node) -> bool:
+    """Whether all that reads elements of x is quantizations and Hadamard transforms."""
+    return all(u.target in (QUANTIZE, aten.sym_size.int) or "metis_hadamard" in u.meta for u in x.users)
+
+
+def _is_row_of(row: fx.Node, x: fx.Node) -> bool:
+    value, width = row.meta["val"], x.meta["val"].shape[-1]
+    ones = [1] * (value.dim() - 1)
+    return value.dtype == torch.float32 and value.dim() > 0 and _same(value.shape, [*ones, width])
+
+
+def _same(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    """Whether two shapes are known to be equal; puts no guard on a symbolic size."""
+    return len(a) == len(b) and all(statically_known_true(m == n) for m, n in zip(a, b, strict=True))

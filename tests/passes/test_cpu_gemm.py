@@ -1,0 +1,119 @@
+"""Thin products on the CPU: taken and added in place, factors in bfloat16, and the same results."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from graphs import capture_graphs
+from torch import fx, nn
+
+from metis_compile import Policy
+from metis_compile.compat import bf16_gemm
+from metis_compile.kernels.cpu.ops import CPU_CAST, CPU_CAT, CPU_DECODE, CPU_PRODUCT, CPU_THIN_SUM
+from metis_compile.ops.buffers import TO_BFLOAT16
+from metis_compile.passes.lowering.lower import lower
+
+aten = torch.ops.aten
+# a chain, so that factors are joined, and gradients split beside it
+CHAIN = """
+[recipe.chain]
+weight     = "nvfp4"
+activation = { format = "nvfp4", split = ["mean", { kind = "spectral", rank = 3, compensate = true }] }
+gradient   = { format = "nvfp4", rounding = "stochastic", split = { kind = "spectral", rank = 3 } }
+[[rule]]
+recipe = "chain"
+"""
+
+
+def graphs(preset: str) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Forward and backward of one linear of 128 tokens, 96 -> 80."""
+    x = torch.randn(128, 96, requires_grad=True)
+    policy = Policy.from_toml(CHAIN) if preset == "chain" else preset
+    captured = capture_graphs(nn.Linear(96, 80), x, policy=policy).graphs[0]
+    assert captured.forward is not None
+    assert captured.backward is not None
+    return captured.forward, captured.backward
+
+
+def lowered(gm: fx.GraphModule) -> fx.GraphModule:
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(gm.graph, {}))
+    made = fx.GraphModule(gm, graph)
+    lower(made.graph)
+    made.recompile()
+    return made
+
+
+def calls(gm: fx.GraphModule, target: object) -> list[fx.Node]:
+    return [n for n in gm.graph.nodes if n.target is target]
+
+
+@pytest.mark.parametrize("preset", ["metis", "chain"])
+def test_splits_take_theirs_in_one_pass(preset: str) -> None:
+    for gm in graphs(preset):
+        thin = lowered(gm)
+        (residual,) = [n for n in calls(thin, CPU_THIN_SUM) if n.meta["val"].shape[1] > 20]
+        assert residual.args[3] == -1.0
+        assert not [n for n in calls(thin, aten.mm.default) if n.meta["val"].shape == residual.meta["val"].shape]
+
+
+@pytest.mark.skipif(bf16_gemm() is None, reason="this CPU has no bfloat16 instructions, or torch no GEMM")
+def test_products_add_their_tails_in_place() -> None:
+    forward, backward = (lowered(gm) for gm in graphs("metis"))
+    fprop, thin = sorted(calls(forward, CPU_PRODUCT), key=lambda n: -len(n.args[3]))
+    assert not thin.args[3]
+    assert thin.args[5].target is aten.addmm.default
+    assert thin.args[6] == -1, "what is taken from Q(R) to compensate"
+    assert len(fprop.args[3]) == 2
+    assert list(fprop.args[4].users) == [fprop], "the bias"
+    tails = sorted(len(n.args[3]) // 2 for n in calls(backward, CPU_PRODUCT))
+    assert tails == [0, 1, 1, 2], "two factors; one with what was saved, and their own; dgrad; wgrad"
+    assert len(calls(backward, CPU_DECODE)) == 1, "decoded once for the large product and the thin one"
+
+
+@pytest.mark.parametrize("preset", ["metis", "chain", "best", "averis"])
+def test_factors_stay_in_bfloat16_where_kernels_read_them(preset: str) -> None:
+    for gm in map(lowered, graphs(preset)):
+        assert not calls(gm, TO_BFLOAT16)
+        read = [factor for product in calls(gm, CPU_PRODUCT) for factor in product.args[3]]
+        read += [factor for thin in calls(gm, CPU_THIN_SUM) for factor in thin.args[1:3]]
+        assert all(n.meta["val"].dtype == torch.bfloat16 or is_sum(made(n)) for n in read)
+        assert read or preset == "averis"
+
+
+def made(node: fx.Node) -> fx.Node:
+    """What `node` is a view of."""
+    return made(node.args[0]) if node.target in (aten.permute.default, aten.unsqueeze.default) else node
+
+
+def is_sum(node: fx.Node) -> bool:
+    """Whether `node` is computed in this graph, in float32, or holds what is."""
+    if node.target is CPU_CAT:
+        return any(is_sum(made(part)) for part in node.args[0])
+    return node.target in (aten.mm.default, aten.addmm.default, aten.sum.dim_IntList, CPU_PRODUCT)
+
+
+@pytest.mark.parametrize("preset", ["metis", "chain", "best", "metis-paper", "averis"])
+def test_the_same_results(preset: str) -> None:
+    for gm in graphs(preset):
+        wanted = [n.meta["val"] for n in gm.graph.find_nodes(op="placeholder")]
+        inputs = [torch.randn(v.shape).abs().to(v.dtype) for v in wanted]
+        results = []
+        for module in (gm, lowered(gm)):
+            torch.manual_seed(0)
+            results.append(module(*(i.clone() for i in inputs)))
+        for a, b in zip(*results, strict=True):
+            if a is not None:
+                # one element in a block may round the other way, where its residual came out a bit different
+                error = float((a.double() - b.double()).norm() / a.double().norm().clamp(min=1e-30))
+                assert error < 2e-2, preset
+
+
+def test_a_whole_activation_in_bfloat16_is_no_factor() -> None:
+    """Its cast is Inductor's to fuse."""
+    x = torch.randn(128, 96, dtype=torch.bfloat16, requires_grad=True)
+    captured = capture_graphs(nn.Linear(96, 80, dtype=torch.bfloat16), x, policy="metis").graphs[0]
+    assert captured.forward is not None
+    casts = calls(lowered(captured.forward), CPU_CAST)
+    assert casts
+    assert all(min(n.meta["val"].shape) < 20 for n in casts)
