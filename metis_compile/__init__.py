@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metis_compile.conditioning import Conditioned, split
-    from metis_compile.inspection.capture import Captured, CapturedGraph, SavedTensor, capture
     from metis_compile.inspection.explain import Explanation, explain
     from metis_compile.mlir import Exported, ExportError, export_mlir
     from metis_compile.numerics import QuantizedTensor, quantize
+    from metis_compile.passes.record import Captured, CapturedGraph, SavedTensor, capture
     from metis_compile.policy import Policy, PolicyError, presets
     from metis_compile.state import load_state_dict, state_dict
     from metis_compile.weights.regularizer import dual_range_regularizer
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Captured": "inspection.capture",
-    "CapturedGraph": "inspection.capture",
+    "Captured": "passes.record",
+    "CapturedGraph": "passes.record",
     "Conditioned": "conditioning",
     "Explanation": "inspection.explain",
     "ExportError": "mlir",
@@ -28,8 +28,8 @@ _HOMES = {
     "Policy": "policy",
     "PolicyError": "policy",
     "QuantizedTensor": "numerics",
-    "SavedTensor": "inspection.capture",
-    "capture": "inspection.capture",
+    "SavedTensor": "passes.record",
+    "capture": "passes.record",
     "dual_range_regularizer": "weights.regularizer",
     "explain": "inspection.explain",
     "export_mlir": "mlir",

@@ -24,12 +24,13 @@ from metis_compile.compat import (
     is_buffer_input,
     is_parameter_input,
 )
-from metis_compile.inspection.capture import RecordingPartitioner, active_captures
 from metis_compile.kernels.gemm.lowering import register_gemm
 from metis_compile.options import Config, read_options
+from metis_compile.passes.context import Pass
 from metis_compile.passes.graph.provenance import clean_path
 from metis_compile.passes.graph.sites import GraphInputs
-from metis_compile.passes.pipeline import HidePass, JointPass, LoweringPass
+from metis_compile.passes.pipeline import AFTER_INDUCTOR, BEFORE_INDUCTOR, LOWERING, JointPasses, Passes
+from metis_compile.passes.record import RecordingPartitioner, active_captures
 
 
 def metis(
@@ -75,12 +76,16 @@ def compile_graph(
             example_inputs = [*example_inputs, *first]
     captures = active_captures()
     records = [capture.begin() for capture in captures]
-    joint = JointPass(config=config, inputs=inputs, key=uuid, records=records)
+    joint = JointPasses(config=config, inputs=inputs, key=uuid, records=records)
     patches = {**exact_division(), **patches}
     register_gemm()  # here too: what a warm cache serves may call it, and has no pass run
-    _place(patches, "joint_custom_pre_pass", joint, HidePass(key=uuid, restores=False))
-    _place(patches, "joint_custom_post_pass", HidePass(key=uuid, restores=True))
-    _place(patches, "post_grad_custom_pre_pass", LoweringPass(config=config, key=uuid))
+
+    def stage(name: str, passes: Sequence[Pass]) -> Passes:
+        return Passes(passes, config=config, key=uuid, stage=name)
+
+    _place(patches, "joint_custom_pre_pass", joint, stage("before_inductor", BEFORE_INDUCTOR))
+    _place(patches, "joint_custom_post_pass", stage("after_inductor", AFTER_INDUCTOR))
+    _place(patches, "post_grad_custom_pre_pass", stage("lowering", LOWERING))
     if records:  # what is shown must come from this compile, not from a cached one
         patches["force_disable_caches"] = True
         inner = patches.get("custom_partitioner_fn", inductor_config.custom_partitioner_fn)

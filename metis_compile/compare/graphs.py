@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from metis_compile.inspection.capture import CapturedGraph
 from metis_compile.inspection.dry_run import dry_run
 from metis_compile.options import read_options
+from metis_compile.passes.record import CapturedGraph
 
 __all__ = ["rewritten_graphs"]
 

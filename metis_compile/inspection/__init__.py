@@ -1,1 +1,1 @@
-"""Look at what a compile did, and explain what a policy does to a model."""
+"""Explain what a policy does to a model, without training it."""

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from metis_compile.inspection.capture import Captured, capture
+from metis_compile.backend import compile_graph
+from metis_compile.compat import make_boxed_func
 from metis_compile.options import Config
+from metis_compile.passes.record import Captured, capture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +40,6 @@ def dry_run(
     Buffers, gradients and the states of torch's, Python's and NumPy's generators are left as they were. `model` may
     be compiled already. compile_kwargs: of torch.compile. Raises what the model and the compile raise.
     """
-    from metis_compile.backend import compile_graph
-
     model = getattr(model, "_orig_mod", model)
     dynamo: list[fx.GraphModule] = []
 
@@ -58,8 +58,6 @@ def dry_run(
 
 def run_eagerly(gm: fx.GraphModule, example_inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
     """In place of Inductor's code generation: the graph as it is."""
-    from metis_compile.compat import make_boxed_func
-
     return make_boxed_func(gm.forward)
 
 

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from metis_compile.inspection.capture import CapturedGraph, SavedTensor
 from metis_compile.inspection.dry_run import dry_run
+from metis_compile.options import read_options
+from metis_compile.passes.record import CapturedGraph, SavedTensor
 from metis_compile.policy import Policy
 
 if TYPE_CHECKING:
@@ -117,8 +118,6 @@ def explain(
     already.
     Raises PolicyError for a mistake in the policy, and whatever the model raises.
     """
-    from metis_compile.options import read_options
-
     config, patches = read_options({} if policy is None else {"policy": policy}, None)
     captured = dry_run(model, args, kwargs, config, patches).captured
     return _explanation(config.policy, captured.graphs)

@@ -19,7 +19,6 @@ import torch
 from torch import fx
 
 from metis_compile.compat import OpOverload, aot_input, aot_output
-from metis_compile.inspection.capture import CapturedGraph
 from metis_compile.mlir.attention import without_dropout
 from metis_compile.mlir.errors import ExportError
 from metis_compile.mlir.signature import Kind, Port, Source
@@ -27,6 +26,7 @@ from metis_compile.mlir.sites import place_of
 from metis_compile.numerics.noise import SEED_BITS
 from metis_compile.ops.state import KEEP, LOAD, STORE
 from metis_compile.passes.graph.builder import GraphBuilder
+from metis_compile.passes.record import CapturedGraph
 
 aten = torch.ops.aten
 

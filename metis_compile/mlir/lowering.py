@@ -22,7 +22,7 @@ from metis_compile.mlir.functions import function_of
 from metis_compile.mlir.simplify import simplify
 from metis_compile.passes.graph.builder import GraphBuilder
 from metis_compile.passes.lowering.decompose_bases import decompose_bases
-from metis_compile.passes.lowering.decompose_bfloat16 import decompose_bfloat16
+from metis_compile.passes.lowering.decompose_bfloat16 import write_casts_by_bits
 
 aten = torch.ops.aten
 IMPORT_PIPELINE = "torchdynamo-export-to-torch-backend-pipeline{}"
@@ -65,7 +65,7 @@ def lower(name: str, gm: fx.GraphModule, dialect: str, place: Callable[[fx.Node]
     """
     mlir = load_torch_mlir()
     decompose_bases(gm.graph)
-    decompose_bfloat16(gm.graph)
+    write_casts_by_bits(gm.graph)
     simplify(gm.graph)
     pieces = _pieces(name, gm.graph, dialect)
     context = mlir.ir.Context()

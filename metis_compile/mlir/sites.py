@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from metis_compile.inspection.capture import CapturedGraph
 from metis_compile.passes.graph.provenance import module_name, op_name, source_line
+from metis_compile.passes.record import CapturedGraph
 
 
 def place_of(node: fx.Node, captured: CapturedGraph, stage: str) -> str:

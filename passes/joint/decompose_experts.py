@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 from metis_compile.ops.grouped import GROUPED_MM
+from metis_compile.passes.context import PassContext, PassResult
 from metis_compile.passes.graph.builder import GraphBuilder
 from metis_compile.passes.graph.products import SUPPORTED_DTYPES
 from metis_compile.passes.graph.provenance import schema_name
@@ -28,8 +29,9 @@ FORWARD = "transformers::grouped_mm_fallback"
 BACKWARD = "transformers::grouped_mm_fallback_backward"
 
 
-def decompose_experts(graph: fx.Graph) -> int:
-    """Replaces these operators in `graph`; returns how many there were."""
+def decompose_experts(context: PassContext) -> PassResult:
+    """Replaces these operators of the joint graph."""
+    graph = context.graph
     nodes = [node for node in graph.nodes if schema_name(node) in (FORWARD, BACKWARD) and _is_supported(node)]
     builder = GraphBuilder(graph) if nodes else None
     for node in nodes:
@@ -42,7 +44,7 @@ def decompose_experts(graph: fx.Graph) -> int:
         for user in list(node.users):
             graph.erase_node(user)
         graph.erase_node(node)
-    return len(nodes)
+    return PassResult(changed=len(nodes))
 
 
 def _write_out_backward(builder: GraphBuilder, node: fx.Node) -> None:

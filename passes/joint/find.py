@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from metis_compile.compat import OpOverload
+from metis_compile.passes.context import PassContext, PassResult
 from metis_compile.passes.graph.products import GROUPED, OPERANDS, PRODUCTS, SUPPORTED_DTYPES
 from metis_compile.passes.graph.provenance import block_counts, block_of, module_name, op_name, schema_name, source_line
 from metis_compile.passes.graph.sites import Gemm, GraphInputs, Operand, Site
@@ -44,6 +45,12 @@ _FLOAT8 = {
 }
 _INT8 = {torch.int8, torch.uint8}
 _QUANTIZED_SEARCH = 8  # how many elementwise ops lie between a stored low-bit tensor and the product at most
+
+
+def find(context: PassContext) -> PassResult:
+    """Lists the matrix products of the joint graph in `context.sites`."""
+    context.sites = find_sites(context.graph, context.inputs)
+    return PassResult(left=[(str(site), site.reason) for site in context.sites if site.reason is not None])
 
 
 def find_sites(graph: fx.Graph, inputs: GraphInputs) -> list[Site]:

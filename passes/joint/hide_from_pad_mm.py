@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import fx
 
+from metis_compile.passes.context import PassContext, PassResult
 from metis_compile.passes.graph.products import PRODUCTS
 from metis_compile.passes.lowering.packed_gemm import packed_operands
 
@@ -27,6 +28,16 @@ HIDDEN: dict[Any, Callable[..., Any]] = {target: _stand_in(target) for target in
 RESTORED: dict[Any, Any] = {hidden: target for target, hidden in HIDDEN.items()}
 
 
+def hide_from_pad_mm(context: PassContext) -> PassResult:
+    """Hides the products that `pack_gemms` will take from Inductor's own joint passes."""
+    return PassResult(changed=len(hide(context.graph)))
+
+
+def restore_products(context: PassContext) -> PassResult:
+    """Makes them products again."""
+    return PassResult(changed=restore(context.graph))
+
+
 def hide(graph: fx.Graph) -> list[fx.Node]:
     """Gives the products that `pack_gemms` will take a target that no pattern knows; returns them."""
     nodes = [node for node in graph.nodes if node.target in HIDDEN and packed_operands(node) is not None]
@@ -35,8 +46,9 @@ def hide(graph: fx.Graph) -> list[fx.Node]:
     return nodes
 
 
-def restore(graph: fx.Graph) -> None:
-    """Makes them products again."""
-    for node in graph.nodes:
-        if node.op == "call_function" and node.target in RESTORED:
-            node.target = RESTORED[node.target]
+def restore(graph: fx.Graph) -> int:
+    """Gives hidden products their own target again; returns how many there were."""
+    nodes = [node for node in graph.nodes if node.op == "call_function" and node.target in RESTORED]
+    for node in nodes:
+        node.target = RESTORED[node.target]
+    return len(nodes)

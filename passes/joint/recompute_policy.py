@@ -15,13 +15,19 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from metis_compile.ops.buffers import TO_BFLOAT16
 from metis_compile.ops.quantization import DEQUANTIZE
+from metis_compile.passes.context import PassContext, PassResult
 from metis_compile.passes.graph.sites import Site
 from metis_compile.passes.graph.views import CASTS
 
 aten = torch.ops.aten
 
 
-def prefer_recompute(sites: list[Site]) -> list[fx.Node]:
+def prefer_recompute(context: PassContext) -> PassResult:
+    """Marks what backward decodes again although forward has decoded it already."""
+    return PassResult(changed=len(mark_recomputed([site for site in context.sites if site.reason is None])))
+
+
+def mark_recomputed(sites: list[Site]) -> list[fx.Node]:
     """Marks what backward decodes again although forward has decoded it already; returns the marked nodes.
 
     Factors in bfloat16 are cast again, and put side by side. A weight that both directions read in one quantization is

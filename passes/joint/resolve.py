@@ -7,12 +7,24 @@ from typing import Any
 import sympy
 import torch
 
+from metis_compile.passes.context import PassContext, PassResult
 from metis_compile.passes.graph.sites import Site
 from metis_compile.passes.graph.views import same, shape_of
+from metis_compile.passes.joint.site_errors import errors_at
 from metis_compile.policy import Policy, Query
 
 
-def resolve(site: Site, policy: Policy) -> None:
+def resolve(context: PassContext) -> PassResult:
+    """Sets the decision of each operand of each site."""
+    open_sites = [site for site in context.sites if site.reason is None]
+    for site in open_sites:
+        with errors_at(site, context.config):
+            resolve_site(site, context.config.policy)
+    left = [(str(site), site.reason) for site in open_sites if site.reason is not None]
+    return PassResult(changed=len(open_sites) - len(left), left=left)
+
+
+def resolve_site(site: Site, policy: Policy) -> None:
     """Sets each operand's decision, and the site's reason where the policy leaves the whole product high."""
     for operand in site.operands:
         query = Query(

@@ -25,14 +25,28 @@ from metis_compile.conditioning import Conditioning, with_rank
 from metis_compile.numerics import QuantSpec
 from metis_compile.ops.grouped import GROUPED_MM
 from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
+from metis_compile.passes.context import PassContext, PassResult
 from metis_compile.passes.graph.builder import GraphBuilder
 from metis_compile.passes.graph.products import OPERANDS
 from metis_compile.passes.graph.sites import GraphInputs, Operand, Site
 from metis_compile.passes.graph.views import for_any_matrix, same, target_of, undoes
+from metis_compile.passes.joint.site_errors import errors_at
 from metis_compile.passes.joint.tails import Conditioner, Parts, Side
 
 aten = torch.ops.aten
 PART_NAMES = ("codes", "block_scales", "tensor_scale")
+
+
+def rewrite(context: PassContext) -> PassResult:
+    """Rewrites every site that the policy treats; what nothing reads any more leaves the graph."""
+    rewriter = Rewriter(context.graph, context.sites, context.inputs)
+    open_sites = [site for site in context.sites if site.reason is None]
+    for site in open_sites:
+        with errors_at(site, context.config):
+            rewriter.rewrite(site)
+    context.graph.eliminate_dead_code()
+    left = [(str(site), site.reason) for site in open_sites if site.reason is not None]
+    return PassResult(changed=len(open_sites) - len(left), left=left)
 
 
 class Rewriter:

@@ -23,6 +23,7 @@ from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.blocks import normalize_axis
 from metis_compile.numerics.swizzle import can_swizzle
 from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
+from metis_compile.passes.context import PassContext, PassResult
 from metis_compile.passes.graph.products import PRODUCTS
 from metis_compile.passes.graph.views import REARRANGEMENTS
 from metis_compile.passes.lowering.fused_quantize import is_fused
@@ -31,7 +32,12 @@ from metis_compile.passes.lowering.packed_gemm import Packed, packed_operands
 aten = torch.ops.aten
 
 
-def swizzle_scales(graph: fx.Graph) -> list[fx.Node]:
+def swizzle_scales(context: PassContext) -> PassResult:
+    """Changes the quantizations whose scales will be swizzled, in place."""
+    return PassResult(changed=len(swizzle_in(context.graph)))
+
+
+def swizzle_in(graph: fx.Graph) -> list[fx.Node]:
     """Changes the quantizations whose scales will be swizzled, in place; returns them."""
     products = {node for node in graph.nodes if _is_block_scaled(node)}
     found = [

@@ -15,13 +15,15 @@ import torch
 from torch import fx
 
 from metis_compile.compat import bf16_gemm
+from metis_compile.kernels.cpu.inductor import register_cpu_lowerings
 from metis_compile.kernels.cpu.launch import is_exact
 from metis_compile.kernels.cpu.ops import CPU_CAST, CPU_CAT, CPU_DECODE, CPU_GROUPED, CPU_PRODUCT, CPU_THIN_SUM
 from metis_compile.kernels.parts import tensor_target
 from metis_compile.numerics import QuantSpec
 from metis_compile.ops.buffers import TO_BFLOAT16
 from metis_compile.ops.grouped import GROUPED_MM
-from metis_compile.ops.quantization import DEQUANTIZE
+from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
+from metis_compile.passes.context import PassContext, PassResult
 from metis_compile.passes.graph.builder import GraphBuilder
 from metis_compile.passes.graph.products import OPERANDS, PRODUCTS
 from metis_compile.passes.graph.views import from_bfloat16, strip_views
@@ -33,13 +35,19 @@ SHORT = 64  # contracted: of factors, less is no faster in bfloat16
 MOST = 64  # contracted: of thin products, more is faster in BLAS
 
 
-def lower_cpu_gemms(builder: GraphBuilder) -> None:
-    """Replaces the products and thin sums of `builder.graph` that the kernels take, and casts and joins factors."""
-    products = _Products(builder)
+def lower_cpu_gemms(context: PassContext) -> PassResult:
+    """Replaces the products and thin sums that the kernels take, and casts and joins factors by calls."""
+    graph = context.graph
+    if not context.cpu_kernels or not any(node.target in (QUANTIZE, DEQUANTIZE) for node in graph.nodes):
+        return PassResult()
+    register_cpu_lowerings()
+    before = set(graph.nodes)
+    products = _Products(context.builder)
     products.residuals()
     if bf16_gemm() is not None:
         products.exact_products()
     products.factors()
+    return PassResult(changed=len(set(graph.nodes) - before))
 
 
 class _Products:

@@ -26,11 +26,14 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from metis_compile.compat import lowers_to_triton
 from metis_compile.conditioning.hadamard import SIZE
+from metis_compile.kernels.materialize import register_materialize
+from metis_compile.kernels.quantize.inductor import register_tile_lowering
 from metis_compile.kernels.quantize.ops import QUANTIZE_TILES, TILES_AMAX
 from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.blocks import normalize_axis
 from metis_compile.numerics.formats import BLOCK_ELEMENTS
 from metis_compile.ops.quantization import QUANTIZE
+from metis_compile.passes.context import PassContext, PassResult
 from metis_compile.passes.graph.builder import GraphBuilder
 from metis_compile.passes.graph.inline import Inliner
 from metis_compile.passes.graph.views import from_bfloat16
@@ -50,7 +53,17 @@ class Source(NamedTuple):
     signs: fx.Node | None = None  # 16 float32: those of H
 
 
-def fuse_quantizations(builder: GraphBuilder, inliner: Inliner, nodes: Sequence[fx.Node]) -> int:
+def fuse_quantizations(context: PassContext) -> PassResult:
+    """Gives quantizations on CUDA to the Triton kernel that reads a tensor once."""
+    nodes = context.graph.find_nodes(op="call_function", target=QUANTIZE)
+    calls = call_tiles(context.builder, context.inliner, nodes) if nodes else 0
+    if calls:
+        register_materialize()
+        register_tile_lowering()
+    return PassResult(changed=calls)
+
+
+def call_tiles(builder: GraphBuilder, inliner: Inliner, nodes: Sequence[fx.Node]) -> int:
     """Replaces those of the metis.quantize `nodes` that the kernel takes; returns how many calls take their place."""
     groups: dict[Any, list[fx.Node]] = {}
     for node in filter(is_fused, nodes):

@@ -20,54 +20,33 @@ from typing import Any
 import torch
 from torch import fx
 
-from metis_compile.compat import lowers_to_triton
 from metis_compile.kernels.cpu.compile import INPUTS
-from metis_compile.kernels.cpu.inductor import register_cpu_lowerings
 from metis_compile.kernels.cpu.ops import (
     CPU_DECODE,
     CPU_PARTS,
     CPU_TENSOR_SCALE,
     CPU_VALUES,
 )
-from metis_compile.kernels.gemm.lowering import register_gemm
 from metis_compile.kernels.materialize import register_materialize
 from metis_compile.kernels.parts import tensor_target
-from metis_compile.kernels.quantize.inductor import register_tile_lowering
-from metis_compile.numerics import QuantSpec, decode, encode, fake_quantize, materializing
+from metis_compile.numerics import QuantSpec, decode, encode, fake_quantize
 from metis_compile.numerics.noise import stream_seed
 from metis_compile.numerics.swizzle import swizzle
 from metis_compile.ops.buffers import MATERIALIZE
 from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE, noise_of
-from metis_compile.passes.graph.builder import GraphBuilder
-from metis_compile.passes.graph.inline import Inliner
-from metis_compile.passes.lowering.cpu_gemm import lower_cpu_gemms
-from metis_compile.passes.lowering.decompose_bfloat16 import decompose_bfloat16
-from metis_compile.passes.lowering.fused_quantize import fuse_quantizations
-from metis_compile.passes.lowering.packed_gemm import pack_gemms
+from metis_compile.passes.context import PassContext, PassResult
 
 aten = torch.ops.aten
 
 
-def lower(graph: fx.Graph, *, cpu_kernels: bool = True) -> int:
-    """Replaces every metis.quantize and metis.dequantize of `graph`; returns how many there were. Thin sums too.
-
-    cpu_kernels: whether what lies on the CPU goes to the C++ kernels.
-    """
-    cpu_kernels = cpu_kernels and not lowers_to_triton(torch.device("cpu"))
+def lower_quantizations(context: PassContext) -> PassResult:
+    """Replaces every metis.quantize and metis.dequantize that is left."""
+    graph = context.graph
     nodes = [n for n in graph.nodes if n.target is QUANTIZE or n.target is DEQUANTIZE]
-    decompose_bfloat16(graph, leave=lambda cast: cpu_kernels and bool(nodes) and _on_cpu(cast))
     if not nodes:
-        return 0
-    lowering = _Lowering(graph, cpu_kernels)
+        return PassResult()
     register_materialize()
-    if pack_gemms(lowering.builder):
-        register_gemm()
-        graph.eliminate_dead_code()  # what nothing decodes any more
-    if fuse_quantizations(lowering.builder, lowering.inliner, [n for n in nodes if n.target is QUANTIZE]):
-        register_tile_lowering()
-    if cpu_kernels:
-        register_cpu_lowerings()
-        lower_cpu_gemms(lowering.builder)
+    lowering = _Lowering(context)
     for node in nodes:
         if node.target is QUANTIZE:
             if len(node.users) > 0:
@@ -75,15 +54,12 @@ def lower(graph: fx.Graph, *, cpu_kernels: bool = True) -> int:
         elif len(node.users) > 0:
             lowering.dequantize(node)
     graph.eliminate_dead_code()
-    return len(nodes)
+    return PassResult(changed=len(nodes))
 
 
 class _Lowering:
-    def __init__(self, graph: fx.Graph, cpu_kernels: bool) -> None:
-        self.graph = graph
-        self.builder = GraphBuilder(graph)
-        self.cpu_kernels = cpu_kernels
-        self.inliner = Inliner(self.builder, lambda: materializing(MATERIALIZE))
+    def __init__(self, context: PassContext) -> None:
+        self.builder, self.inliner, self.cpu_kernels = context.builder, context.inliner, context.cpu_kernels
         self._buffers: dict[fx.Node, fx.Node] = {}
         self._tensor_scales: dict[Any, list[fx.Node]] = {}
 
@@ -200,7 +176,3 @@ def _decodes(user: fx.Node, quantized: fx.Node) -> bool:
         return False
     parts: Any = user.args[0]
     return all(p.target is operator.getitem and p.args[0] is quantized for p in parts)
-
-
-def _on_cpu(node: fx.Node) -> bool:
-    return bool(node.meta["val"].device.type == "cpu")

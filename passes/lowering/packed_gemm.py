@@ -18,10 +18,12 @@ from torch import fx
 from metis_compile.compat import lowers_to_triton
 from metis_compile.kernels.capability import capability_of
 from metis_compile.kernels.gemm.grouped_op import GROUPED_GEMM
+from metis_compile.kernels.gemm.lowering import register_gemm
 from metis_compile.kernels.gemm.op import GEMM, MAX_TAILS
 from metis_compile.numerics import QuantSpec
 from metis_compile.ops.grouped import GROUPED_MM
 from metis_compile.ops.quantization import DEQUANTIZE
+from metis_compile.passes.context import PassContext, PassResult
 from metis_compile.passes.graph.builder import GraphBuilder
 from metis_compile.passes.graph.products import OPERANDS, PRODUCTS
 from metis_compile.passes.graph.views import same, shape_of, strip_views
@@ -49,7 +51,16 @@ class Sum(NamedTuple):
     rows: list[fx.Node]  # added to every row
 
 
-def pack_gemms(builder: GraphBuilder) -> list[fx.Node]:
+def pack_gemms(context: PassContext) -> PassResult:
+    """Hands packed operands to the GEMM templates."""
+    made = pack_products(context.builder)
+    if made:
+        register_gemm()
+        context.graph.eliminate_dead_code()  # what nothing decodes any more
+    return PassResult(changed=len(made))
+
+
+def pack_products(builder: GraphBuilder) -> list[fx.Node]:
     """Replaces the products whose operands are both decoded matrices on a GPU; returns the new nodes."""
     made = []
     for node in list(builder.graph.nodes):

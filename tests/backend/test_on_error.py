@@ -16,7 +16,7 @@ from metis_compile.inspection.explain import explained_site
 from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
 from metis_compile.passes.graph.sites import Operand, Site
 from metis_compile.passes.joint.rewrite import Rewriter
-from metis_compile.passes.pipeline import SiteError
+from metis_compile.passes.joint.site_errors import SiteError
 
 FAULT = "no room for a second operand"
 

@@ -11,7 +11,9 @@ from metis_compile import Policy
 from metis_compile.compat import bf16_gemm
 from metis_compile.kernels.cpu.ops import CPU_CAST, CPU_CAT, CPU_DECODE, CPU_PRODUCT, CPU_THIN_SUM
 from metis_compile.ops.buffers import TO_BFLOAT16
-from metis_compile.passes.lowering.lower import lower
+from metis_compile.options import Config
+from metis_compile.passes.context import PassContext, run_passes
+from metis_compile.passes.pipeline import LOWERING
 
 aten = torch.ops.aten
 # a chain, so that factors are joined, and gradients split beside it
@@ -39,7 +41,9 @@ def lowered(gm: fx.GraphModule) -> fx.GraphModule:
     graph = fx.Graph()
     graph.output(graph.graph_copy(gm.graph, {}))
     made = fx.GraphModule(gm, graph)
-    lower(made.graph)
+    run_passes(
+        LOWERING, PassContext(graph=made.graph, config=Config(policy=Policy.load("high"), verify=True)), "lowering"
+    )
     made.recompile()
     return made
 

@@ -18,7 +18,7 @@ from metis_compile.kernels.gemm.op import GEMM
 from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
 from metis_compile.passes.graph.builder import GraphBuilder
 from metis_compile.passes.graph.products import PRODUCTS
-from metis_compile.passes.lowering.packed_gemm import pack_gemms
+from metis_compile.passes.lowering.packed_gemm import pack_products
 
 aten = torch.ops.aten
 SPEC = "nvfp4 1x16 nearest"
@@ -36,7 +36,7 @@ def multiplied(gm: fx.GraphModule, cpu_backend: str = "triton") -> tuple[fx.Grap
     """A copy in which products read codes, and these products."""
     copied = fx.GraphModule(gm, copy.deepcopy(gm.graph))
     with inductor_config.patch(cpu_backend=cpu_backend):
-        made = pack_gemms(GraphBuilder(copied.graph))
+        made = pack_products(GraphBuilder(copied.graph))
     copied.graph.eliminate_dead_code()
     copied.graph.lint()
     copied.recompile()

@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from metis_compile import CapturedGraph, Policy
 from metis_compile.compat import inductor_config
 from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
-from metis_compile.passes.joint.swizzle_scales import swizzle_scales
+from metis_compile.passes.joint.swizzle_scales import swizzle_in
 
 aten = torch.ops.aten
 SPEC = "nvfp4 1x16 nearest"
@@ -175,7 +175,7 @@ def test_graphs_by_hand(pretend: Any, name: str) -> None:
     gm = make_fx(function, tracing_mode="fake")(*inputs)
     expected = gm(*inputs)
     pretend(100)
-    made = swizzle_scales(gm.graph)
+    made = swizzle_in(gm.graph)
     assert len(made) == count
     gm.graph.lint()
     gm.recompile()

@@ -1,4 +1,4 @@
-"""Look at what a compile did: `with metis_compile.capture() as captured:`."""
+"""What a compile leaves to look at: its graphs and sites. `with metis_compile.capture() as captured:`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from operator import getitem
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import fx
 
 from metis_compile.compat import CustomPartitionerFn, partition, size_hint
-
-if TYPE_CHECKING:
-    from metis_compile.passes.graph.sites import Site
+from metis_compile.passes.graph.sites import Site
+from metis_compile.passes.graph.views import root
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,8 +184,6 @@ def _is_tensor(node: Any) -> bool:
 
 def _root(node: fx.Node) -> fx.Node:
     """A saved view of a parameter is the parameter."""
-    from metis_compile.passes.graph.views import root
-
     return root(node, through_casts=False)
 
 
