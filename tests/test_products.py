@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import runpy
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from metis_compile import Policy
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -41,15 +38,9 @@ def gemm() -> dict[str, Any]:
     return numbers("gemm", "gemm")
 
 
-def test_policies_are_the_presets_as_they_are(gemm: dict[str, Any]) -> None:
-    of_wgrad = {name: found["digest"] for name, found in numbers("wgrad-forms", "wgrad")["policies"].items()}
-    for name, digest in {**gemm["policies"], **of_wgrad}.items():
-        assert digest == Policy.load(name).digest(), name
-
-
-def test_commits_are_known(gemm: dict[str, Any]) -> None:
-    found = [gemm, numbers("wgrad-forms", "wgrad"), numbers("orthonormalization", "orthonormalization")]
-    assert all(len(report["commit"]) == 12 and report["machine"]["date"] for report in found)  # none was changed
+def test_the_commit_is_known(gemm: dict[str, Any]) -> None:
+    assert len(gemm["commit"]) == 12  # no longer, as that of a changed tree would be
+    assert gemm["machine"]["date"]
 
 
 def test_means_by_product(gemm: dict[str, Any]) -> None:
@@ -85,22 +76,3 @@ def test_means_by_kind_of_layer(gemm: dict[str, Any]) -> None:
             layers = [found for name, found in gemm["errors"][policy].items() if name.endswith("." + kind)]
             assert cell == f"{mean([layer[product]['all'] for layer in layers]):.4f}"
     assert len(rows) == 6 * 3
-
-
-@pytest.mark.parametrize("policy", ["best", "metis"])
-def test_what_wgrad_may_hold(policy: str) -> None:
-    layers = numbers("wgrad-forms", "wgrad")["policies"][policy]["layers"].values()
-    forms = list(next(iter(layers)))
-    _, *rows = table("wgrad-forms", f"wgrad-{policy}")
-    assert len(rows) == len(forms)
-    for form, row in zip(forms, rows, strict=True):
-        bits = [layer[form]["bits"] for layer in layers]
-        errors = [mean([layer[form][key] for layer in layers]) for key in ("error", "along", "error_with_g")]
-        assert row[1:] == [f"{sum(bits) / len(bits):.2f}", f"{errors[0]:.4f}", f"{errors[1]:.5f}", f"{errors[2]:.4f}"]
-
-
-def test_orthonormalization() -> None:
-    script = runpy.run_path(str(ROOT / "benchmarks" / "orthonormalization.py"))
-    rows = numbers("orthonormalization", "orthonormalization")["rows"]
-    assert {(row["n"], row["k"]) for row in rows} == {(512, 8), (1024, 16), (2048, 31), (4096, 64)}
-    assert (RESULTS / "orthonormalization" / "orthonormalization.md").read_text() == script["table"](rows)

@@ -12,9 +12,6 @@ from metis_compile.conditioning.chain import Chain
 from metis_compile.conditioning.registry import KINDS, conditioning_class, kind_of, settings_of, steps_of
 from metis_compile.policy.errors import PolicyError, show, unknown_key, unknown_name
 
-# settings of later versions, and their defaults
-ADDED: dict[str, object] = {"rank_least": 1, "track_share": 1.0, "compensate": False}
-
 
 def read_split(given: object) -> Conditioning:
     """A conditioning from a kind's name, a table, a list of both, or a conditioning. Raises PolicyError.
@@ -84,11 +81,8 @@ def split_tables(conditioning: Conditioning) -> list[dict[str, Any]]:
 
 
 def split_meaning(conditioning: Conditioning) -> list[object]:
-    """The tables and, of classes that are not built in, the source of their modules: what a digest is made of.
-
-    Without what `ADDED` has at its default: what was measured before there was such a setting holds.
-    """
-    tables = [{k: v for k, v in table.items() if ADDED.get(k) != v} for table in split_tables(conditioning)]
+    """The tables and, of classes that are not built in, the source of their modules: what a digest is made of."""
+    tables = split_tables(conditioning)
     return [[table, _source_hash(step)] for table, step in zip(tables, steps_of(conditioning), strict=True)]
 
 

@@ -28,7 +28,6 @@ class Operand:
     axis: int  # the contraction axis of `base`
     base: fx.Node
     views: tuple[fx.Node, ...]  # from base to node, first to last
-    length: Any  # size of the contraction axis, int or SymInt
     decision: Decision | None = None
     quantized: fx.Node | None = None  # the metis.quantize node, once rewritten
     kept_as: tuple[str, ...] = ()  # names of the nodes that hold it: its packed parts, or what it is a view of

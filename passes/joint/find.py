@@ -119,7 +119,6 @@ def _operand(node: fx.Node, axis: int, depends: Dependencies, numbers: ValueNumb
         axis=base_axis,
         base=numbers[base],
         views=views,
-        length=shape_of(node)[axis],
         kept_as=tuple(n.name for n in history(node)),
     )
 
