@@ -140,16 +140,20 @@ def _uuid(gm: fx.GraphModule, config: Config, inputs: GraphInputs) -> str:
     return hashlib.sha256("\n".join(text).encode()).hexdigest()
 
 
+# What decides the code of a graph, of all that is in the package.
+DECIDING = ("numerics", "conditioning", "ops", "policy", "kernels", "passes", "state")
+
+
 @cache
 def sources_digest() -> str:
-    """A hash of every source file of the package, so that a changed pass or kernel is never served from a cache."""
+    """A hash of every source that decides compiled code: a changed pass or kernel is never served from a cache."""
     return digest_of(Path(metis_compile.__file__).parent)
 
 
 def digest_of(root: Path) -> str:
-    """A hash of the names and contents of a package's Python and C++ files."""
+    """A hash of the names and contents of the Python and C++ files of a package's root and its DECIDING folders."""
     digest = hashlib.sha256()
-    folders = (root, root / "passes", root / "kernels")  # the last two may be links
-    for path in sorted({p for f in folders for p in f.rglob("*") if p.suffix in (".py", ".cpp", ".h")}):
+    paths = {p for f in DECIDING for p in (root / f).rglob("*")} | set(root.glob("*"))  # some folders may be links
+    for path in sorted(p for p in paths if p.suffix in (".py", ".cpp", ".h")):
         digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, Literal
 from metis_compile.compat import inductor_config, list_mode_options
 from metis_compile.defaults import DEFAULT_POLICY
 from metis_compile.policy import Policy
+from metis_compile.spelling import nearest_name
 
 ON_ERROR = ("raise", "leave")
 
@@ -84,5 +84,5 @@ def _inductor_option(key: str, value: Any) -> tuple[str, Any]:
 
 
 def _nearest(name: str, valid: Any) -> str:
-    close = difflib.get_close_matches(name, list(valid), n=1)
-    return f". Did you mean {close[0]!r}?" if close else ""
+    near = nearest_name(name, valid, cutoff=0.6)
+    return "" if near is None else f". Did you mean {near!r}?"

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up. `metis_compile` itself, which only hands names on, is above them all but for its version.
 LAYERS = (
+    "spelling",
     "compat",
     "numerics",
     "conditioning",

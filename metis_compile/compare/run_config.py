@@ -1,6 +1,5 @@
 """One way to train in a comparison: a policy, and what is done to the model beside it."""
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from metis_compile.spelling import did_you_mean
 from metis_compile.train.errors import TrainError
 from metis_compile.train.settings import derived_seed
 from metis_compile.train.variant import FULL_PRECISION, Variant, policy_variant
@@ -67,8 +67,7 @@ class RunConfig:
         known = [*CHANGES, REDRAWN]
         for change in self.changes:
             if change not in known:
-                near = difflib.get_close_matches(change, known, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
+                hint = did_you_mean(change, known, cutoff=0.6)
                 raise TrainError(f"unknown change {change!r} in {self.text!r}: {' or '.join(known)}{hint}")
 
     @property

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-
 import torch
 from torch import Tensor
 
 from metis_compile.conditioning.operators import operators
 from metis_compile.conditioning.validation import check_name
 from metis_compile.numerics import FORMATS, QuantSpec, fake_quantize, noise_shape, uniform_noise
+from metis_compile.spelling import did_you_mean
 
 HIGH = "high"
 BFLOAT16 = "bfloat16"
@@ -31,11 +30,9 @@ def canonical_factors(text: object) -> str:
     if " " in text:
         return str(QuantSpec.parse(text))
     names = [HIGH, BFLOAT16, *FORMATS]
-    near = difflib.get_close_matches(text, names, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(
         f"factors must be one of {', '.join(map(repr, names))}, or a full text such as 'nvfp4 1x16 stochastic none', "
-        f"got {text!r}{hint}"
+        f"got {text!r}{did_you_mean(text, names, cutoff=0.4)}"
     )
 
 

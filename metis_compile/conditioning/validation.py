@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
+
+from metis_compile.spelling import did_you_mean
 
 
 def check_name(field: str, value: object, allowed: Sequence[str]) -> None:
     """Raises ValueError, with the nearest name, unless `value` is one of `allowed`."""
     if value in allowed:
         return
-    near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(str(value), allowed, cutoff=0.4)
     raise ValueError(f"{field} must be one of {', '.join(map(repr, allowed))}, got {value!r}{hint}")
 
 

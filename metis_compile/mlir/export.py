@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +18,7 @@ from metis_compile.mlir.signature import sources
 from metis_compile.mlir.sites import place_of
 from metis_compile.options import read_options
 from metis_compile.policy import Policy
+from metis_compile.spelling import did_you_mean
 
 # torch's own random ops, which are refused by name, and no patterns, which make ops that only Inductor knows
 CAUSES = "none where it does nothing with tensors, several where parts of it are compiled by themselves"
@@ -44,8 +44,7 @@ def export_mlir(
     torch-mlir is missing; PolicyError for a mistake in the policy; and what the model raises.
     """
     if dialect not in DIALECTS:
-        near = difflib.get_close_matches(str(dialect), DIALECTS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(str(dialect), DIALECTS, cutoff=0.6)
         raise ExportError(f"dialect must be one of {', '.join(map(repr, DIALECTS))}, got {dialect!r}{hint}")
     load_torch_mlir()
     config, patches = read_options({} if policy is None else {"policy": policy}, None)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+
+from metis_compile.spelling import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,8 +250,7 @@ def _require(field: str, value: object, allowed: Iterable[str], of: str | None =
     names = list(allowed)
     if value in names:
         return
-    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(str(value), names, cutoff=0.4)
     raise ValueError(
         f"{field}{f' of {of}' if of else ''} must be one of {', '.join(map(repr, names))}, got {value!r}{hint}"
     )
