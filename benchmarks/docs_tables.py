@@ -47,7 +47,11 @@ def load(root: Path = RESULTS) -> Results:
     """What was measured."""
     files = {folder: root / folder / f"{name}.json" for folder, name in FOLDERS.items()}
     found = {folder: json.loads(path.read_text()) for folder, path in files.items() if path.is_file()}
-    others = {"train": root / "train.json", "profile": root / "profile" / "profile.json"}
+    others = {
+        "train": root / "train.json",
+        "profile": root / "profile" / "profile.json",
+        "presets": root / "compare-branch" / "compare.json",
+    }
     return found | {name: json.loads(path.read_text()) for name, path in others.items() if path.is_file()}
 
 
@@ -154,6 +158,22 @@ def train(results: Results) -> str:
     return "```text\n" + "\n".join(lines) + "\n```\n"
 
 
+# Of the comparison in docs/recipes.md, what a first look takes.
+SHOWN = ("fp8", "mxfp8", "nvfp4", "averis", "metis", "best", "metis-fp8")
+
+
+def presets(results: Results) -> str:
+    """What the main presets cost and gain."""
+    rows = {row["arm"]: row for row in results["presets"]["rows"]}
+    cells = []
+    for name in SHOWN:
+        row, gap = rows[name], rows[name]["validation_gap"]
+        loss = f"{gap['mean']:+.2f} % ± {gap['deviation']:.2f}"
+        saved, flops = 100 * (row["saved_ratio"] - 1), 100 * (row["cost"]["flops_ratio"] - 1)
+        cells.append([f"`{name}`", loss, f"{saved:+.0f} %", f"{flops:+.1f} %"])
+    return markdown_table(("preset", "validation loss", "saved for backward", "floating-point operations"), cells)
+
+
 FILES = {"plot": "loss.png", "report": "report.json", "checkpoint": "checkpoint.pt"}
 BLOCKS: dict[str, Callable[[Results], str]] = {
     "targets": targets,
@@ -163,6 +183,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "against": against_them,
     "profile": where_a_step_goes,
     "train": train,
+    "presets": presets,
 }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import metis_compile
 
@@ -23,7 +24,7 @@ def test_code_blocks_run_in_order(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("COLUMNS", raising=False)  # the width of what explain prints
-    namespace: dict[str, Any] = {}
+    namespace: dict[str, Any] = {"torch": torch, "model": torch.nn.Linear(16, 16)}  # of the first screen
     shown = []
     for language, text in blocks():
         if language == "toml":
