@@ -14,7 +14,7 @@ from torch._inductor.fx_passes import pad_mm
 from metis_compile import CapturedGraph, Policy
 from metis_compile.compat import inductor_config
 from metis_compile.ops.quantization import DEQUANTIZE
-from metis_compile.passes import pipeline
+from metis_compile.passes.joint import hide_from_pad_mm
 from metis_compile.passes.joint.hide_from_pad_mm import HIDDEN, hide, restore
 
 aten = torch.ops.aten
@@ -48,7 +48,7 @@ def test_others_are(padding_pays: None) -> None:
 
 
 def test_without_it_they_would_be(padding_pays: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "hold", lambda graph: [])
+    monkeypatch.setattr(hide_from_pad_mm, "hide", lambda graph: [])
     assert pads(captured(NEAREST_POLICY)) > 0
 
 
