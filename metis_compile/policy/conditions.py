@@ -8,7 +8,7 @@ tree is evaluated on whole numbers, or, where a size is the symbolic one of a dy
 import ast
 import operator
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import sympy
 
@@ -18,6 +18,7 @@ SIZES = ("m", "n", "k")
 SYMBOLS = {name: sympy.Symbol(name, integer=True, positive=True) for name in SIZES}
 _ALLOWED = "a condition holds m, n, k, whole numbers, + - * // %, comparisons, and, or, not"
 _LONGEST = 1000  # characters
+_DEEPEST = 64  # levels of an expression, whose evaluation recurses
 _LARGEST_DEGREE = 6  # sizes in one product or quotient: sympy's time for a symbolic one grows without bound
 _TRIED = (  # sizes at which a divisor that is 0 at all of them is taken for 0
     {"m": 1, "n": 1, "k": 1},
@@ -117,11 +118,10 @@ def parse_condition(text: str) -> Condition:
 
 def _check(node: ast.expr, text: str, *, boolean: bool) -> None:
     """Raises unless ``node`` is made of what is allowed, and is a truth value or a number as it should be."""
+    part = partial(ast.unparse, node)  # for errors: at every node, it would take the square of the length
     match node:
         case ast.BoolOp() | ast.UnaryOp(op=ast.Not()) | ast.Compare() if not boolean:
-            raise _mistake(
-                text, f"uses {show(ast.unparse(node))} as a number; only sizes and whole numbers are numbers"
-            )
+            raise _mistake(text, f"uses {show(part())} as a number; only sizes and whole numbers are numbers")
         case ast.BoolOp(values=operands):
             for operand in operands:
                 _check(operand, text, boolean=True)
@@ -130,24 +130,22 @@ def _check(node: ast.expr, text: str, *, boolean: bool) -> None:
         case ast.Compare(left=left, ops=ops, comparators=right):
             for op in ops:
                 if type(op) not in _COMPARE:
-                    raise _mistake(
-                        text, f"compares with something other than < <= > >= == != in {show(ast.unparse(node))}"
-                    )
+                    raise _mistake(text, f"compares with something other than < <= > >= == != in {show(part())}")
             for operand in (left, *right):
                 _check(operand, text, boolean=False)
         case ast.Constant(value=int()) if isinstance(node.value, bool):
-            raise _mistake(text, f"has {ast.unparse(node)}; leave the condition out instead")
+            raise _mistake(text, f"has {part()}; leave the condition out instead")
         case ast.Name(id=name) if name not in SIZES:
             nearest = nearest_name(name, SIZES)
             hint = f"; did you mean {show(nearest)}?" if nearest else ""
             raise _mistake(text, f"has the unknown name {show(name)}{hint}", nearest)
         case ast.BinOp(op=op) if type(op) not in _ARITHMETIC:
             hint = "; whole-number division is //" if isinstance(op, ast.Div) else ""
-            raise _mistake(text, f"has {show(ast.unparse(node))}, an arithmetic that is not allowed{hint}")
+            raise _mistake(text, f"has {show(part())}, an arithmetic that is not allowed{hint}")
         case ast.Name() | ast.Constant(value=int()) | ast.BinOp() | ast.UnaryOp(op=ast.USub() | ast.UAdd()) if boolean:
             raise _mistake(
                 text,
-                f"uses the number {show(ast.unparse(node))} as a truth value; compare it: {ast.unparse(node)} == 0",
+                f"uses the number {show(part())} as a truth value; compare it: {part()} == 0",
             )
         case ast.Name() | ast.Constant(value=int()):
             pass
@@ -157,14 +155,18 @@ def _check(node: ast.expr, text: str, *, boolean: bool) -> None:
             _check(left, text, boolean=False)
             _check(right_operand, text, boolean=False)
         case _:
-            raise _mistake(text, f"has {show(ast.unparse(node))}, which is not allowed")
+            raise _mistake(text, f"has {show(part())}, which is not allowed")
 
 
 def _check_degree(tree: ast.expr, text: str) -> None:
-    """Raises unless every product and quotient holds few sizes."""
+    """Raises unless the expression is of few levels and every product and quotient holds few sizes."""
     degrees: dict[ast.AST, int] = {}
+    levels: dict[ast.AST, int] = {}
     for node in reversed(list(ast.walk(tree))):  # what a node is made of before the node
-        inner = [degrees.get(part, 0) for part in ast.iter_child_nodes(node)]
+        levels[node] = 1 + max((levels[part] for part in ast.iter_child_nodes(node)), default=0)
+        if levels[node] > _DEEPEST:
+            raise _mistake(text, f"is nested more than {_DEEPEST} deep")
+        inner = [degrees[part] for part in ast.iter_child_nodes(node)]
         if isinstance(node, ast.Name):
             degrees[node] = 1
         elif isinstance(node, ast.BinOp) and not isinstance(node.op, (ast.Add, ast.Sub)):

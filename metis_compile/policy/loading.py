@@ -209,8 +209,8 @@ class _RecipeReader:
                 at: KeyPath = (*path, "split", index) if isinstance(given, list) else (*path, "split")
                 at = (*at, "kind") if isinstance(step, dict) else at
                 problem = (
-                    f"{show(kind)} names code, which loading the policy would import and run; it is refused because the "
-                    "policy is loaded with trust=False: load it by Policy.load(path, trust=True) if you trust that module"
+                    f"{show(kind)} names code, which loading the policy would import and run; it is refused because "
+                    "the policy is loaded with trust=False: give trust=True if you trust the file and that module"
                 )
                 raise self.document.error(PolicyError(problem, value=kind), at, f"{place}, split")
 

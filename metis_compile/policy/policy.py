@@ -52,9 +52,10 @@ class Policy:
         """A preset by its name, a file by its path, or a Policy as it is.
 
         A text that is a preset's name means the preset, even where a file has that name (write ``./nvfp4``
-        for the file). trust: whether the file, and those that it extends, may name a split of one's own, ``"module:Class"``,
-        whose module is imported and so run; with False such a file is refused and nothing of it is run, as
-        ``torch.load`` does with ``weights_only=True``. Give False for a path that came with somebody else's data.
+        for the file). trust: whether the file, and those that it extends, may name a split of one's own,
+        ``"module:Class"``, whose module is imported and so run; with False such a file is refused and nothing of it is
+        run, as ``torch.load`` does with ``weights_only=True``. Give False for a path that came with somebody else's
+        data.
 
         Raises PolicyError with the file, line, value, what is allowed and the nearest valid name, and nothing else,
         whatever is in the file.
