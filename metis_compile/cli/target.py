@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +13,7 @@ import typer
 
 from metis_compile.cli.errors import UserError
 
-__all__ = ["Target", "find_function", "model_and_inputs"]
+__all__ = ["Target", "call", "find_function", "model_and_inputs"]
 
 Target = Annotated[
     str,
@@ -62,6 +63,19 @@ def load_file(path: Path) -> ModuleType:
     sys.path.insert(0, str(path.parent.resolve()))
     spec.loader.exec_module(module)
     return module
+
+
+def call(target: str, function: Any) -> Any:
+    """What the user's function returns. Raises UserError if it cannot be called without arguments."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # written in C: the call itself will tell
+        return function()
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise UserError(f"{target} is called without arguments, and takes {signature}: {error}") from None
+    return function()
 
 
 def model_and_inputs(target: str, returned: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:

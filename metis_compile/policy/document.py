@@ -111,8 +111,8 @@ def _parse(text: str, name: str, file: str, folder: Path, reading: _Reading) -> 
         raise _syntax_error(error, text, file) from None
     here = Document(name=name, file=file, data=data, lines=key_lines(text), parent=None, trust=reading.trust)
     if mistake := check_values(data):
-        path, error = mistake
-        raise here.error(error, path, ".".join(map(str, path)))
+        place, wrong = mistake
+        raise here.error(wrong, place, ".".join(map(str, place)))
     for key in data:
         if key not in TOP_KEYS:
             raise here.error(unknown_key("a policy", key, TOP_KEYS), (key,), key)

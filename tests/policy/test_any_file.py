@@ -3,7 +3,8 @@
 import re
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -35,6 +36,16 @@ class Calls:
         sys.setprofile(None)
 
 
+@contextmanager
+def suppress_division_by_zero() -> Iterator[None]:
+    """Within: a condition may divide by zero at the sizes that it is asked for."""
+    try:
+        yield
+    except PolicyError as error:
+        if "divides by zero" not in str(error):
+            raise
+
+
 def read(path: Path) -> Policy | PolicyError:
     with Calls() as calls:
         try:
@@ -62,11 +73,10 @@ def test_mutated_files(tmp_path: Path, query: Callable[..., Query], request: pyt
                 read_well += 1
                 policy = found
                 hash(policy)
-                policy.decide(query(), lambda _: True)
+                with suppress_division_by_zero():
+                    policy.decide(query(), lambda _: True)
                 if read_well % 10 == 0:
                     assert Policy.from_toml(policy.to_toml(), trust=False) == policy
-        except PolicyError as error:  # of a shape that makes a condition divide by zero
-            assert "divides by zero" in str(error)
         except BaseException:
             print(f"policy_file({seed})")
             raise
@@ -80,7 +90,6 @@ RULE = '[[rule]]\nrecipe = "high"\n{}'
 
 def spectral(setting: str) -> str:
     return SPLIT.format(f"{{ kind = 'spectral', {setting} }}")
-
 
 
 @pytest.mark.parametrize(
@@ -99,8 +108,16 @@ def spectral(setting: str) -> str:
         (spectral("adaptive_residual = inf"), 1, "must be a finite number above 0"),
         (spectral("adaptive_residual = 1" + "0" * 399), 1, "at most 64 bits"),
         (spectral('"²" = 1'), 1, 'unknown key "²"'),
-        ("[recipe]\n" + "\n".join(f'r{i} = "r{i + 1}"' for i in range(500)) + '\nr500 = "fp8"', 65, "more than 64 recipes"),
-        ("[recipe]\n" + "\n".join(f'r{i + 1} = "r{i}"' for i in range(500)) + '\nr0 = "fp8"', 64, "more than 64 recipes"),
+        (
+            "[recipe]\n" + "\n".join(f'r{i} = "r{i + 1}"' for i in range(500)) + '\nr500 = "fp8"',
+            65,
+            "more than 64 recipes",
+        ),
+        (
+            "[recipe]\n" + "\n".join(f'r{i + 1} = "r{i}"' for i in range(500)) + '\nr0 = "fp8"',
+            64,
+            "more than 64 recipes",
+        ),
         (RULE.format('blocks = "first ' + "9" * 5000 + '"'), 3, "is no place in depth"),
         (RULE.format('module = "' + "a" * 1001 + '"'), 3, "longer than 1000 characters"),
         (RULE.format('when = "' + " * ".join(f"(m + {i})" for i in range(40)) + ' > 3"'), 3, "more than 6 sizes"),
@@ -162,7 +179,23 @@ def test_globs_mean_what_the_same_regular_expression_means() -> None:
         "*.{a*a,a}.b": r"(.*\.)?(a.*a|a)\.b",
         "{1..1}{1..11}1": "1([1-9]|10|11)1",
     }
-    names = ["ab", "aab", "b", "abab.b", "a.b", "x.aa.b", "aa.b", "a1", "b12", "b13", "a012", "1111", "1101", "111", "11111"]
+    names = [
+        "ab",
+        "aab",
+        "b",
+        "abab.b",
+        "a.b",
+        "x.aa.b",
+        "aa.b",
+        "a1",
+        "b12",
+        "b13",
+        "a012",
+        "1111",
+        "1101",
+        "111",
+        "11111",
+    ]
     for glob, expression in expressions.items():
         for name in names:
             matched = re.fullmatch(expression, name) is not None

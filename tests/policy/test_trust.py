@@ -92,7 +92,10 @@ def test_splits_that_are_built_in_need_no_trust() -> None:
         ("1 +", "can't be imported: SyntaxError invalid syntax"),
         ("Mine = 3", "must be a frozen dataclass"),
         ("def __getattr__(name): raise RuntimeError('no')", "can't be imported: RuntimeError no"),
-        ("class Meta(type):\n  split = property(lambda self: 1 / 0)\nclass Mine(metaclass=Meta): pass", "must be a frozen"),
+        (
+            "class Meta(type):\n  split = property(lambda self: 1 / 0)\nclass Mine(metaclass=Meta): pass",
+            "must be a frozen",
+        ),
         (CLASS.format("raise KeyError('a')"), "KeyError: 'a'"),
         (CLASS.format("raise ValueError('count must be 2')"), "count must be 2"),
         (CLASS.format("1 / 0"), "ZeroDivisionError: division by zero"),
@@ -111,7 +114,9 @@ def test_what_a_module_raises_is_a_policy_error(module: Any, body: str, said: st
         assert "a split that names a class imports, and so runs, the module 'their_splits'" in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", [".x:y", ":", "x:", ":y", "a..b:c", "a:b:c", "\\u0000:a", " :a", "os:path", "os:nothing"])
+@pytest.mark.parametrize(
+    "kind", [".x:y", ":", "x:", ":y", "a..b:c", "a:b:c", "\\u0000:a", " :a", "os:path", "os:nothing"]
+)
 def test_a_name_that_is_no_class(kind: str) -> None:
     with pytest.raises(PolicyError, match=r"^run.toml:5: recipe mine, activation, split, kind: "):
         Policy.from_toml(policy(f'"{kind}"'), name="run.toml")

@@ -1,4 +1,4 @@
-"""Policy files with mistakes of every kind, made at random from good ones, and how many of them a run of tests reads."""
+"""Policy files with mistakes of every kind, made at random from good ones, and how many of them are read."""
 
 from __future__ import annotations
 
@@ -34,12 +34,28 @@ when = "k >= 256 and (n % 16 == 0 or not m * n > 4096) and 16 <= k < 4096"
 recipe = "yours"
 """
 
-VALUES = (
-    "nan -inf inf 1e400 0 -1 9223372036854775808 0x" + "f" * 40 + " true false [] {} [[]] 1979-05-27 07:32:00 2000-02-30"
-).split() + ["9" * 5000, '""', "''", '"high"', '"mean"', '"x:y"', '".x:y"', '"\\u0000"', '"\\ud800"', '"ä\\n"', "{ a = 1 }"]
+VALUES = [
+    *["nan", "-inf", "inf", "1e400", "0", "-1", "9223372036854775808", "true", "false", "[]", "{}", "[[]]"],
+    *["1979-05-27", "07:32:00", "2000-02-30"],
+    *["9" * 5000, "0x" + "f" * 40, '""', "''", '"high"', '"mean"', '"x:y"', '".x:y"', '"\\u0000"', '"\\ud800"'],
+    *['"ä\\n"', "{ a = 1 }"],
+]
 PIECES = [
     *"[]{}\"'#=,.:\\\n\t\r\0\x7f\ufeff²٣é*%0",
-    *['"""', "'''", "[[", "]]", "[[rule]]\n", "[recipe]\n", "recipe.a = ", 'extends = "', "{0..9999}", "{a,b", "*a", "..."],
+    *[
+        '"""',
+        "'''",
+        "[[",
+        "]]",
+        "[[rule]]\n",
+        "[recipe]\n",
+        "recipe.a = ",
+        'extends = "',
+        "{0..9999}",
+        "{a,b",
+        "*a",
+        "...",
+    ],
     *[" and ", " or ", "not ", "(m + 1) * ", "// 0", "k % (n - n)", "**", "99999999999", "kind = "],
     *VALUES,
 ]
@@ -102,9 +118,24 @@ def replace_value(text: str, draw: random.Random, good: list[str]) -> str:
 
 
 def replace_key(text: str, draw: random.Random, good: list[str]) -> str:
-    words = ["rank", "kind", "split", "module", "when", "recipe", "extends", "weight", "format", "block", "rule", "high"]
+    words = [
+        "rank",
+        "kind",
+        "split",
+        "module",
+        "when",
+        "recipe",
+        "extends",
+        "weight",
+        "format",
+        "block",
+        "rule",
+        "high",
+    ]
     word = draw.choice(words)
-    return text.replace(word, draw.choice([*words, "", f"{word}.{word}", f'"{word}\\t"', word.upper()]), draw.choice([1, -1]))
+    return text.replace(
+        word, draw.choice([*words, "", f"{word}.{word}", f'"{word}\\t"', word.upper()]), draw.choice([1, -1])
+    )
 
 
 def repeat(text: str, draw: random.Random, good: list[str]) -> str:
@@ -136,6 +167,6 @@ def extend_many(text: str, draw: random.Random, good: list[str]) -> str:
 
 
 CHANGES: list[Callable[[str, random.Random, list[str]], str]] = [
-    insert, insert, delete, swap_lines, drop_line, replace_value, replace_value, replace_value, replace_key, repeat, nest,
-    splice, truncate, extend_many,
-]  # fmt: skip
+    *[insert, insert, delete, swap_lines, drop_line, replace_value, replace_value, replace_value, replace_key],
+    *[repeat, nest, splice, truncate, extend_many],
+]
