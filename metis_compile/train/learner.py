@@ -170,7 +170,9 @@ class Learner:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         # torch takes any state here, and its fused step would read beyond tensors that are too small.
-        for parameter, kept in self.optimizer.state.items():
+        for parameter in self.model.parameters():
+            kept = self.optimizer.state[parameter]
+            float(kept["step"])
             for name in ("exp_avg", "exp_avg_sq"):
                 if kept[name].shape != parameter.shape:
                     raise ValueError(

@@ -141,49 +141,42 @@ def smaller_moments(state: dict[str, Any]) -> None:
 HISTORY = ("learners", "policy", "history")
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        *(
-            (replaced(part, by=...), f"its {part} must be")
-            for part in ("settings", "text", "policies", "step", "learners")
-        ),
-        *(
-            (replaced(part, by=[1]), f"its {part} must be")
-            for part in ("settings", "text", "policies", "step", "learners")
-        ),
-        (replaced("settings", "width", by="wide"), "width must be a int, got 'wide'"),
-        (replaced("settings", "width", by=...), "its settings lack width"),
-        (replaced("settings", "breadth", by=1), "unknown settings: breadth"),
-        (replaced("settings", "text", by=3), "text must be a str, got 3"),
-        (replaced("settings", "learning_rate", by=float("inf")), "learning rate must be a finite number"),
-        (replaced("learners", "policy", by=...), "it has no learner 'policy'"),
-        (replaced("learners", "policy", by=3), "cannot be resumed"),
-        *(
-            (replaced("learners", "policy", part, by=...), f"it has no '{part}'")
-            for part in ("model", "optimizer", "history")
-        ),
-        *(
-            (replaced("learners", "policy", part, by=[1]), "")
-            for part in ("model", "optimizer", "across_steps", "history")
-        ),
-        (replaced("learners", "policy", "model", "head.weight", by=torch.zeros(2)), ""),
-        (replaced("learners", "policy", "optimizer", "state", by={}), ""),
-        (smaller_moments, "the optimizer's exp_avg must be of its parameter's shape"),
-        (replaced(*HISTORY, "losses", by=[1.0]), "must have 6 losses, one for each step, got 1"),
-        (replaced(*HISTORY, "losses", by="abcdef"), "losses must be a list of numbers"),
-        (replaced(*HISTORY, "seconds", by=None), "seconds must be a list of numbers"),
-        (replaced(*HISTORY, "saved_bytes", by=None), "saved_bytes must be a number"),
-        (replaced(*HISTORY, "pages", by=1), "pages"),
-        (replaced("step", by=5), "must have 5 losses"),
-    ],
-)
-def test_a_part_that_is_missing_or_another_thing(go, finished: Path, change: Any, said: str) -> None:
-    state = torch.load(finished)
-    change(state)
-    torch.save(state, finished)
-    with pytest.raises(TrainError, match="cannot be resumed") as caught:
-        go(resume=True)
-    assert said in str(caught.value)
-    assert str(finished) in str(caught.value)
-    assert "\n" not in str(caught.value)
+WRONG: list[tuple[Callable[[dict[str, Any]], None], str]] = [
+    *((replaced(part, by=...), f"its {part} must be") for part in ("settings", "text", "policies", "step", "learners")),
+    *((replaced(part, by=[1]), f"its {part} must be") for part in ("settings", "text", "policies", "step", "learners")),
+    (replaced("settings", "width", by="wide"), "width must be a int, got 'wide'"),
+    (replaced("settings", "width", by=...), "its settings lack width"),
+    (replaced("settings", "breadth", by=1), "unknown settings: breadth"),
+    (replaced("settings", "text", by=3), "text must be a str, got 3"),
+    (replaced("settings", "learning_rate", by=float("inf")), "learning rate must be a finite number"),
+    (replaced("learners", "policy", by=...), "it has no learner 'policy'"),
+    (replaced("learners", "policy", by=3), "cannot be resumed"),
+    *(
+        (replaced("learners", "policy", part, by=...), f"it has no '{part}'")
+        for part in ("model", "optimizer", "history")
+    ),
+    *((replaced("learners", "policy", part, by=[1]), "") for part in ("model", "optimizer", "across_steps", "history")),
+    (replaced("learners", "policy", "model", "head.weight", by=torch.zeros(2)), ""),
+    (replaced("learners", "policy", "optimizer", "state", by={}), ""),
+    (smaller_moments, "the optimizer's exp_avg must be of its parameter's shape"),
+    (replaced(*HISTORY, "losses", by=[1.0]), "must have 6 losses, one for each step, got 1"),
+    (replaced(*HISTORY, "losses", by="abcdef"), "losses must be a list of numbers"),
+    (replaced(*HISTORY, "seconds", by=None), "seconds must be a list of numbers"),
+    (replaced(*HISTORY, "saved_bytes", by=None), "saved_bytes must be a number"),
+    (replaced(*HISTORY, "pages", by=1), "pages"),
+    (replaced("step", by=5), "must have 5 losses"),
+]
+
+
+def test_a_part_that_is_missing_or_another_thing(go, finished: Path) -> None:
+    whole = finished.read_bytes()
+    for change, said in WRONG:
+        finished.write_bytes(whole)
+        state = torch.load(finished)
+        change(state)
+        torch.save(state, finished)
+        with pytest.raises(TrainError, match="cannot be resumed") as caught:
+            go(resume=True)
+        assert said in str(caught.value)
+        assert str(finished) in str(caught.value)
+        assert "\n" not in str(caught.value)
