@@ -9,10 +9,10 @@ from metis_compile.kernels.quantize.minifloat import at_most, grid_at, nearest, 
 from metis_compile.kernels.quantize.scales import (
     e4m3_scales,
     e8m0_scales,
-    power_of_two_below,
     encode_scale,
     ideal_e4m3_scales,
     multiplier_of,
+    power_of_two_below,
 )
 
 

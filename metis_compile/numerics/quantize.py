@@ -32,8 +32,8 @@ def encode(x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None = None) -
     for stochastic rounding (of the elements) and eden (of the block scales) only: a magnitude goes up where
     frac(|v| / step) + noise >= 1.
 
-    The code of a NaN is 0x7F in E4M3 and E5M2, whatever its sign and payload: hardware differs in the sign of a NaN that
-    it makes, as of infinity times 0. E2M1 has none, and its code is 0.
+    The code of a NaN is 0x7F in E4M3 and E5M2, whatever its sign and payload: hardware differs in the sign of a NaN
+    that it makes, as of infinity times 0. E2M1 has none, and its code is 0.
 
     Returns [codes, block_scales, tensor_scale], of these only what the format has (fp8 has block_scales or,
     with block "tensor", tensor_scale). codes: uint8; FP8 bit patterns in x's shape; E2M1 two to a byte along
