@@ -100,6 +100,7 @@ def parse_condition(text: str) -> Condition:
         raise _mistake(text, f"is longer than {_LONGEST} characters")
     try:
         tree = ast.parse(" ".join(text.split()), mode="eval").body
+        _check_depth(tree, text)
         _check(tree, text, boolean=True)
         _check_degree(tree, text)
         _check_divisors(tree)
@@ -158,14 +159,19 @@ def _check(node: ast.expr, text: str, *, boolean: bool) -> None:
             raise _mistake(text, f"has {show(part())}, which is not allowed")
 
 
+def _check_depth(tree: ast.expr, text: str) -> None:
+    """Raises unless the expression is of few levels: everything after this recurses."""
+    level: list[ast.AST] = [tree]
+    for _ in range(_DEEPEST):
+        level = [part for node in level for part in ast.iter_child_nodes(node)]
+    if level:
+        raise _mistake(text, f"is nested more than {_DEEPEST} deep")
+
+
 def _check_degree(tree: ast.expr, text: str) -> None:
-    """Raises unless the expression is of few levels and every product and quotient holds few sizes."""
+    """Raises unless every product and quotient holds few sizes."""
     degrees: dict[ast.AST, int] = {}
-    levels: dict[ast.AST, int] = {}
     for node in reversed(list(ast.walk(tree))):  # what a node is made of before the node
-        levels[node] = 1 + max((levels[part] for part in ast.iter_child_nodes(node)), default=0)
-        if levels[node] > _DEEPEST:
-            raise _mistake(text, f"is nested more than {_DEEPEST} deep")
         inner = [degrees[part] for part in ast.iter_child_nodes(node)]
         if isinstance(node, ast.Name):
             degrees[node] = 1
