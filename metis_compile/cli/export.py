@@ -30,7 +30,7 @@ def export(
 
     with user_errors(metis_compile.PolicyError):
         loaded = metis_compile.Policy.load(policy)
-        check_folder(out, UserError)
+        check_folder(out, UserError, keep=False)
         model, args, kwargs = model_and_inputs(target, call(target, function))
     with user_errors(metis_compile.ExportError):
         exported = metis_compile.export_mlir(model, *args, policy=loaded, dialect=dialect, **kwargs)

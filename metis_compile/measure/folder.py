@@ -11,11 +11,13 @@ __all__ = ["check_folder", "writing"]
 TRIED = bytes(2**16)  # what is written to see whether the folder takes anything at all
 
 
-def check_folder(folder: Path, error: type[Exception]) -> None:
+def check_folder(folder: Path, error: type[Exception], *, keep: bool = True) -> None:
     """Make the folder and write a file in it, which is removed again. Raises ``error`` where that fails.
 
     Call it before work whose results are to be kept in it: a read-only folder or a full disk then shows at once.
+    keep: whether the folder stays where it was not there before, for work that may still fail and leave nothing.
     """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
@@ -26,6 +28,8 @@ def check_folder(folder: Path, error: type[Exception]) -> None:
             os.fsync(file.fileno())
     except OSError as problem:
         raise error(f"cannot write in the folder {folder}: {_reason(problem)}") from None
+    for path in [] if keep else made:
+        path.rmdir()
 
 
 @contextmanager
