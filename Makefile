@@ -8,11 +8,12 @@ PYTHON ?=
 ARGS ?=
 MADE_FROM := pyproject.toml constraints.txt .ci/set-up
 
-.PHONY: help train test lint docs-tables clean
+.PHONY: help train test test-all lint docs-tables clean
 
 help:
 	@echo "make train   train a small GPT in full precision and in FP4, and compare them"
 	@echo "make test    run the tests"
+	@echo "make test-all   run the tests, with many more random cases"
 	@echo "make lint    check style and types"
 	@echo "make docs-tables   write the measured numbers in README.md and docs/ anew from benchmarks/results"
 	@echo "make clean   remove the environment and what tools left; runs/ stays"
@@ -23,6 +24,9 @@ train: $(VENV)/.ready-train
 
 test: $(VENV)/.ready-develop
 	@$(VENV)/bin/python -m pytest -q $(ARGS)
+
+test-all: $(VENV)/.ready-develop
+	@$(VENV)/bin/python -m pytest -q --policy-files 10000 $(ARGS)
 
 lint: $(VENV)/.ready-develop
 	@$(VENV)/bin/ruff check .

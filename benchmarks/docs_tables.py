@@ -147,7 +147,8 @@ def train(results: Results) -> str:
         text_digest=numbers["text"]["sha256"],
         parameters=numbers["parameters"],
         averaged=numbers["averaged_steps"],
-        **sides,
+        full_precision=sides["full_precision"],
+        policy=sides["policy"],
         files=files,
     )
     console = Console(file=io.StringIO(), width=100, force_terminal=False, color_system=None)

@@ -83,6 +83,7 @@ def _constants(spec: QuantSpec) -> dict[str, Any]:
         "GUARD": _GUARDS[spec.guard],
         "SELECT": spec.select or "none",
         "E8M0_CARRY": e8m0_carry(spec),
+        "POWER_OF_TWO": int(spec.scale_mode == "power_of_two"),
     }
 
 

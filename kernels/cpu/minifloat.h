@@ -48,12 +48,12 @@ template <int mantissa_bits, int min_exponent> struct Minifloat {
     return {rises ? below + step : below, grid.code((I)t - (I)grid.anchor + above - rises)};
   }
 
-  // The code of a rounded value, with the sign of `value`; NaN is E2M1's 0.
+  // The code of a rounded value, with the sign of `value`; NaN is E2M1's 0, and has no sign in FP8.
   static INLINE_MEMBER I signed_code(Rounded rounded, F value) {
     const I sign = (I)((U)((I)value & SIGN) >> (bits == 4 ? 28 : 24));
     const I a_number = rounded.magnitude == rounded.magnitude;
     if constexpr (bits == 4) return (rounded.code | sign) & a_number;
-    else return (a_number ? rounded.code : splat(nan)) | sign;
+    else return a_number ? rounded.code | sign : splat(nan);
   }
 
   // fp32 values of codes.

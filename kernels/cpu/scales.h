@@ -55,8 +55,9 @@ INLINE Scales scales_of(I amax_bits, TensorScale tensor) {
   } else if constexpr (BLOCKS == Blocks::tensor) {
     return {splat(tensor.enc), splat(tensor.dec), I{}};
   } else {
-    const F enc = encode_scale(amax, ELEMENT_MAX), dec = 1.0f / enc;
-    return {enc, dec, I{}};
+    F enc = encode_scale(amax, ELEMENT_MAX);
+    if constexpr (POWER_OF_TWO) enc = enc == enc ? (F)((I)enc & EXPONENT) : enc;
+    return {enc, 1.0f / enc, I{}};
   }
 }
 

@@ -19,6 +19,7 @@ constexpr Rounding ROUNDING = Rounding::METIS_ROUNDING;
 constexpr Guard GUARD = Guard::METIS_GUARD;
 constexpr Select SELECT = Select::METIS_SELECT;
 constexpr int32_t E8M0_CARRY = METIS_E8M0_CARRY;
+constexpr bool POWER_OF_TWO = METIS_POWER_OF_TWO;  // a fp32 scale is rounded to one
 constexpr bool FOUR_BITS = Element::bits == 4;
 using Input = METIS_INPUT;
 

@@ -12,6 +12,7 @@ from metis_compile.kernels.quantize.scales import (
     encode_scale,
     ideal_e4m3_scales,
     multiplier_of,
+    power_of_two_below,
 )
 
 
@@ -112,6 +113,8 @@ def encode_blocks(
         multiplier, stored = e8m0_scales(amax, CARRY, MAX_EXPONENT)
     else:
         multiplier = encode_scale(amax, LARGEST)
+        if SCALE == "power_of_two":
+            multiplier = power_of_two_below(multiplier)
         stored = tl.div_rn(tl.full(amax.shape, 1.0, tl.float32), multiplier)
 
     value = x * multiplier
@@ -136,5 +139,7 @@ def encode_blocks(
             code = stochastic_code(magnitude, noise, MANTISSA, LEAST)
         else:
             code = nearest(magnitude, MANTISSA, LEAST)[1]
-        code = tl.where(value == value, code, 0x7F) | ((value.to(tl.int32, bitcast=True) >> 24) & 0x80)
+        code |= (value.to(tl.int32, bitcast=True) >> 24) & 0x80
+    if ELEMENT != "e2m1":
+        code = tl.where(value == value, code, 0x7F)  # a NaN has no sign
     return code, stored

@@ -18,6 +18,13 @@ def encode_scale(amax, TARGET: tl.constexpr):
 
 
 @triton.jit
+def power_of_two_below(enc):
+    """2^floor(log2 enc) of normal fp32 enc; NaN stays."""
+    power = (enc.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+    return tl.where(enc == enc, power, enc)
+
+
+@triton.jit
 def ideal_e4m3_scales(amax, enc, GUARD: tl.constexpr):
     """NVFP4's block scales before they are rounded. enc: the tensor's."""
     ideal = amax * (enc * 0.16666666666666666)

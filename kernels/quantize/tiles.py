@@ -265,7 +265,7 @@ def quantize_tiles(
         BLOCK=block,
         SQUARE=square,
         ELEMENT=spec.element.name,
-        SCALE=spec.fmt.scale,
+        SCALE=spec.scale_mode if spec.scale_mode == "power_of_two" else spec.fmt.scale,
         ROUNDING=spec.rounding,
         LARGEST_SCALE=spec.largest_scale if spec.fmt.scale == "e4m3" else None,
         GUARD=spec.guard,

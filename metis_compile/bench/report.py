@@ -10,6 +10,7 @@ from rich.table import Table
 
 from metis_compile.bench.errors import BenchError
 from metis_compile.bench.runner import Measured, Options
+from metis_compile.measure.folder import writing
 from metis_compile.measure.machine import machine
 from metis_compile.measure.markdown import markdown_table
 from metis_compile.measure.plot import save
@@ -63,10 +64,8 @@ def write(report: Report, options: Options) -> dict[str, Path]:
     Raises BenchError if they can't be written.
     """
     files = {kind: options.out / f"{report.name}.{kind}" for kind in ("json", "md", "png")}
-    try:
+    with writing(options.out, BenchError):
         files["json"].write_text(json.dumps(report.to_dict(options), indent=1, allow_nan=False) + "\n")
         files["md"].write_text(report.markdown(options))
         save(report.draw, files["png"])
-    except OSError as error:
-        raise BenchError(f"cannot write {error.filename}: {error.strerror}") from None
     return files

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from metis_compile.bench.errors import BenchError
 from metis_compile.bench.turns import WARM_UP
+from metis_compile.measure.folder import check_folder
 from metis_compile.measure.progress import JobProgress
 from metis_compile.measure.schedule import Failure, Job, run_jobs
 from metis_compile.train.settings import Settings
@@ -30,10 +31,7 @@ class Options:
             raise BenchError(f"rounds must be at least 1, got {self.rounds}")
         if self.threads is not None and self.threads < 1:
             raise BenchError(f"threads must be at least 1, got {self.threads}")
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BenchError(f"cannot make the folder {self.out}: {error.strerror}") from None
+        check_folder(self.out, BenchError)
 
     @property
     def count(self) -> int:

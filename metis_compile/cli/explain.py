@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from metis_compile.cli.errors import user_errors
-from metis_compile.cli.target import Target, find_function, model_and_inputs
+from metis_compile.cli.target import Target, call, find_function, model_and_inputs
 from metis_compile.defaults import DEFAULT_POLICY
 
 __all__ = ["explain"]
@@ -24,7 +24,7 @@ def explain(
 
     with user_errors(metis_compile.PolicyError):
         loaded = metis_compile.Policy.load(policy)
-        model, args, kwargs = model_and_inputs(target, function())
+        model, args, kwargs = model_and_inputs(target, call(target, function))
     explanation = metis_compile.explain(model, *args, policy=loaded, **kwargs)
     if json:
         from json import dumps

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from metis_compile.cli.errors import user_errors
-from metis_compile.cli.target import Target, find_function, model_and_inputs
+from metis_compile.cli.errors import UserError, user_errors
+from metis_compile.cli.target import Target, call, find_function, model_and_inputs
 from metis_compile.defaults import DEFAULT_POLICY
 
 __all__ = ["export"]
@@ -26,13 +26,16 @@ def export(
         function = find_function(target)
 
     import metis_compile
+    from metis_compile.measure.folder import check_folder, writing
 
     with user_errors(metis_compile.PolicyError):
         loaded = metis_compile.Policy.load(policy)
-        model, args, kwargs = model_and_inputs(target, function())
+        check_folder(out, UserError, keep=False)
+        model, args, kwargs = model_and_inputs(target, call(target, function))
     with user_errors(metis_compile.ExportError):
         exported = metis_compile.export_mlir(model, *args, policy=loaded, dialect=dialect, **kwargs)
-    files = exported.save(out)
+    with user_errors(), writing(out, UserError):
+        files = exported.save(out)
     if json:
         from json import dumps
 

@@ -1,8 +1,8 @@
 """``MODULE:FUNCTION`` on the command line: a function that returns a model and its inputs."""
 
-import difflib
 import importlib
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,8 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from metis_compile.cli.errors import UserError
+from metis_compile.spelling import did_you_mean
 
-__all__ = ["Target", "find_function", "model_and_inputs"]
+__all__ = ["Target", "call", "find_function", "model_and_inputs"]
 
 Target = Annotated[
     str,
@@ -32,8 +33,7 @@ def find_function(target: str) -> Any:
     found = getattr(module, attribute, None)
     if callable(found):
         return found
-    near = difflib.get_close_matches(attribute, [n for n in vars(module) if callable(getattr(module, n))], 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(attribute, [n for n in vars(module) if callable(getattr(module, n))], cutoff=0.6)
     raise UserError(f"{name} has no function {attribute!r}{hint}")
 
 
@@ -62,6 +62,19 @@ def load_file(path: Path) -> ModuleType:
     sys.path.insert(0, str(path.parent.resolve()))
     spec.loader.exec_module(module)
     return module
+
+
+def call(target: str, function: Any) -> Any:
+    """What the user's function returns. Raises UserError if it cannot be called without arguments."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # written in C: the call itself will tell
+        return function()
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise UserError(f"{target} is called without arguments, and takes {signature}: {error}") from None
+    return function()
 
 
 def model_and_inputs(target: str, returned: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:

@@ -97,12 +97,19 @@ def train(
         values["device"] = resolve_device(values.get("device", "auto"))
         values.setdefault("dtype", "float32" if values["device"] == "cpu" else "bfloat16")
         settings = Settings(**values)
-        options = Options(out=out, resume=resume, checkpoint_every=checkpoint_every, average=average)
+        # A path that a checkpoint gives is not the user's: what it names is not imported.
+        trust = not resume or policy is not None
+        options = Options(out=out, resume=resume, checkpoint_every=checkpoint_every, average=average, trust=trust)
         outcome = run(settings, options, console=Console(stderr=True))
+    for problem in [outcome.unsaved] if isinstance(outcome, Interrupted) else outcome.unwritten:
+        if problem is not None:
+            typer.echo(f"metis: {problem}", err=True)
     if isinstance(outcome, Interrupted):
         typer.echo(how_to_go_on(outcome, settings.steps, out), err=True)
         raise typer.Exit(128 + outcome.signal)
     show(outcome, as_json=json)
+    if outcome.unwritten:
+        raise typer.Exit(2)
 
 
 def how_to_go_on(outcome: "Interrupted", steps: int, out: Path) -> str:
@@ -128,4 +135,6 @@ def show(report: "Report", *, as_json: bool) -> None:
     console = Console()
     console.print(report.table())
     for name, path in report.files.items():
+        if not path.exists():
+            continue
         console.print(f"{name}: {path}", highlight=False, soft_wrap=True)

@@ -15,6 +15,7 @@ from metis_compile.compare.record import Record, read
 from metis_compile.compare.run import identity, record_path
 from metis_compile.compare.run_config import BASELINE, RunConfig
 from metis_compile.compare.summary import Row, markdown, summarize, to_json
+from metis_compile.measure.folder import check_folder, writing
 from metis_compile.measure.machine import machine
 from metis_compile.measure.progress import JobProgress
 from metis_compile.measure.schedule import Failure, Job, run_jobs
@@ -94,6 +95,7 @@ class Comparison:
     def run(self, console: Console) -> Outcome:
         """Run what is missing, seed by seed, then measure what each arm costs, then sum up."""
         options = self.options
+        check_folder(options.out, TrainError)
         have = self._records()
         missing = [(arm, seed) for seed in self.seeds for arm in self.arms if (arm.text, seed) not in have]
         if have:
@@ -136,18 +138,16 @@ class Comparison:
             signal=stopped,
         )
         if rows:
-            draw(records, baselines, files["plot"])
-            if "cost" in files:
-                draw_cost(rows, files["cost"])
-            try:
-                report = outcome.to_dict() | {
-                    "settings": identity(self.settings, self.options.branch),
-                    "machine": machine(),
-                }
+            report = outcome.to_dict() | {
+                "settings": identity(self.settings, self.options.branch),
+                "machine": machine(),
+            }
+            with writing(out, TrainError):
+                draw(records, baselines, files["plot"])
+                if "cost" in files:
+                    draw_cost(rows, files["cost"])
                 files["report"].write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
                 files["table"].write_text(markdown(rows, self._title(last)))
-            except OSError as error:
-                raise TrainError(f"cannot write {error.filename}: {error.strerror}") from None
         return outcome
 
     def _title(self, last: int) -> str:
@@ -255,5 +255,6 @@ class Comparison:
             label = f"step time of {arm.name}"
             if label in results:
                 entries[arm.text] = {"policy": self.variants[arm.text].digest, "cost": results[label]}
-        path.write_text(json.dumps(entries, indent=2) + "\n")
+        with writing(path, TrainError):
+            path.write_text(json.dumps(entries, indent=2) + "\n")
         return failures, stopped

@@ -16,6 +16,7 @@ from metis_compile.compare.gemm_summary import ALL, by_gemm, by_kind, by_module,
 from metis_compile.compare.run import identity
 from metis_compile.compare.run_config import RunConfig
 from metis_compile.measure.checkout import commit
+from metis_compile.measure.folder import check_folder, writing
 from metis_compile.measure.machine import machine
 from metis_compile.measure.markdown import markdown_table
 from metis_compile.train.errors import TrainError
@@ -66,6 +67,7 @@ def compare_gemms(
             raise TrainError(f"a comparison of products takes policies alone, got {arm.text!r}")
         if names.count(arm.name) > 1:
             raise TrainError(f"two policies have the name {arm.name!r}: rename one of the files")
+    check_folder(out, TrainError)
     about = {
         "settings": identity(settings) | {"seed": settings.seed},
         "machine": machine(),
@@ -86,15 +88,12 @@ def compare_gemms(
 def write(errors: Errors, about: dict[str, Any], out: Path) -> dict[str, Path]:
     """Write numbers, tables and plot; returns the paths by what is in them. Raises TrainError if they can't be."""
     files = {"report": out / "gemm.json", "plot": out / "gemm.png"}
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with writing(out, TrainError):
         files["report"].write_text(json.dumps(finite(about | to_json(errors)), indent=1, allow_nan=False) + "\n")
         for sheet in sheets(errors):
             files[f"{sheet.name}, Markdown"] = out / f"{sheet.name}.md"
             files[f"{sheet.name}, Markdown"].write_text(sheet.markdown())
         draw(errors, files["plot"])
-    except OSError as error:
-        raise TrainError(f"cannot write {error.filename}: {error.strerror}") from None
     return files
 
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from metis_compile.measure.folder import writing
 from metis_compile.train.errors import TrainError
 from metis_compile.train.report import finite
 
@@ -39,12 +40,10 @@ def write(path: Path, record: Record) -> None:
     partial = path.with_suffix(".partial")
     values = finite(asdict(record))
     values["losses"] = [None if loss is None else round(loss, 6) for loss in values["losses"]]
-    try:
+    with writing(path, TrainError):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(json.dumps(values, allow_nan=False) + "\n")
         partial.replace(path)
-    except OSError as error:
-        raise TrainError(f"cannot write {path}: {error.strerror}") from None
 
 
 def read(path: Path) -> Record:

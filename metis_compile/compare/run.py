@@ -12,6 +12,7 @@ import torch
 from metis_compile import __version__
 from metis_compile.compare.record import Record, write
 from metis_compile.compare.run_config import BASELINE, RunConfig
+from metis_compile.measure.folder import check_folder
 from metis_compile.measure.interrupt import StopRequest
 from metis_compile.train import checkpoint, corpus
 from metis_compile.train.determinism import deterministic
@@ -115,7 +116,8 @@ def _go_on(trainer: Trainer, folder: Path, settings: Settings, text: corpus.Corp
     state = checkpoint.load_of(folder, settings=settings, text=text.digest)
     if state["step"] != branch:
         raise TrainError(f"{folder} has done {state['step']} steps and not {branch}: delete it to run it again")
-    trainer.go_on_from(state["learners"]["arm"])
+    with checkpoint.fitting(folder / checkpoint.FILE):
+        trainer.go_on_from(state["learners"]["arm"])
     return branch
 
 
@@ -126,10 +128,7 @@ def _corpus(settings: Settings) -> corpus.Corpus:
 
 
 def _made(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainError(f"cannot make the folder {folder}: {error.strerror}") from None
+    check_folder(folder, TrainError)
     return folder
 
 

@@ -16,7 +16,7 @@ def check_rank(rank: object) -> None:
     """Raises ValueError unless rank is a whole number from 1, a share below 1, or "auto"."""
     if rank == AUTO:
         return
-    if isinstance(rank, bool) or not isinstance(rank, (int, float)) or rank <= 0:
+    if isinstance(rank, bool) or not isinstance(rank, (int, float)) or not 0 < rank < math.inf:
         raise ValueError(f"rank must be a whole number from 1, a share below 1, or 'auto', got {rank!r}")
     if isinstance(rank, float) and rank >= 1:
         raise ValueError(f"rank must be below 1 when it is a share, got {rank!r}; write {int(rank)} for a number")

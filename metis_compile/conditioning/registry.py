@@ -32,8 +32,15 @@ def conditioning_class(kind: str) -> type[Any]:
     module_name, _, class_name = kind.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"kind {kind!r} can't be imported: {error}") from None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the module is run, and may raise anything, SystemExit too
+        said = " ".join(str(error).split())
+        said = said if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__} {said}"
+        raise ValueError(
+            f"kind {kind!r} can't be imported: {said} (a split that names a class imports, "
+            f"and so runs, the module {module_name!r})"
+        ) from None
     if not (isinstance(found, type) and is_dataclass(found) and callable(getattr(found, "split", None))):
         raise ValueError(f"kind {kind!r} must be a frozen dataclass with a method split(x, *, axis, ...)")
     if not found.__dataclass_params__.frozen:  # type: ignore[attr-defined]

@@ -78,8 +78,9 @@ class Spectral:
         check_share("track_share", self.track_share)
         check_flag("adaptive_rate", self.adaptive_rate)
         residual = self.adaptive_residual
-        if isinstance(residual, bool) or not isinstance(residual, (int, float)) or not residual > 0:
-            raise ValueError(f"adaptive_residual must be a number above 0, got {residual!r}")
+        is_number = isinstance(residual, (int, float)) and not isinstance(residual, bool)
+        if not is_number or not 0 < residual <= torch.finfo(torch.float64).max:
+            raise ValueError(f"adaptive_residual must be a finite number above 0, got {residual!r}")
         object.__setattr__(self, "adaptive_residual", float(residual))
         object.__setattr__(self, "sample", float(self.sample))
         object.__setattr__(self, "track_share", float(self.track_share))

@@ -72,7 +72,12 @@ class Format:
 
     @property
     def scale_modes(self) -> tuple[str, ...]:
+        """How an E8M0 scale is rounded, of which one must be chosen; the first is the default."""
         return ("floor", "rceil", "even") if self.scale == "e8m0" else ()
+
+    def optional_scale_modes(self, block: str | None) -> tuple[str, ...]:
+        """How a fp32 scale may be rounded: those of rows and blocks alone, not the one of a tensor."""
+        return ("power_of_two",) if self.scale == "fp32" and block not in (None, "tensor") else ()
 
     @property
     def roundings(self) -> tuple[str, ...]:
@@ -116,8 +121,9 @@ class QuantSpec:
         an fp32 scale needs nothing). "17/16": the scale is multiplied by that before it is rounded to E4M3.
         "none": no guard.
     scale_mode
-        Only for E8M0 scales. "floor": 2^(floor(log2 amax) - emax), OCP MX v1.0. "rceil": amax / element_max,
+        For E8M0 scales. "floor": 2^(floor(log2 amax) - emax), OCP MX v1.0. "rceil": amax / element_max,
         rounded up to a power of two. "even": as floor, of amax rounded to the element's mantissa bits.
+        And, where it is given, for fp8 by row or block. "power_of_two": the largest one at which nothing clips.
     select
         Four-over-six, nvfp4 only: each block's largest element becomes 6 or 4, whichever gives the lower error.
         "mse": the squares of the errors, "mae": their magnitudes, both when rounding to nearest; "expected": the
@@ -142,10 +148,11 @@ class QuantSpec:
             raise ValueError(f"guard must be None when rounding is {self.rounding!r}, got {self.guard!r}")
         if fmt.scale_modes:
             _require("scale_mode", self.scale_mode, fmt.scale_modes, self.format)
-        elif self.scale_mode is not None:
+        elif self.scale_mode is not None and self.scale_mode not in fmt.optional_scale_modes(self.block):
             raise ValueError(
                 f"scale_mode must be None for {self.format}, whose scales are {fmt.scale}, "
-                f"got {self.scale_mode!r}; only E8M0 scales (mxfp4, mxfp8, mxfp8_e5m2) have modes"
+                f"got {self.scale_mode!r}; E8M0 scales (mxfp4, mxfp8, mxfp8_e5m2) have modes, "
+                "and fp8 and fp8_e5m2 by row or block have 'power_of_two'"
             )
         if self.select is not None and self.rounding == "eden":
             raise ValueError(f"select must be None when rounding is 'eden', got {self.select!r}; eden has no 4/6")

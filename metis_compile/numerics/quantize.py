@@ -22,6 +22,8 @@ from metis_compile.numerics.four_over_six import four_over_six_scaling
 from metis_compile.numerics.scales import Scaling, scaling
 from metis_compile.numerics.swizzle import is_swizzled, swizzled_shape, unswizzle
 
+FP8_NAN = 0x7F  # the one code of a NaN: of those that E4M3 has two of, and E5M2 six, the one that torch casts NaN to
+
 
 def encode(x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None = None) -> list[Tensor]:
     """Quantize to codes and scales.
@@ -29,6 +31,9 @@ def encode(x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None = None) -
     x: any strides; fp32, or narrower, which goes to fp32 first. noise: fp32 uniform in [0, 1) of :func:`noise_shape`,
     for stochastic rounding (of the elements) and eden (of the block scales) only: a magnitude goes up where
     frac(|v| / step) + noise >= 1.
+
+    The code of a NaN is 0x7F in E4M3 and E5M2, whatever its sign and payload: hardware differs in the sign of a NaN
+    that it makes, as of infinity times 0. E2M1 has none, and its code is 0.
 
     Returns [codes, block_scales, tensor_scale], of these only what the format has (fp8 has block_scales or,
     with block "tensor", tensor_scale). codes: uint8; FP8 bit patterns in x's shape; E2M1 two to a byte along
@@ -43,7 +48,9 @@ def encode(x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None = None) -
     if spec.element.dtype is None:
         codes = _pack(layout.join(e2m1_codes(rounded), x.shape), layout.axis)
     else:
-        codes = layout.join(rounded, x.shape).to(spec.element.dtype).view(torch.uint8)
+        rounded = layout.join(rounded, x.shape)
+        codes = rounded.to(spec.element.dtype).view(torch.uint8)
+        codes = torch.where(rounded == rounded, codes, FP8_NAN)
     parts = [codes, _store(scales.stored, spec)]
     return parts if scales.tensor_scale is None else [*parts, scales.tensor_scale]
 
@@ -138,8 +145,10 @@ def _quantize(x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None) -> tu
 
 
 def _store(scale: Tensor, spec: QuantSpec) -> Tensor:
-    """Scales in their own dtype, of fp32 values or int32 E8M0 bytes."""
-    return e8m0_from_bytes(scale.to(torch.uint8)) if spec.fmt.scale == "e8m0" else scale.to(spec.fmt.scale_dtype)
+    """Scales in their own dtype, of fp32 values or int32 E8M0 bytes. A NaN may have any sign; its code has none."""
+    if spec.fmt.scale == "e8m0":
+        return e8m0_from_bytes(scale.to(torch.uint8))
+    return scale.abs().to(torch.float8_e4m3fn) if spec.fmt.scale == "e4m3" else scale
 
 
 def _load(stored: Tensor, spec: QuantSpec) -> Tensor:

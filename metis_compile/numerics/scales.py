@@ -67,8 +67,16 @@ def nvfp4_multiplier(scale: Tensor, dec: Tensor) -> Tensor:
 
 
 def fp32_scaling(block_amax: Tensor, spec: QuantSpec) -> Scaling:
-    """enc = min(element_max / amax, fp32_max), 1 where amax is 0;  scale = 1 / enc;  multiplier = enc."""
-    enc = materialize(_encode_scale(block_amax, spec.element.max))
+    """enc = min(element_max / amax, fp32_max), 1 where amax is 0;  scale = 1 / enc;  multiplier = enc.
+
+    "power_of_two": enc is rounded down to 2^floor(log2 enc) first, so that its scale is one too and nothing clips.
+    """
+    enc = _encode_scale(block_amax, spec.element.max)
+    if spec.scale_mode == "power_of_two":
+        # Its exponent bits alone; NaN has mantissa bits, without which it would be infinity.
+        power = (materialize(enc).view(torch.int32) & 0x7F800000).view(torch.float32)
+        enc = torch.where(enc == enc, power, torch.nan)
+    enc = materialize(enc)
     dec = materialize(_over(1.0, enc))
     return Scaling(enc, dec, dec)
 

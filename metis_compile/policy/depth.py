@@ -3,9 +3,10 @@
 import re
 from functools import lru_cache
 
-from metis_compile.policy.errors import PolicyError, nearest_name, show
+from metis_compile.policy.errors import PolicyError, show
+from metis_compile.spelling import nearest_name
 
-_FORM = re.compile(r"(?:(first|last)\s+)?(\d+)(?:\s*(%)|\s*-\s*(\d+))?", re.ASCII)
+_FORM = re.compile(r"(?:(first|last)\s+)?(\d{1,9})(?:\s*(%)|\s*-\s*(\d{1,9}))?", re.ASCII)
 _ALLOWED = ("first 2", "last 4", "last 15%", "3-5", "3")
 
 

@@ -1,8 +1,11 @@
 """What a policy says when something in it is wrong."""
 
-import difflib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+
+from metis_compile.spelling import nearest_name
+
+_MOST_SHOWN = 64  # names in one message
 
 
 class PolicyError(ValueError):
@@ -39,7 +42,10 @@ class PolicyError(ValueError):
 
     def _text(self) -> str:
         file = f"{self.file}:{self.line}" if self.file and self.line else self.file
-        place = "".join(f"{part}: " for part in (file, self.key) if part)
+        key = self.key
+        if key and (len(key) > 200 or not key.isprintable()):  # a key of the file's own, such as "\n"
+            key = show(key)
+        place = "".join(f"{part}: " for part in (file, key) if part)
         return place + self.problem
 
     def at(self, *, file: str | None = None, line: int | None = None, key: str | None = None) -> "PolicyError":
@@ -70,25 +76,21 @@ def _restore(pieces: dict[str, object]) -> PolicyError:
 def show(value: object) -> str:
     """A value the way a TOML file writes it, cut to a readable length."""
     try:
-        text = json.dumps(value, ensure_ascii=False)
-    except TypeError:
-        text = str(value)
+        try:
+            text = json.dumps(value, ensure_ascii=False)
+        except TypeError:
+            text = str(value)
+    except (ValueError, RecursionError):  # of thousands of digits, or deeply nested
+        text = f"a value of type {type(value).__name__} that is too large to show"
     return text if len(text) <= 120 else text[:117] + "..."
-
-
-def nearest_name(value: object, allowed: Iterable[str], *, cutoff: float = 0.5) -> str | None:
-    """The allowed name closest to ``value`` by spelling, letter case aside; None if none is close."""
-    if not isinstance(value, str):
-        return None
-    names = {name.casefold(): name for name in allowed}
-    found = difflib.get_close_matches(value.casefold(), list(names), n=1, cutoff=cutoff)
-    return names[found[0]] if found else None
 
 
 def unknown_name(value: object, allowed: Sequence[str], *, key: str | None = None, of: str = "") -> PolicyError:
     """The error for a value that is not one of a fixed set of names; ``of`` says whose names they are."""
     nearest = nearest_name(value, allowed)
-    names = ", ".join(show(name) for name in allowed)
+    names = ", ".join(show(name) for name in allowed[:_MOST_SHOWN])
+    if len(allowed) > _MOST_SHOWN:
+        names += f" and {len(allowed) - _MOST_SHOWN} more"
     one_of = "one of " if len(allowed) > 1 else ""
     problem = f"must be {one_of}{names}{f' for {of}' if of else ''}, got {show(value)}"
     if nearest is not None:

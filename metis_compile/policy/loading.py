@@ -1,6 +1,8 @@
 """From the tables of a policy file to its recipes and rules; every mistake gets its file and line."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from metis_compile.policy.document import Document, read_reference
@@ -70,12 +72,16 @@ def _placed(error: PolicyError, document: Document, path: KeyPath, place: str, t
     if error.key is None:
         return document.error(error, path, place)
     names = error.key.split(".")  # "split.1.rank" is the key rank of the second entry of split
-    at: KeyPath = (*path, *(int(name) if name.isdigit() else name for name in names))
+    at: KeyPath = (*path, *(int(name) if _is_index(name) else name for name in names))
     given = table.get(error.key)
     if isinstance(given, list) and error.value in given:
         at = (*at, given.index(error.value))
-    words = "".join(f" {int(name) + 1}" if name.isdigit() else f", {name}" for name in names)
+    words = "".join(f" {int(name) + 1}" if _is_index(name) else f", {name}" for name in names)
     return document.error(error, at, f"{place}{words}")
+
+
+def _is_index(name: str) -> bool:
+    return re.fullmatch("[0-9]{1,6}", name) is not None
 
 
 def _recipes(document: Document) -> dict[str, Recipe]:
@@ -89,14 +95,27 @@ def _recipes(document: Document) -> dict[str, Recipe]:
     return {**inherited, **{name: reader.read(name, ()) for name in table}}
 
 
+_LONGEST_CHAIN = 64  # recipes of one file that extend one another
+
+
 @dataclass(frozen=True)
 class _RecipeReader:
     document: Document
     table: dict[str, Any]  # the file's [recipe]
     inherited: dict[str, Recipe]
+    _done: dict[str, tuple[Recipe, int]] = field(default_factory=dict)  # and how many of this file it is built on
 
     def read(self, name: str, chain: tuple[str, ...]) -> Recipe:
         """The recipe ``name`` of this file; ``chain`` holds the recipes of this file that extend it."""
+        if name not in self._done:
+            recipe = self._read(name, chain)
+            given = self.table[name]
+            extends = given if isinstance(given, str) else given.get("extends")
+            below = self._done[extends][1] + 1 if extends != name and extends in self._done else 0
+            self._done[name] = recipe, below
+        return self._done[name][0]
+
+    def _read(self, name: str, chain: tuple[str, ...]) -> Recipe:
         path: KeyPath = ("recipe", name)
         place = f"recipe {name}"
         given = self.table[name]
@@ -152,6 +171,9 @@ class _RecipeReader:
             if extends in chain:
                 circle = " -> ".join((*chain[chain.index(extends) :], extends))
                 raise PolicyError(f"recipes extend each other in a circle: {circle}", value=extends)
+            below = self._done[extends][1] + 1 if extends in self._done else 0
+            if len(chain) + below >= _LONGEST_CHAIN:
+                raise PolicyError(f"more than {_LONGEST_CHAIN} recipes extend one another", value=extends)
             return self.read(extends, chain)
         base = self.inherited.get(extends) or _stock_recipe(extends)
         if base is None:
@@ -169,6 +191,8 @@ class _RecipeReader:
             if key not in TREATMENT_KEYS:
                 error = unknown_key("a treatment", key, TREATMENT_KEYS)
                 raise self.document.error(error, (*path, key), f"{place}, {key}")
+        if not self.document.trust:
+            self._refuse_code(given.get("split"), path, place)
         if "format" not in given:
             problem = 'a treatment must have a format, such as format = "nvfp4"'
             raise self.document.error(PolicyError(problem, allowed=("format",)), path, f"{place}, format")
@@ -177,21 +201,43 @@ class _RecipeReader:
         except PolicyError as error:
             raise _placed(error, self.document, path, place, given) from None
 
+    def _refuse_code(self, given: object, path: KeyPath, place: str) -> None:
+        """Raises for a split that names a class, whose module would be imported."""
+        for index, step in enumerate(given if isinstance(given, list) else [given]):
+            kind = step.get("kind") if isinstance(step, dict) else step
+            if isinstance(kind, str) and ":" in kind:
+                at: KeyPath = (*path, "split", index) if isinstance(given, list) else (*path, "split")
+                at = (*at, "kind") if isinstance(step, dict) else at
+                problem = (
+                    f"{show(kind)} names code, which loading the policy would import and run; it is refused because "
+                    "the policy is loaded with trust=False: give trust=True if you trust the file and that module"
+                )
+                raise self.document.error(PolicyError(problem, value=kind), at, f"{place}, split")
+
 
 def _known(recipes: dict[str, Any]) -> list[str]:
     """Names of all recipes that a file with ``recipes`` can use: these, "high", and those of the presets."""
-    stock = [name for preset in presets() for name in _preset(preset).data.get("recipe", {})]
-    return list(dict.fromkeys([*recipes, HIGH, *stock]))
+    return list(dict.fromkeys([*recipes, HIGH, *_presets_by_recipe()]))
 
 
 def _stock_recipe(name: str) -> Recipe | None:
     """The recipe ``name`` of whichever preset has one; those of several presets are the same."""
-    for preset in presets():
-        document = _preset(preset)
-        if name in document.data.get("recipe", {}):
-            return _recipes(document)[name]
-    return None
+    preset = _presets_by_recipe().get(name)
+    return None if preset is None else _preset_recipes(preset)[name]
 
 
+# The package's own files, which do not change while it runs.
+@cache
 def _preset(name: str) -> Document:
-    return read_reference(preset_path(name))
+    return read_reference(preset_path(name), trust=False)
+
+
+@cache
+def _presets_by_recipe() -> dict[str, str]:
+    """For each recipe of the presets, the first that has it."""
+    return {name: preset for preset in reversed(presets()) for name in _preset(preset).data.get("recipe", {})}
+
+
+@cache
+def _preset_recipes(name: str) -> dict[str, Recipe]:
+    return _recipes(_preset(name))

@@ -48,22 +48,29 @@ class Policy:
         object.__setattr__(self, "rules", tuple(rules))
 
     @classmethod
-    def load(cls, policy: "str | os.PathLike[str] | Policy") -> "Policy":
+    def load(cls, policy: "str | os.PathLike[str] | Policy", *, trust: bool = True) -> "Policy":
         """A preset by its name, a file by its path, or a Policy as it is.
 
         A text that is a preset's name means the preset, even where a file has that name (write ``./nvfp4``
-        for the file). Raises PolicyError with the file, line, value, what is allowed and the nearest valid
-        name.
+        for the file). trust: whether the file, and those that it extends, may name a split of one's own,
+        ``"module:Class"``, whose module is imported and so run; with False such a file is refused and nothing of it is
+        run, as ``torch.load`` does with ``weights_only=True``. Give False for a path that came with somebody else's
+        data.
+
+        Raises PolicyError with the file, line, value, what is allowed and the nearest valid name, and nothing else,
+        whatever is in the file.
         """
         if isinstance(policy, Policy):
             return policy
-        return cls._of(read_reference(policy))
+        return cls._of(read_reference(policy, trust=trust))
 
     @classmethod
-    def from_toml(cls, text: str, *, name: str = "<text>", folder: str | os.PathLike[str] = ".") -> "Policy":
+    def from_toml(
+        cls, text: str, *, name: str = "<text>", folder: str | os.PathLike[str] = ".", trust: bool = True
+    ) -> "Policy":
         """A policy from the text of a policy file. ``name`` is what reports and errors call it; paths in
-        ``extends`` are relative to ``folder``. Raises PolicyError as ``load`` does."""
-        document = read_text(text, name, Path(folder))
+        ``extends`` are relative to ``folder``. ``trust`` and the errors are as in ``load``."""
+        document = read_text(text, name, Path(folder), trust=trust)
         return replace(cls._of(document), source=None)
 
     @classmethod

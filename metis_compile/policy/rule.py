@@ -82,7 +82,7 @@ class Rule:
         if not isinstance(self.recipe, str):
             problem = f"must be the name of a recipe, got {show(self.recipe)}"
             raise PolicyError(problem, key="recipe", value=self.recipe)
-        self._settle("module", lambda glob: compile_glob(glob) and glob)
+        self._settle("module", lambda glob: compile_glob(glob).text)
         self._settle("blocks", canonical_blocks)
         for key, names in (("op", OPS), ("gemm", GEMMS), ("operand", OPERANDS), ("dtype", DTYPES)):
             self._settle(key, _one_of(names), order=names)

@@ -2,23 +2,49 @@
 
 The text is Python's expression syntax cut down to whole numbers, the names m, n and k, ``+ - * // %``,
 comparisons (chained ones too) and ``and``, ``or``, ``not``. It is parsed, never run: each node of the syntax
-tree is turned into a sympy object, so that the sizes put in may be whole numbers or the symbolic sizes of a
-dynamic shape.
+tree is evaluated on whole numbers, or, where a size is the symbolic one of a dynamic shape, turned into a sympy object.
 """
 
 import ast
+import operator
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import sympy
 
-from metis_compile.policy.errors import PolicyError, nearest_name, show
+from metis_compile.policy.errors import PolicyError, show
+from metis_compile.spelling import nearest_name
 
 SIZES = ("m", "n", "k")
 SYMBOLS = {name: sympy.Symbol(name, integer=True, positive=True) for name in SIZES}
 _ALLOWED = "a condition holds m, n, k, whole numbers, + - * // %, comparisons, and, or, not"
-_LONGEST = 1000
+_LONGEST = 1000  # characters
+_DEEPEST = 64  # levels of an expression, whose evaluation recurses
+_LARGEST_DEGREE = 6  # sizes in one product or quotient: sympy's time for a symbolic one grows without bound
+_TRIED = (  # sizes at which a divisor that is 0 at all of them is taken for 0
+    {"m": 1, "n": 1, "k": 1},
+    {"m": 7, "n": 3, "k": 5},
+    {"m": 3, "n": 11, "k": 2**40 + 15},
+    {"m": 2**40 + 15, "n": 5, "k": 13},
+    {"m": 17, "n": 2**40 + 15, "k": 2},
+    {"m": 2**30 + 3, "n": 2**20 + 7, "k": 2**10 + 7},
+)
 
+_COMPARE_NUMBERS: dict[type[ast.cmpop], Callable[[int, int], bool]] = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}
+_CALCULATE: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
 _COMPARE: dict[type[ast.cmpop], Callable[..., sympy.Basic]] = {
     ast.Lt: sympy.Lt,
     ast.LtE: sympy.Le,
@@ -53,7 +79,10 @@ class Condition:
         ``and`` and ``or`` stop at the first operand that decides them, so ``n > 16 and k % (n - 16) == 0`` is
         safe. Raises PolicyError if the sizes make it divide by zero.
         """
+        numbers = {name: int(size) for name, size in sizes.items() if isinstance(size, (int, sympy.Integer))}
         try:
+            if all(name in numbers for name in SIZES):
+                return _truth(self._tree, numbers)
             result = _boolean(self._tree, {name: sympy.sympify(sizes[name]) for name in SIZES})
         except ZeroDivisionError:
             given = ", ".join(f"{name} = {sizes[name]}" for name in SIZES)
@@ -72,9 +101,11 @@ def parse_condition(text: str) -> Condition:
         raise _mistake(text, f"is longer than {_LONGEST} characters")
     try:
         tree = ast.parse(" ".join(text.split()), mode="eval").body
+        _check_depth(tree, text)
         _check(tree, text, boolean=True)
+        _check_degree(tree, text)
+        _check_divisors(tree)
         canonical = ast.unparse(tree)
-        _boolean(tree, SYMBOLS)
     except SyntaxError as error:
         hint = " (write and, or, not)" if any(sign in text for sign in ("&", "|", "!")) else ""
         raise _mistake(text, f"is not an expression: {error.msg}{hint}") from None
@@ -89,10 +120,10 @@ def parse_condition(text: str) -> Condition:
 
 def _check(node: ast.expr, text: str, *, boolean: bool) -> None:
     """Raises unless ``node`` is made of what is allowed, and is a truth value or a number as it should be."""
-    part = ast.unparse(node)
+    part = partial(ast.unparse, node)  # for errors: at every node, it would take the square of the length
     match node:
         case ast.BoolOp() | ast.UnaryOp(op=ast.Not()) | ast.Compare() if not boolean:
-            raise _mistake(text, f"uses {show(part)} as a number; only sizes and whole numbers are numbers")
+            raise _mistake(text, f"uses {show(part())} as a number; only sizes and whole numbers are numbers")
         case ast.BoolOp(values=operands):
             for operand in operands:
                 _check(operand, text, boolean=True)
@@ -101,20 +132,23 @@ def _check(node: ast.expr, text: str, *, boolean: bool) -> None:
         case ast.Compare(left=left, ops=ops, comparators=right):
             for op in ops:
                 if type(op) not in _COMPARE:
-                    raise _mistake(text, f"compares with something other than < <= > >= == != in {show(part)}")
+                    raise _mistake(text, f"compares with something other than < <= > >= == != in {show(part())}")
             for operand in (left, *right):
                 _check(operand, text, boolean=False)
         case ast.Constant(value=int()) if isinstance(node.value, bool):
-            raise _mistake(text, f"has {part}; leave the condition out instead")
+            raise _mistake(text, f"has {part()}; leave the condition out instead")
         case ast.Name(id=name) if name not in SIZES:
             nearest = nearest_name(name, SIZES)
             hint = f"; did you mean {show(nearest)}?" if nearest else ""
             raise _mistake(text, f"has the unknown name {show(name)}{hint}", nearest)
         case ast.BinOp(op=op) if type(op) not in _ARITHMETIC:
             hint = "; whole-number division is //" if isinstance(op, ast.Div) else ""
-            raise _mistake(text, f"has {show(part)}, an arithmetic that is not allowed{hint}")
+            raise _mistake(text, f"has {show(part())}, an arithmetic that is not allowed{hint}")
         case ast.Name() | ast.Constant(value=int()) | ast.BinOp() | ast.UnaryOp(op=ast.USub() | ast.UAdd()) if boolean:
-            raise _mistake(text, f"uses the number {show(part)} as a truth value; compare it: {part} == 0")
+            raise _mistake(
+                text,
+                f"uses the number {show(part())} as a truth value; compare it: {part()} == 0",
+            )
         case ast.Name() | ast.Constant(value=int()):
             pass
         case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=operand):
@@ -123,7 +157,75 @@ def _check(node: ast.expr, text: str, *, boolean: bool) -> None:
             _check(left, text, boolean=False)
             _check(right_operand, text, boolean=False)
         case _:
-            raise _mistake(text, f"has {show(part)}, which is not allowed")
+            raise _mistake(text, f"has {show(part())}, which is not allowed")
+
+
+def _check_depth(tree: ast.expr, text: str) -> None:
+    """Raises unless the expression is of few levels: everything after this recurses."""
+    level: list[ast.AST] = [tree]
+    for _ in range(_DEEPEST):
+        level = [part for node in level for part in ast.iter_child_nodes(node)]
+    if level:
+        raise _mistake(text, f"is nested more than {_DEEPEST} deep")
+
+
+def _check_degree(tree: ast.expr, text: str) -> None:
+    """Raises unless every product and quotient holds few sizes."""
+    degrees: dict[ast.AST, int] = {}
+    for node in reversed(list(ast.walk(tree))):  # what a node is made of before the node
+        inner = [degrees[part] for part in ast.iter_child_nodes(node)]
+        if isinstance(node, ast.Name):
+            degrees[node] = 1
+        elif isinstance(node, ast.BinOp) and not isinstance(node.op, (ast.Add, ast.Sub)):
+            degrees[node] = sum(inner)
+        else:
+            degrees[node] = max(inner, default=0)
+        if degrees[node] > _LARGEST_DEGREE and isinstance(node, ast.BinOp):
+            raise _mistake(
+                text, f"multiplies or divides more than {_LARGEST_DEGREE} sizes in {show(ast.unparse(node))}"
+            )
+
+
+def _check_divisors(tree: ast.expr) -> None:
+    """Raises ZeroDivisionError for a division by what is 0 whatever the sizes are, such as 0 or m - m."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.FloorDiv, ast.Mod)):
+            found = set()
+            for sizes in _TRIED:
+                try:
+                    found.add(_value(node.right, sizes))
+                except ZeroDivisionError:  # of a divisor within this one
+                    continue
+            if found == {0}:
+                raise ZeroDivisionError
+
+
+def _truth(node: ast.expr, sizes: Mapping[str, int]) -> bool:
+    """What a condition is at whole numbers; ``and`` and ``or`` stop where they are decided."""
+    match node:
+        case ast.BoolOp(op=op, values=operands):
+            join = all if isinstance(op, ast.And) else any
+            return join(_truth(operand, sizes) for operand in operands)
+        case ast.UnaryOp(operand=operand):
+            return not _truth(operand, sizes)
+        case ast.Compare(left=left, ops=ops, comparators=right):
+            numbers = [_value(operand, sizes) for operand in (left, *right)]
+            pairs = zip(ops, numbers, numbers[1:], strict=False)
+            return all(_COMPARE_NUMBERS[type(op)](a, b) for op, a, b in pairs)
+    raise AssertionError(f"unchecked node {ast.dump(node)}")
+
+
+def _value(node: ast.expr, sizes: Mapping[str, int]) -> int:
+    match node:
+        case ast.Name(id=name):
+            return sizes[name]
+        case ast.Constant(value=int(value)):
+            return value
+        case ast.UnaryOp(op=op, operand=operand):
+            return -_value(operand, sizes) if isinstance(op, ast.USub) else _value(operand, sizes)
+        case ast.BinOp(left=left, op=op, right=right):
+            return _CALCULATE[type(op)](_value(left, sizes), _value(right, sizes))
+    raise AssertionError(f"unchecked node {ast.dump(node)}")
 
 
 def _boolean(node: ast.expr, sizes: Mapping[str, sympy.Expr]) -> sympy.Basic:

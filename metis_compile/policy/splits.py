@@ -26,8 +26,8 @@ def read_split(given: object) -> Conditioning:
             return steps[0]
         try:
             return Chain(steps=tuple(steps))
-        except ValueError as error:
-            raise PolicyError(str(error), key="split", value=given) from None
+        except Exception as error:  # what it reads of a class of the user's own may raise any
+            raise PolicyError(_said(error), key="split", value=given) from None
     return _read_one(given, "split")
 
 
@@ -46,8 +46,8 @@ def _read_one(given: object, key: str) -> Conditioning:
         raise unknown_name(kind, [*KINDS, "package.module:Class"], key=f"{key}.kind")
     try:
         found = conditioning_class(kind)
-    except ValueError as error:
-        raise PolicyError(str(error), key=f"{key}.kind", value=kind) from None
+    except Exception as error:  # a class of the user's own may raise any
+        raise PolicyError(_said(error), key=f"{key}.kind", value=kind) from None
     names = [field.name for field in fields(found)]
     settings = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     del settings["kind"]
@@ -58,10 +58,15 @@ def _read_one(given: object, key: str) -> Conditioning:
         return _checked(found(**settings), key)
     except PolicyError:
         raise
-    except (ValueError, TypeError) as error:
+    except Exception as error:
         wrong = next((name for name in settings if str(error).startswith(f"{name} ")), None)
         place = key if wrong is None else f"{key}.{wrong}"
-        raise PolicyError(str(error), key=place, value=settings if wrong is None else settings[wrong]) from None
+        raise PolicyError(_said(error), key=place, value=settings if wrong is None else settings[wrong]) from None
+
+
+def _said(error: Exception) -> str:
+    """What an exception says; of a kind that has no sentence of its own, such as KeyError, with its name."""
+    return str(error) if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: {error}"
 
 
 def _checked(conditioning: Conditioning, key: str) -> Conditioning:
@@ -69,7 +74,7 @@ def _checked(conditioning: Conditioning, key: str) -> Conditioning:
     for step in steps_of(conditioning):
         for name, value in settings_of(step).items():
             entries = value if isinstance(value, tuple) else (value,)
-            if not all(isinstance(entry, (str, int, float)) for entry in entries):
+            if not all(isinstance(entry, (str, int, float)) and entry == entry for entry in entries):  # no NaN
                 problem = f"{name} must be a text, a number, true or false, or a tuple of these, got {value!r}"
                 raise PolicyError(problem, key=f"{key}.{name}", value=repr(value))
     return conditioning

@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from bisect import bisect_left
 from collections.abc import Callable
 
 Path = tuple[str | int, ...]
@@ -39,6 +40,7 @@ class _Scan:
         self.text = text
         self.at = 0
         self.lines: dict[Path, int] = {}
+        self._newlines = [found.start() for found in re.finditer("\n", text)]
         self._counts: dict[Path, int] = {}  # elements seen of each array of tables
 
     def document(self) -> None:
@@ -80,7 +82,9 @@ class _Scan:
                 parts += (bare[0],)
                 self.at = bare.end()
             else:
-                parts += (tomllib.loads(f"key = {self._take(_STRING)}")["key"],)
+                quoted = self._take(_STRING)
+                plain = "\\" not in quoted or quoted[0] == "'"
+                parts += (quoted[1:-1] if plain else tomllib.loads(f"key = {quoted}")["key"],)
             self._skip(_SPACE)
             if not self.text.startswith(".", self.at):
                 return parts
@@ -123,7 +127,7 @@ class _Scan:
         self._value(path)
 
     def _mark(self, path: Path, at: int) -> None:
-        self.lines.setdefault(path, self.text.count("\n", 0, at) + 1)
+        self.lines.setdefault(path, bisect_left(self._newlines, at) + 1)
 
     def _skip(self, pattern: re.Pattern[str]) -> bool:
         self._take(pattern)

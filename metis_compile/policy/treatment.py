@@ -33,7 +33,7 @@ class Treatment:
     block: str | None = None  # elements that share a scale, such as "1x16"; None: the format's first choice
     rounding: str | None = None  # "nearest", "stochastic" or "eden"; None: nearest
     guard: str | None = None  # against clipping under stochastic rounding; None: the rounding's own default
-    scale_mode: str | None = None  # rounding of a power-of-two scale; None: the format's default
+    scale_mode: str | None = None  # how a scale becomes a power of two; None: the format's default, for fp8 it doesn't
     four_over_six: str | bool | None = None  # how blocks choose their scale, "mse", "mae", "expected"; None: they don't
     split: Any = None  # a conditioning, or what read_split makes one from; None: nothing is split off
     hadamard: str | bool | None = None  # "fixed" or "fresh" signs, along the contraction axis; None: no transform
@@ -74,7 +74,7 @@ class Treatment:
             "block": format.blocks,
             "rounding": format.roundings,
             "guard": format.guards if self.rounding == "stochastic" else ("none",),
-            "scale_mode": format.scale_modes,
+            "scale_mode": format.scale_modes or format.optional_scale_modes(self.block),
             "four_over_six": format.selects(self.rounding or ROUNDINGS[0]),
             "hadamard": SIGNS,
         }[key]
@@ -83,6 +83,10 @@ class Treatment:
         if key == "guard" and value in format.guards:
             problem = f'{show(value)} is for rounding = "stochastic" only; leave it out'
             raise PolicyError(problem, key=key, value=value, allowed=allowed)
+        if key == "scale_mode" and value in format.optional_scale_modes("row"):
+            problem = f"{show(value)} is for {self.format} by row or block, not for the one scale of a tensor"
+            blocks = ", ".join(show(block) for block in format.blocks if format.optional_scale_modes(block))
+            raise PolicyError(f"{problem}: give block, one of {blocks}", key=key, value=value, allowed=())
         if key == "four_over_six" and self.rounding == "eden":
             problem = f'{show(value)} means nothing with rounding = "eden", which has no choice of 6 or 4; leave it out'
             raise PolicyError(problem, key=key, value=value, allowed=())

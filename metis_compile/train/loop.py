@@ -1,12 +1,13 @@
 """A run: two models, the same batches, one step of each in turn."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
+from metis_compile.measure.folder import check_folder, writing
 from metis_compile.measure.interrupt import StopRequest
 from metis_compile.measure.plot import check_matplotlib
 from metis_compile.train import checkpoint, corpus
@@ -32,6 +33,7 @@ class Options:
     resume: bool = False  # go on from the checkpoint in ``out``
     checkpoint_every: int = 50  # steps
     average: int = 50  # last steps in the training loss of the report
+    trust: bool = True  # whether the policy may name code, which is then imported: see Policy.load
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "average"):
@@ -47,6 +49,7 @@ class Interrupted:
     step: int  # steps that were done
     saved: int | None  # steps that are in the checkpoint; None if this run has written none
     cut_off: str | None = None  # what ended a step half way
+    unsaved: str | None = None  # why the last checkpoint could not be written
 
 
 def run(
@@ -62,13 +65,10 @@ def run(
     left as it was. Raises TrainError if the run cannot start or resume, PolicyError for a bad policy.
     """
     check_matplotlib(TrainError)
-    variants = variants or (FULL_PRECISION, policy_variant(settings.policy))
+    variants = variants or (FULL_PRECISION, policy_variant(settings.policy, trust=options.trust))
     text = corpus.load_library() if settings.text is None else corpus.load_file(Path(settings.text).expanduser())
     text.require(settings.context)
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainError(f"cannot make the folder {options.out}: {error.strerror}") from None
+    check_folder(options.out, TrainError)
     console = console or Console(stderr=True)
     devices = [torch.device(settings.device)] if settings.device != "cpu" else []
     with torch.random.fork_rng(devices=devices), deterministic(settings.device):
@@ -92,6 +92,7 @@ class _Run:
         self.progress = RunProgress(console, settings.steps)
         self.done = 0
         self.saved: int | None = None
+        self.unsaved: str | None = None  # why the last checkpoint could not be written
 
     def go(self) -> Report | Interrupted:
         with self.progress, StopRequest() as stop:
@@ -153,18 +154,25 @@ class _Run:
     def _save(self) -> None:
         if self.saved == self.done or self.done == 0:
             return
-        checkpoint.save(
-            self.options.out,
-            settings=self.settings,
-            text=self.text.digest,
-            step=self.done,
-            learners=self.learners,
-        )
-        self.saved = self.done
+        self.unsaved = None
+        try:
+            checkpoint.save(
+                self.options.out,
+                settings=self.settings,
+                text=self.text.digest,
+                step=self.done,
+                learners=self.learners,
+            )
+        except TrainError as error:  # a disk that is full now may have room at the next checkpoint
+            self.unsaved = str(error)
+            before = "none is there yet" if self.saved is None else f"that of step {self.saved} is still there"
+            self.progress.note(f"{error}: the checkpoint of step {self.done} is missing, {before}")
+        else:
+            self.saved = self.done
 
     def _interrupted(self, stop: StopRequest, cut_off: str | None = None) -> Interrupted:
         assert stop.signal is not None
-        return Interrupted(signal=stop.signal, step=self.done, saved=self.saved, cut_off=cut_off)
+        return Interrupted(signal=stop.signal, step=self.done, saved=self.saved, cut_off=cut_off, unsaved=self.unsaved)
 
     def _report(self) -> Report:
         settings, out = self.settings, self.options.out
@@ -182,12 +190,17 @@ class _Run:
             policy=side(self.learners["policy"], batches, averaged),
             files=files,
         )
-        try:
-            draw(report, files["plot"])
-            files["report"].write_text(json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n")
-        except OSError as error:
-            raise TrainError(f"cannot write {error.filename}: {error.strerror}") from None
-        return report
+        unwritten = [] if self.unsaved is None else [self.unsaved]
+        for name, write in (
+            ("report", lambda path: path.write_text(json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n")),
+            ("plot", lambda path: draw(report, path)),
+        ):
+            try:
+                with writing(files[name], TrainError):
+                    write(files[name])
+            except TrainError as error:
+                unwritten.append(str(error))
+        return replace(report, unwritten=tuple(unwritten))
 
 
 def side(trainer: Trainer, batches: list[tuple[torch.Tensor, torch.Tensor]], averaged: int) -> Side:

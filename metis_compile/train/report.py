@@ -44,6 +44,7 @@ class Report:
     full_precision: Side
     policy: Side
     files: dict[str, Path]  # by what is in them
+    unwritten: tuple[str, ...] = ()  # what could not be written, and why; the numbers are whole all the same
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; a number that is not finite is None."""

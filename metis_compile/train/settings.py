@@ -45,8 +45,8 @@ class Settings:
             raise TrainError(f"model must be one of {', '.join(MODELS)}, got {self.model!r}")
         if self.model == "llama-8b-block" and self.width // self.heads % 2:
             raise TrainError(f"width / heads must be even for rotary positions, got {self.width} / {self.heads}")
-        if not self.learning_rate > 0:
-            raise TrainError(f"learning rate must be above 0, got {self.learning_rate}")
+        if not 0 < self.learning_rate < math.inf:
+            raise TrainError(f"learning rate must be a finite number above 0, got {self.learning_rate}")
         if self.dtype not in ("float32", "bfloat16"):
             raise TrainError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
 
@@ -78,10 +78,17 @@ class Settings:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Settings":
-        """Settings from a plain mapping; TrainError for a key that is not a setting."""
-        unknown = sorted(set(values) - set(cls.names()))
+        """Settings from a plain mapping; TrainError for a key that is not a setting, or a value of another type."""
+        unknown = sorted(map(str, set(values) - set(cls.names())))
         if unknown:
             raise TrainError(f"unknown settings: {', '.join(unknown)}")
+        for field in fields(cls):
+            kinds: tuple[type, ...] = (str, type(None)) if field.name == "text" else (type(field.default),)
+            kinds = (float, int) if kinds == (float,) else kinds
+            if field.name in values and (
+                not isinstance(values[field.name], kinds) or isinstance(values[field.name], bool)
+            ):
+                raise TrainError(f"{field.name} must be a {kinds[0].__name__}, got {values[field.name]!r}")
         return cls(**values)
 
 

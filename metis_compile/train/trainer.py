@@ -30,6 +30,18 @@ class History:
     compile_seconds: float | None = None  # wall time of the run's first step, which compiles
     saved_bytes: int | None = None  # what one forward keeps for its backward, parameters left out
 
+    def check(self, steps: int) -> None:
+        """Raises ValueError unless this is the history of so many steps."""
+        for name in ("losses", "seconds"):
+            values = getattr(self, name)
+            if not isinstance(values, list) or not all(isinstance(value, float) for value in values):
+                raise ValueError(f"the history's {name} must be a list of numbers")
+        if len(self.losses) != steps:
+            raise ValueError(f"the history must have {steps} losses, one for each step, got {len(self.losses)}")
+        for name in ("compile_seconds", "saved_bytes"):
+            if steps and not isinstance(getattr(self, name), (int, float)):
+                raise ValueError(f"the history's {name} must be a number, got {getattr(self, name)!r}")
+
     def median_seconds(self) -> float | None:
         """Median step time, None before a step ran that did not compile."""
         return statistics.median(self.seconds) if self.seconds else None
@@ -141,16 +153,32 @@ class Trainer:
 
     def go_on_from(self, state: dict[str, Any]) -> None:
         """Takes weights, optimizer and losses from the :meth:`state_dict` of a learner of another variant."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self._load(state)
         self.history = History(losses=list(state["history"]["losses"]))
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+    def load_state_dict(self, state: dict[str, Any], steps: int) -> None:
+        """The inverse of :meth:`state_dict` after so many steps.
+
+        Raises, for a part that is missing or does not fit, what torch raises, or ValueError.
+        """
+        self._load(state)
         across_steps.load_state_dict(self.model, state["across_steps"])
         self.history = History(**state["history"])
+        self.history.check(steps)
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        # torch takes any state here, and its fused step would read beyond tensors that are too small.
+        for parameter in self.model.parameters():
+            kept = self.optimizer.state[parameter]
+            float(kept["step"])
+            for name in ("exp_avg", "exp_avg_sq"):
+                if kept[name].shape != parameter.shape:
+                    raise ValueError(
+                        f"the optimizer's {name} must be of its parameter's shape {tuple(parameter.shape)}, "
+                        f"got {tuple(kept[name].shape)}"
+                    )
 
 
 def build(settings: Settings) -> nn.Module:

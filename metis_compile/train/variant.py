@@ -25,10 +25,10 @@ class Variant:
 FULL_PRECISION = Variant(label="full precision", backend="inductor")
 
 
-def policy_variant(policy: str) -> Variant:
-    """The model under ``policy``, a preset's name or a file. Raises PolicyError if it cannot be loaded."""
+def policy_variant(policy: str, *, trust: bool = True) -> Variant:
+    """The model under ``policy``, a preset's name or a file; ``trust`` as for Policy.load. Raises PolicyError."""
     from metis_compile.policy import Policy
 
-    loaded = Policy.load(policy)
+    loaded = Policy.load(policy, trust=trust)
     label = Path(loaded.name).name.removesuffix(".toml")
     return Variant(label=label, backend="metis", options={"policy": loaded}, digest=loaded.digest())

@@ -33,6 +33,9 @@ def wrong():
 def wrong_keywords():
     return nn.Linear(32, 16), (), 3
 
+def needy(width, *, depth=2):
+    return nn.Linear(width, 16), torch.ones(32, width)
+
 def failing():
     raise RuntimeError("in the user's own code")
 """
@@ -105,3 +108,12 @@ def test_a_mistake_is_one_line_and_status_2(metis: Any, arguments: list[str], me
 def test_a_fault_in_the_users_code_keeps_its_traceback(metis: Any) -> None:
     assert isinstance(metis("explained_model:failing").exception, RuntimeError)
     assert isinstance(metis("broken_import:plain").exception, ModuleNotFoundError)
+
+
+def test_a_function_that_needs_arguments_is_one_line(metis: Callable[..., Result]) -> None:
+    result = metis("explained_model:needy")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [
+        "metis: explained_model:needy is called without arguments, and takes (width, *, depth=2): "
+        "missing a required argument: 'width'"
+    ]

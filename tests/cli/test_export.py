@@ -82,3 +82,10 @@ def test_a_mistake_is_one_line_and_status_2(metis: Any, arguments: list[str], me
     assert line.startswith("metis: ")
     assert message in line
     assert not Path("runs").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_found_before_the_export(metis: Any) -> None:
+    Path("file").write_text("")
+    result = metis("exported_model.py:plain", "--out", "file/there")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == ["metis: cannot make the folder file/there: Not a directory"]

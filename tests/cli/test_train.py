@@ -97,6 +97,8 @@ def test_json_is_all_that_stdout_gets(metis: Metis) -> None:
         (["--text", "nowhere.txt"], "cannot read the text nowhere.txt"),
         (["--context", "5000"], "bytes for validation, a context of 5000 needs more"),
         (["--out", "text.txt"], "cannot make the folder text.txt"),
+        (["--learning-rate", "inf"], "learning rate must be a finite number above 0, got inf"),
+        (["--learning-rate", "nan"], "learning rate must be a finite number above 0, got nan"),
         (["--checkpoint-every", "0"], "checkpoint-every must be at least 1, got 0"),
         (["--resume"], "leave out --resume"),
     ],
@@ -109,6 +111,47 @@ def test_without_matplotlib_nothing_is_trained(metis: Metis, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert one_line(metis()) == "metis: plots need matplotlib: pip install 'metis-compile[train]'"
     assert not Path("runs").exists()
+
+
+def test_a_folder_that_takes_nothing_is_found_at_the_start(metis: Metis, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(*given: Any, **how: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    monkeypatch.setattr(loop, "_Run", None)  # nothing is trained
+    assert one_line(metis("--out", "there")) == "metis: cannot write in the folder there: Read-only file system"
+
+
+def test_a_disk_that_fills_up_loses_nothing_but_the_file(metis: Metis, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    result = metis("--json")
+    assert result.exit_code == 2
+    assert len(json.loads(result.stdout)["policy"]["losses"]) == 5
+    problem = f"metis: cannot write {Path('runs/train/checkpoint.pt')}: No space left on device"
+    assert problem in result.stderr.splitlines()
+    assert "Traceback" not in result.stderr
+
+
+CODE = """
+[recipe.mine]
+weight = "high"
+gradient = "high"
+activation = { format = "nvfp4", split = "their_module:Split" }
+"""
+
+
+def test_the_policy_that_a_checkpoint_names_imports_nothing(metis: Metis) -> None:
+    Path("run.toml").write_text("")
+    assert metis("--policy", "run.toml").exit_code == 0
+    Path("run.toml").write_text(CODE)
+    said = one_line(metis("--resume", tiny=False))
+    assert "run.toml:5: recipe mine, activation, split:" in said
+    assert "names code" in said
+    given = one_line(metis("--resume", "--policy", "run.toml", tiny=False))
+    assert "No module named 'their_module'" in given
 
 
 def test_a_mistake_in_a_policy_file_is_one_line(metis: Metis) -> None:
@@ -175,7 +218,7 @@ def test_starting_anew_over_a_checkpoint_says_so(metis: Metis) -> None:
 
 
 def test_a_fault_of_ours_keeps_its_traceback(metis: Metis, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(policy: str) -> Variant:
+    def broken(policy: str, *, trust: bool) -> Variant:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(loop, "policy_variant", broken)

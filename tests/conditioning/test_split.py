@@ -193,7 +193,7 @@ def test_without_a_seed_torchs_generator_is_used() -> None:
         ({"sample": 0}, ValueError, "sample must be a share above 0"),
         ({"oversample": -1}, ValueError, "oversample must be a whole number, 0 or more"),
         ({"refresh": 1.5}, ValueError, "refresh must be a whole number"),
-        ({"adaptive_residual": -1}, ValueError, "adaptive_residual must be a number above 0"),
+        ({"adaptive_residual": -1}, ValueError, "adaptive_residual must be a finite number above 0"),
         ({"x": torch.zeros(3)}, ValueError, "x must have two dimensions or more, got 1"),
         ({"x": torch.zeros(3, 3, dtype=torch.float64)}, TypeError, "got torch.float64"),
         ({"axis": 2}, ValueError, "axis must be 0 .* got 2"),

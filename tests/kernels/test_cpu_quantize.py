@@ -45,6 +45,8 @@ SPECS = [
     "fp8 1x128 stochastic round_up",
     "fp8_e5m2 128x128 nearest",
     "fp8_e5m2 tensor stochastic none",
+    "fp8 row nearest power_of_two",
+    "fp8_e5m2 128x128 stochastic none power_of_two",
 ]
 # also built for 16-bit input
 NARROW_SPECS = ["nvfp4 1x16 nearest", "nvfp4 1x16 nearest 4/6-mse", "nvfp4 1x16 eden", "fp8 row nearest"]

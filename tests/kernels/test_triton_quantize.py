@@ -44,6 +44,8 @@ SPECS = [
     "fp8 1x128 nearest",
     "fp8 1x128 stochastic round_up",
     "fp8_e5m2 128x128 nearest",
+    "fp8 1x128 nearest power_of_two",
+    "fp8_e5m2 128x128 stochastic round_up power_of_two",
 ]
 SHAPES = [(37, 70), (16, 32), (1, 33), (130, 7), (3, 20, 50), (64, 128), (2, 3, 17, 40)]
 SEED = 0x7A5B_1234_9ABC_DEF0
@@ -111,7 +113,7 @@ def test_16_bit_input(triton_on_cpu: Any, text: str, dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize("text", SPECS)
 def test_what_is_not_finite(triton_on_cpu: Any, text: str) -> None:
-    for special in (math.nan, math.inf, -math.inf):
+    for special in (math.nan, -math.nan, math.inf, -math.inf):
         x = torch.randn(40, 65)
         x[7, 33] = special
         check(x, QuantSpec.parse(text), (1, 0), str(special))

@@ -12,7 +12,7 @@ ALL = [
     for block in f.blocks
     for rounding in f.roundings
     for guard in (f.guards if rounding == "stochastic" else (None,))
-    for mode in f.scale_modes or (None,)
+    for mode in f.scale_modes or (None, *f.optional_scale_modes(block))
 ]
 ALL += [
     QuantSpec.make("nvfp4", block, rounding, select=select)

@@ -16,13 +16,14 @@ SPECS = [
     QuantSpec.make(f.name, block, scale_mode=mode)
     for f in FORMATS.values()
     for block in f.blocks
-    for mode in f.scale_modes or (None,)
+    for mode in f.scale_modes or (None, *f.optional_scale_modes(block))
 ] + [
     QuantSpec.make(f.name, block, "stochastic", guard, f.scale_modes[-1] if f.scale_modes else None)
     for f in FORMATS.values()
     for block in f.blocks[:2]
     for guard in f.guards
 ]
+SPECS += [QuantSpec.make("fp8", block, "stochastic", scale_mode="power_of_two") for block in ("row", "1x128")]
 SPECS += [QuantSpec.make("nvfp4", block, select=select) for block in ("1x16", "16x16") for select in ("mse", "mae")]
 SPECS += [
     QuantSpec.make("nvfp4", block, "stochastic", guard, select="expected")
@@ -141,6 +142,26 @@ def test_what_is_not_finite_stays_so(format: str, special: float, rounding: str)
             assert quantized.block_scales is not None
             assert quantized.block_scales.view(torch.uint8)[3].tolist()[1] == 255
             assert (values.isnan().sum(), values.isinf().sum()) == (32, 0)
+
+
+@pytest.mark.parametrize("format", ["fp8", "fp8_e5m2", "mxfp8", "mxfp8_e5m2"])
+@pytest.mark.parametrize("special", [float("nan"), -float("nan"), float("inf"), -float("inf")])
+def test_the_code_of_a_nan_has_no_sign(format: str, special: float) -> None:
+    x = torch.ones(40, 160)
+    x[1::2] = -1
+    x[:, 5] = torch.tensor(special)
+    for block in FORMATS[format].blocks:
+        quantized = quantize(x, format, -1, block)
+        codes = quantized.codes.view(quantized.spec.element.dtype)
+        assert (quantized.codes[codes.isnan()] == 0x7F).all()
+        assert codes.isnan().any()
+
+
+def test_a_scale_that_is_nan_has_no_sign() -> None:
+    for special in (float("nan"), -float("nan"), float("inf"), -float("inf")):
+        scales = quantize(torch.full((2, 32), special), "nvfp4").block_scales
+        assert scales is not None
+        assert scales.view(torch.uint8).unique().tolist() == [0x7F]
 
 
 def test_codes_are_packed_along_the_axis_low_nibble_first() -> None:

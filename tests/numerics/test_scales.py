@@ -13,7 +13,7 @@ from gfloat.formats import format_info_ocp_e8m0
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metis_compile.numerics import QuantSpec, encode, quantize
+from metis_compile.numerics import QuantSpec, encode, fake_quantize, quantize
 from metis_compile.numerics.e8m0 import e8m0_from_bytes, e8m0_inverse, e8m0_to_bytes, e8m0_value
 from metis_compile.numerics.formats import FORMATS
 
@@ -189,3 +189,39 @@ def test_nvfp4_codes_where_the_order_of_operations_decides() -> None:
         blocks[:, 0] = float(a)
         blocks[:, 1:8] = torch.from_numpy(row)
         assert quantize(blocks).dequantize()[:, 1:8].numpy().tobytes() == (want * scale * d).tobytes()
+
+
+@pytest.mark.parametrize("block", ["row", "1x128", "128x128"])
+@pytest.mark.parametrize("format", ["fp8", "fp8_e5m2"])
+def test_a_power_of_two_is_the_largest_multiplier_at_which_nothing_clips(format: str, block: str) -> None:
+    x = torch.randn(140, 300) * torch.logspace(-30, 30, 140)[:, None]
+    plain, power = (quantize(x, format, 1, block, scale_mode=mode) for mode in (None, "power_of_two"))
+    assert plain.block_scales is not None
+    assert power.block_scales is not None
+    assert (torch.frexp(power.block_scales).mantissa == 0.5).all()
+    assert ((power.block_scales >= plain.block_scales) & (power.block_scales < 2 * plain.block_scales)).all()
+    assert power.spec.scale_mode == "power_of_two"
+    largest = power.spec.element.max
+    codes = power.codes.view(power.spec.element.dtype).float().abs()
+    assert (codes <= largest).all()
+    ratio = x.abs().amax() / (power.dequantize().abs().amax())
+    assert 0.85 < ratio < 1.15  # of the largest element nothing is lost but rounding
+    assert torch.equal(power.dequantize(), fake_quantize(x, power.spec, 1))
+
+
+def test_a_power_of_two_where_the_multiplier_reaches_the_ends_of_float32() -> None:
+    x = torch.zeros(5, 16)
+    x[1], x[2], x[3], x[4, 3], x[4, 4] = 2.0**-149, 2.0**127, 448.0, torch.nan, 1.0
+    power = quantize(x, "fp8", 1, "row", scale_mode="power_of_two")
+    assert power.block_scales is not None
+    assert power.block_scales[:4].flatten().tolist() == [1.0, 2.0**-127, 2.0**119, 1.0]
+    assert power.block_scales[4].isnan().all()
+    assert (power.codes[4] == 0x7F).all()
+    assert torch.equal(power.dequantize()[[0, 2, 3]], x[[0, 2, 3]])
+
+
+def test_the_scale_of_a_tensor_is_not_rounded_to_a_power_of_two() -> None:
+    with pytest.raises(ValueError, match="fp8 and fp8_e5m2 by row or block have 'power_of_two'"):
+        QuantSpec.make("fp8", "tensor", scale_mode="power_of_two")
+    with pytest.raises(ValueError, match="scale_mode must be None for fp8"):
+        QuantSpec.make("fp8", "row", scale_mode="floor")

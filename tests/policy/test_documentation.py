@@ -74,7 +74,10 @@ def test_the_table_of_treatment_keys_is_complete() -> None:
     }
     assert rows["split"] == [*KINDS, "package.module:Class"]
     assert rows["hadamard"] == [*SIGNS, "true", "false", "false"]
-    assert set(rows["scale_mode"]) == {mode for format in formats for mode in format.scale_modes}
+    assert set(rows["scale_mode"]) == {
+        *(mode for format in formats for mode in format.scale_modes),
+        *(mode for format in formats for block in format.blocks for mode in format.optional_scale_modes(block)),
+    }
 
 
 def test_the_table_of_split_settings_is_complete_and_gives_the_defaults() -> None:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from metis_compile.policy import Policy, Recipe, Rule, Treatment
+from metis_compile.policy import Policy, PolicyError, Recipe, Rule, Treatment
 
 
 def test_the_sketch_of_a_policy_file() -> None:
@@ -175,3 +175,22 @@ def test_a_text_in_place_of_a_list_and_canonical_order() -> None:
 def test_an_empty_policy_has_no_rules() -> None:
     assert Policy.from_toml("").rules == ()
     assert Policy.from_toml("# nothing\n") == Policy(rules=())
+
+
+def test_fp8_by_row_and_block_with_scales_that_are_powers_of_two(tmp_path: Path) -> None:
+    policy = Policy.from_toml("""
+        [recipe.rows]
+        weight     = { format = "fp8", block = "128x128", scale_mode = "power_of_two" }
+        activation = { format = "fp8", block = "row", scale_mode = "power_of_two" }
+        gradient   = { format = "fp8_e5m2", block = "1x128", rounding = "stochastic", scale_mode = "power_of_two" }
+        [[rule]]
+        recipe = "rows"
+    """)
+    assert str(policy.recipe("rows").activation) == "fp8 row nearest power_of_two"
+    assert str(policy.recipe("rows").gradient.spec) == "fp8_e5m2 1x128 stochastic round_up power_of_two"
+    assert Policy.from_toml(policy.to_toml()) == policy
+    assert policy.recipe("rows").weight != Treatment(format="fp8", block="128x128")
+    with pytest.raises(
+        PolicyError, match='by row or block, not for the one scale of a tensor: give block, one of "row"'
+    ):
+        Policy.from_toml("recipe.a.weight = { format = 'fp8', scale_mode = 'power_of_two' }")

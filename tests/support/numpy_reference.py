@@ -258,7 +258,9 @@ def _mx(
     return Quantized(_pack(raw, axis) if format == "mxfp4" else raw, scales, None, values)
 
 
-def _fp8(x: Array, format: str, block: str, axis: int, guard: str | None, mode: None, noise: Array | None) -> Quantized:
+def _fp8(
+    x: Array, format: str, block: str, axis: int, guard: str | None, mode: str | None, noise: Array | None
+) -> Quantized:
     element_type = ELEMENT_TYPES[format]
     scales = np.zeros([1] * x.ndim, F32) if block == "tensor" else _empty_scales(x, block, axis, F32)
     if x.size == 0:
@@ -268,6 +270,8 @@ def _fp8(x: Array, format: str, block: str, axis: int, guard: str | None, mode: 
     for index, where in blocks_of(x.shape, block, axis):
         amax = _amax(x[where])
         enc = F32(1) if amax == 0 else np.minimum(F32(grid(element_type)[-1]) / amax, FP32_MAX)
+        if mode == "power_of_two":
+            enc = F32(math.ldexp(0.5, math.frexp(enc)[1]))
         scales[index] = F32(1) / enc
         codes[where] = _round_block(x, where, enc, element_type, noise)
         values[where] = codes[where].astype(F32) * scales[index]
