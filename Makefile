@@ -1,18 +1,20 @@
 # Everything happens in a virtual environment in this folder, made when a target first needs it.
 #   make train ARGS="--policy mxfp8 --steps 1000"      what metis train takes
 #   make test  ARGS="tests/policy -x"                  what pytest takes
+#   make test  CPU=avx2                                as on a CPU without AVX-512: see .ci/on-cpu
 #   make train PYTHON=/path/to/python3.12              another Python
 
 VENV := .venv
 PYTHON ?=
 ARGS ?=
+CPU ?= native
 MADE_FROM := pyproject.toml constraints.txt .ci/set-up
 
 .PHONY: help train test test-all lint docs-tables clean
 
 help:
 	@echo "make train   train a small GPT in full precision and in FP4, and compare them"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests; CPU=avx2 as on a CPU without AVX-512, CPU=avx512 with nothing newer"
 	@echo "make test-all   run the tests, with many more random cases"
 	@echo "make lint    check style and types"
 	@echo "make docs-tables   write the measured numbers in README.md and docs/ anew from benchmarks/results"
@@ -23,10 +25,10 @@ train: $(VENV)/.ready-train
 	@$(VENV)/bin/metis train $(ARGS)
 
 test: $(VENV)/.ready-develop
-	@$(VENV)/bin/python -m pytest -q $(ARGS)
+	@.ci/on-cpu "$(CPU)" $(VENV)/bin/python -m pytest -q $(ARGS)
 
 test-all: $(VENV)/.ready-develop
-	@$(VENV)/bin/python -m pytest -q --policy-files 10000 $(ARGS)
+	@.ci/on-cpu "$(CPU)" $(VENV)/bin/python -m pytest -q --policy-files 10000 $(ARGS)
 
 lint: $(VENV)/.ready-develop
 	@$(VENV)/bin/ruff check .

@@ -238,12 +238,14 @@ def size_hint(size: Any) -> int:
 def bf16_gemm() -> Any:
     """MKL's `cblas_gemm_bf16bf16f32`, which torch's x86 builds carry, as ctypes calls it; None where it is absent.
 
-    torch has no CPU product of bfloat16 matrices into float32. None also on CPUs whose bfloat16 instructions (AMX,
-    AVX512_BF16) don't make it worth while.
+    torch has no CPU product of bfloat16 matrices into float32. None also on CPUs without the instructions (AMX,
+    AVX512_BF16) that make it worth while, and where ATEN_CPU_CAPABILITY keeps torch from AVX-512.
     """
     if platform.machine() not in ("x86_64", "AMD64") or not (
         torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     ):
+        return None
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return None
     libraries = sorted((Path(torch.__file__).parent / "lib").glob("*torch_cpu.*"))
     gemm = getattr(ctypes.CDLL(str(libraries[0])), "cblas_gemm_bf16bf16f32", None) if libraries else None

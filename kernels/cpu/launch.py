@@ -199,11 +199,15 @@ def cat(*parts: Tensor, dim: int, out: Tensor) -> Tensor:
 
 
 def _gemm(a: Tensor, b: Tensor, alpha: float, beta: float, out: Tensor) -> None:
+    """out = alpha a b + beta out. In float32 where there is no bfloat16 GEMM: the lowering makes no such calls there,
+    but a graph that was compiled on another CPU may."""
+    gemm = bf16_gemm()
+    if gemm is None:
+        torch.addmm(out, a.to(torch.float32), b.to(torch.float32), beta=beta, alpha=alpha, out=out)
+        return
     (m, n), k = out.shape, a.shape[1]
     a, transpose_a, lda = _operand(a)
     b, transpose_b, ldb = _operand(b)
-    gemm = bf16_gemm()
-    assert gemm is not None, "products of exact values need a bfloat16 GEMM"
     gemm(
         _ROW_MAJOR, transpose_a, transpose_b, m, n, k, alpha, a.data_ptr(), lda, b.data_ptr(), ldb,
         beta, out.data_ptr(), n,

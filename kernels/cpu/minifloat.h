@@ -2,6 +2,10 @@
 #pragma once
 #include "vectors.h"
 
+// Bits are added and taken away as unsigned: those of a NaN overflow, and its code is replaced in the end.
+INLINE I sum_of_bits(I a, I b) { return (I)((U)a + (U)b); }
+INLINE I difference_of_bits(I a, I b) { return (I)((U)a - (U)b); }
+
 // A signed minifloat with subnormals. E2M1: <1, 0>, E4M3: <3, -6>, E5M2: <2, -14>.
 template <int mantissa_bits, int min_exponent> struct Minifloat {
   static constexpr int bits = mantissa_bits == 1 ? 4 : 8;
@@ -14,11 +18,11 @@ template <int mantissa_bits, int min_exponent> struct Minifloat {
     F anchor;
     static INLINE_MEMBER Grid at(F a) {
       const I lead = larger((I)a & EXPONENT, splat(least));
-      return {lead, (F)(lead + ((23 - mantissa_bits) << 23))};
+      return {lead, (F)sum_of_bits(lead, splat((23 - mantissa_bits) << 23))};
     }
     INLINE_MEMBER F step() const { return (F)(lead - (mantissa_bits << 23)); }
     // Of a value `steps` grid steps from zero.
-    INLINE_MEMBER I code(I steps) const { return steps + ((lead - least) >> (23 - mantissa_bits)); }
+    INLINE_MEMBER I code(I steps) const { return sum_of_bits(steps, (lead - least) >> (23 - mantissa_bits)); }
   };
 
   struct Rounded {
@@ -29,14 +33,14 @@ template <int mantissa_bits, int min_exponent> struct Minifloat {
   static INLINE_MEMBER Rounded nearest(F a) {
     const Grid grid = Grid::at(a);
     const F t = a + grid.anchor;
-    return {t - grid.anchor, grid.code((I)t - (I)grid.anchor)};
+    return {t - grid.anchor, grid.code(difference_of_bits((I)t, (I)grid.anchor))};
   }
 
   static INLINE_MEMBER Rounded up(F a) {
     const Grid grid = Grid::at(a);
     const F t = a + grid.anchor, r = t - grid.anchor;
     const I below = r < a;  // -1 where true
-    return {below ? r + grid.step() : r, grid.code((I)t - (I)grid.anchor - below)};
+    return {below ? r + grid.step() : r, grid.code(difference_of_bits((I)t, (I)grid.anchor) - below)};
   }
 
   static INLINE_MEMBER Rounded stochastic(F a, F noise) {
@@ -45,7 +49,7 @@ template <int mantissa_bits, int min_exponent> struct Minifloat {
     const I above = r > a;
     const F below = above ? r - step : r;
     const I rises = (a - below) >= step * (1 - noise);
-    return {rises ? below + step : below, grid.code((I)t - (I)grid.anchor + above - rises)};
+    return {rises ? below + step : below, grid.code(difference_of_bits((I)t, (I)grid.anchor) + above - rises)};
   }
 
   // The code of a rounded value, with the sign of `value`; NaN is E2M1's 0, and has no sign in FP8.

@@ -48,7 +48,7 @@ INLINE Scales scales_of(I amax_bits, TensorScale tensor) {
   if constexpr (SCALE == ScaleFormat::e4m3) {
     return rounded_scale(ideal_scale(amax_bits, tensor), tensor);
   } else if constexpr (SCALE == ScaleFormat::e8m0) {
-    I byte = (I)((U)(amax_bits + E8M0_CARRY) >> 23) - MAX_EXPONENT;
+    I byte = (I)(((U)amax_bits + (uint32_t)E8M0_CARRY) >> 23) - MAX_EXPONENT;
     byte = amax_bits >= EXPONENT ? splat(E8M0_NAN) : larger(byte, I{});
     const I inverse = byte == E8M0_NAN ? splat(0x7FC00000) : (254 - byte) << 23;
     return {(F)inverse, e8m0_value(byte), byte};

@@ -35,7 +35,7 @@ INLINE float value(Bfloat16 v) {
 template <int rows>
 INLINE void add_tile(const Sum& s, const Packed& packed, int64_t r, int64_t place, int64_t c, int64_t count) {
   const int64_t at = r * s.columns + c;
-  F sum[rows][VECTORS];
+  F sum[rows][VECTORS] = {};  // those past the last column are added to and not written
   for (int v = 0; v < VECTORS && v * LANES < count; v++)
     for (int i = 0; i < rows; i++)
       sum[i][v] = s.x == nullptr ? splat(0.0f) : load_some(s.x + at + i * s.columns + v * LANES, count - v * LANES);

@@ -199,6 +199,42 @@ def _summed_in_float32(builder: GraphBuilder, node: fx.Node) -> fx.Node | None:
     return builder.cast(builder.call(node.target, tuple(args), kwargs), dtype)  # type: ignore[arg-type]
 
 
+def _narrow_integers(builder: GraphBuilder, node: fx.Node) -> fx.Node | None:
+    """Floats to 8 and 16 bits by way of int32.
+
+    torch-mlir converts to them as to integers with a sign. What is out of their range, as 128 to 255 are for uint8, is
+    then poison: some CPUs clamp it, others wrap it. Cutting off the high bits of an int32 is defined.
+    """
+    dtype = node.meta["val"].dtype
+    x: Any = node.args[0]
+    if dtype not in _NARROW_INTEGERS or not x.meta["val"].is_floating_point():
+        return None
+    return builder.cast(builder.cast(x, torch.int32), dtype)
+
+
+def _uint8_in_int32(builder: GraphBuilder, node: fx.Node) -> fx.Node | None:
+    """Arithmetic and comparisons of uint8 with something else, for which torch-mlir extends its sign."""
+    tensors = [a for a in node.args if isinstance(a, fx.Node)]
+    if not any(x.meta["val"].dtype == torch.uint8 for x in tensors):
+        return None
+    args = [
+        builder.cast(a, torch.int32) if isinstance(a, fx.Node) and a.meta["val"].dtype == torch.uint8 else a
+        for a in node.args
+    ]
+    return builder.cast(builder.call(node.target, tuple(args), dict(node.kwargs)), node.meta["val"].dtype)  # type: ignore[arg-type]
+
+
+def _negated_integers(builder: GraphBuilder, node: fx.Node) -> fx.Node | None:
+    """Integers that torch-mlir negates in float32, which does not hold them all."""
+    x: Any = node.args[0]
+    dtype = x.meta["val"].dtype
+    if dtype.is_floating_point or dtype.is_complex:
+        return None
+    wide = x if dtype == torch.int64 else builder.cast(x, torch.int32)
+    return builder.cast(builder.call(aten.rsub.Scalar, (wide, 0)), dtype)
+
+
+_NARROW_INTEGERS = (torch.uint8, torch.int8, torch.int16)
 RULES: list[tuple[tuple[Any, ...], Handler]] = [
     (
         (
@@ -240,6 +276,29 @@ RULES: list[tuple[tuple[Any, ...], Handler]] = [
         ),
         _summed_in_float32,
     ),
+    ((aten._to_copy.default, prims.convert_element_type.default), _narrow_integers),
+    (
+        (
+            aten.eq.Scalar,
+            aten.ne.Scalar,
+            aten.lt.Scalar,
+            aten.le.Scalar,
+            aten.gt.Scalar,
+            aten.ge.Scalar,
+            aten.add.Tensor,
+            aten.sub.Tensor,
+            aten.rsub.Scalar,
+            aten.mul.Tensor,
+            aten.div.Tensor,
+            aten.div.Tensor_mode,
+            aten.floor_divide.default,
+            aten.remainder.Scalar,
+            aten.maximum.default,
+            aten.minimum.default,
+        ),
+        _uint8_in_int32,
+    ),
+    ((aten.neg.default,), _negated_integers),
     ((prims.iota.default,), _iota),
     ((prims.rev.default,), _flip),
     ((aten._unsafe_masked_index_put_accumulate.default,), _add_rows),

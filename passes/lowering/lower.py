@@ -8,7 +8,7 @@ On CUDA one call quantizes a tensor for all products that read it: see `tiles`. 
 left to Inductor, whose kernel for it reads and writes as little: the scale comes from a reduction of its own, and the
 codes are elementwise, in one pass with whatever else reads the tensor. Products read the codes: see `multiply`.
 
-What the C++ kernels multiply: see `cpu_products`.
+What the C++ kernels multiply: see `cpu_gemm`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ import torch
 from refusals import assert_refused
 from torch import Tensor
 
-from metis_compile.compat import bf16_gemm
 from metis_compile.kernels.cpu import ops
 from metis_compile.ops.grouped import grouped_mm
 
@@ -21,7 +20,7 @@ def exact(*shape: int) -> Tensor:
     return (torch.randint(-6, 7, shape) * torch.randint(1, 16, shape) / 8).bfloat16()
 
 
-@pytest.mark.skipif(bf16_gemm() is None, reason="this CPU has no bfloat16 instructions, or torch no GEMM")
+@pytest.mark.usefixtures("each_gemm")
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
 @pytest.mark.parametrize("decs", [[], [0.75, 2.0**-7], [2.0**-90, 2.0**-40], [2.0**100, 2.0**28]], ids=str)
 @pytest.mark.parametrize("offs", ENDS, ids=str)

@@ -1,4 +1,4 @@
-"""Products of exact values, against float64."""
+"""Products of exact values, against float64: on bfloat16 instructions where there are any, and in float32."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from metis_compile.compat import bf16_gemm
 from metis_compile.kernels.cpu import launch, ops
 
-pytestmark = pytest.mark.skipif(bf16_gemm() is None, reason="this CPU has no bfloat16 instructions, or torch no GEMM")
+pytestmark = pytest.mark.usefixtures("each_gemm")
 
 
 def exact(*shape: int) -> Tensor:

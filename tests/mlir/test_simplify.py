@@ -11,11 +11,13 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from metis_compile.mlir.simplify import RULES, simplify
+from metis_compile.mlir.simplify import RULES, _narrow_integers, _uint8_in_int32, simplify
 from metis_compile.numerics import QuantSpec, encode
 
 aten, prims = torch.ops.aten, torch.ops.prims
-HANDLED = {target for targets, _ in RULES for target in targets}
+# rules that leave the op, in other dtypes
+IN_OTHER_DTYPES = (_narrow_integers, _uint8_in_int32)
+HANDLED = {target for targets, handler in RULES for target in targets if handler not in IN_OTHER_DTYPES}
 
 
 def traced(run: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
@@ -59,6 +61,7 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
         lambda x, i: aten.scatter.value(x, 1, i, -1.0),
         (torch.rand(3, 5), torch.tensor([[4], [0], [2]])),
     ),
+    "integers negated": (lambda x: (-x, -x.to(torch.uint8)), (torch.tensor([2**53 + 1, -7, 0]),)),
     "rows added": (
         lambda x, mask, i, v: aten._unsafe_masked_index_put_accumulate(x, mask, [i], v),
         (
@@ -99,6 +102,33 @@ def test_leading_powers_are_read_from_the_exponent() -> None:
     assert all(same_bits(a, b) for a, b in zip(gm(x), encode(x, spec, 1), strict=True))
 
 
+def test_floats_become_narrow_integers_by_way_of_int32() -> None:
+    x = torch.tensor([0.0, 1.7, 127.0, 128.0, 255.0])
+    gm = traced(lambda x: (x.to(torch.uint8), x.bfloat16().to(torch.uint8), (x - 128).to(torch.int8)), x)
+    wanted = gm(x)
+    simplify(gm.graph)
+    gm.recompile()
+    casts = [n for n in gm.graph.nodes if n.op == "call_function" and n.meta["val"].dtype in (torch.uint8, torch.int8)]
+    assert len(casts) == 3
+    assert all(n.args[0].meta["val"].dtype == torch.int32 for n in casts)
+    assert all(same_bits(a, b) for a, b in zip(gm(x), wanted, strict=True))
+
+
+def test_uint8_beside_numbers_is_in_int32() -> None:
+    x = torch.tensor([0, 1, 127, 128, 255], dtype=torch.uint8)
+
+    def run(x: Tensor) -> tuple[Tensor, ...]:
+        return x > 130, x == 200, x / 2, x // 16, x % 7, x + 200, 5 - x, x * 3, torch.maximum(x, x.to(torch.int32))
+
+    gm = traced(run, x)
+    wanted = gm(x)
+    simplify(gm.graph)
+    gm.recompile()
+    read = {n.target for n in gm.graph.nodes if any(i.meta["val"].dtype == torch.uint8 for i in n.all_input_nodes)}
+    assert read == {prims.convert_element_type.default, aten._to_copy.default, "output"}
+    assert all(same_bits(a, b) for a, b in zip(gm(x), wanted, strict=True))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_floats_are_summed_in_float32(dtype: torch.dtype) -> None:
     x, y = torch.randn(40, 30).to(dtype), torch.randn(30, 8).to(dtype)
@@ -118,6 +148,9 @@ def test_what_a_rule_is_not_for_is_left_alone() -> None:
         (lambda x: x.sum(0), (torch.rand(3, 2),), aten.sum.dim_IntList),
         (lambda x: torch.abs(x - x * 0.5), (torch.rand(3),), aten.abs.default),
         (lambda x, i: aten.scatter.value(x, 1, i, -1.0), two_rows, aten.scatter.value),
+        (torch.neg, (torch.rand(3),), aten.neg.default),
+        (lambda x: x.to(torch.int32), (torch.rand(3),), aten._to_copy.default),
+        (lambda x: x > 3, (torch.arange(5),), aten.gt.Scalar),
     ]:
         gm = traced(run, *inputs)
         simplify(gm.graph)

@@ -13,9 +13,11 @@ from metis_compile.kernels.cpu.ops import CPU_CAST, CPU_CAT, CPU_DECODE, CPU_PRO
 from metis_compile.ops.buffers import TO_BFLOAT16
 from metis_compile.options import Config
 from metis_compile.passes.context import PassContext, run_passes
+from metis_compile.passes.lowering import cpu_gemm
 from metis_compile.passes.pipeline import LOWERING
 
 aten = torch.ops.aten
+WITHOUT = "this CPU has no bfloat16 instructions, or torch no GEMM"
 # a chain, so that factors are joined, and gradients split beside it
 CHAIN = """
 [recipe.chain]
@@ -52,6 +54,7 @@ def calls(gm: fx.GraphModule, target: object) -> list[fx.Node]:
     return [n for n in gm.graph.nodes if n.target is target]
 
 
+@pytest.mark.usefixtures("has_bfloat16")
 @pytest.mark.parametrize("preset", ["metis", "chain"])
 def test_splits_take_theirs_in_one_pass(preset: str) -> None:
     for gm in graphs(preset):
@@ -61,8 +64,35 @@ def test_splits_take_theirs_in_one_pass(preset: str) -> None:
         assert not [n for n in calls(thin, aten.mm.default) if n.meta["val"].shape == residual.meta["val"].shape]
 
 
-@pytest.mark.skipif(bf16_gemm() is None, reason="this CPU has no bfloat16 instructions, or torch no GEMM")
-def test_products_add_their_tails_in_place() -> None:
+@pytest.fixture(params=["with bfloat16 instructions", "without"])
+def has_bfloat16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether graphs are lowered for a CPU that has these; the rest of the tests are for the CPU that is there."""
+    there = request.param != "without"
+    monkeypatch.setattr(cpu_gemm, "bf16_gemm", lambda: there or None)
+    return there
+
+
+@pytest.fixture
+def runs(has_bfloat16: bool) -> None:
+    """Skips what would be run here, and can't be."""
+    if has_bfloat16 and bf16_gemm() is None:
+        pytest.skip(WITHOUT)
+
+
+def test_products_stay_in_float32_without_bfloat16_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_gemm, "bf16_gemm", lambda: None)
+    for gm in graphs("metis"):
+        made = lowered(gm)
+        assert not calls(made, CPU_PRODUCT)
+        large = [n for n in calls(gm, aten.mm.default) + calls(gm, aten.addmm.default) if not n.meta.get("metis_tail")]
+        assert large
+        assert len(calls(made, aten.mm.default) + calls(made, aten.addmm.default)) >= len(large)
+        for node in calls(made, aten.mm.default) + calls(made, aten.addmm.default):
+            assert node.meta["val"].dtype == torch.float32
+
+
+def test_products_add_their_tails_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_gemm, "bf16_gemm", lambda: True)  # the graph is read, not run
     forward, backward = (lowered(gm) for gm in graphs("metis"))
     fprop, thin = sorted(calls(forward, CPU_PRODUCT), key=lambda n: -len(n.args[3]))
     assert not thin.args[3]
@@ -76,13 +106,14 @@ def test_products_add_their_tails_in_place() -> None:
 
 
 @pytest.mark.parametrize("preset", ["metis", "chain", "best", "averis"])
-def test_factors_stay_in_bfloat16_where_kernels_read_them(preset: str) -> None:
+def test_factors_stay_in_bfloat16_where_kernels_read_them(preset: str, has_bfloat16: bool) -> None:
     for gm in map(lowered, graphs(preset)):
         assert not calls(gm, TO_BFLOAT16)
         read = [factor for product in calls(gm, CPU_PRODUCT) for factor in product.args[3]]
         read += [factor for thin in calls(gm, CPU_THIN_SUM) for factor in thin.args[1:3]]
         assert all(n.meta["val"].dtype == torch.bfloat16 or is_sum(made(n)) for n in read)
-        assert read or preset == "averis"
+        # without these instructions only residuals read factors, and what is left of a mean has no product
+        assert read or preset == "averis" or not has_bfloat16
 
 
 def made(node: fx.Node) -> fx.Node:
@@ -97,6 +128,7 @@ def is_sum(node: fx.Node) -> bool:
     return node.target in (aten.mm.default, aten.addmm.default, aten.sum.dim_IntList, CPU_PRODUCT)
 
 
+@pytest.mark.usefixtures("runs")
 @pytest.mark.parametrize("preset", ["metis", "chain", "best", "metis-paper", "averis"])
 def test_the_same_results(preset: str) -> None:
     for gm in graphs(preset):

@@ -266,7 +266,9 @@ class TestOperator:
         a, b = torch.randn(12, 8, dtype=dtype), torch.randn(4, 8, 6, dtype=dtype)
         made = torch.ops.metis.grouped_mm(a, b, torch.tensor(offs))
         for group, (start, end) in enumerate(zip([0, *offs], offs, strict=False)):
-            assert torch.equal(made[start:end], a[start:end] @ b[group])
+            # BLAS may sum in another order where matrices lie otherwise in memory; 8 products of about 1 each
+            rounded = 0 if dtype == torch.float32 else torch.finfo(dtype).eps
+            torch.testing.assert_close(made[start:end], a[start:end] @ b[group], rtol=rounded, atol=1e-5)
         assert not made[offs[-1] :].any()
 
     @pytest.mark.parametrize("offs", [[0, 5, 5, 9], [2, 3, 12, 12]])

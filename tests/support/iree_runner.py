@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +28,8 @@ NARROW = {
 
 def run(mlir: str, name: str, inputs: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
     """The results of the function `name`, whose dtypes are given: MLIR does not say whether an i8 has a sign."""
-    flags = ["--iree-llvmcpu-target-cpu=host"]  # with fused multiply-adds, where the machine has them
+    cpu = os.environ.get("METIS_TEST_IREE_CPU", "host")  # with fused multiply-adds, where the machine has them
+    flags = [f"--iree-llvmcpu-target-cpu={cpu}"]
     compiled = iree.compiler.compile_str(mlir, target_backends=["llvm-cpu"], extra_args=flags)
     context = iree.runtime.SystemContext(config=iree.runtime.Config("local-sync"))
     context.add_vm_module(iree.runtime.VmModule.copy_buffer(context.instance, compiled))
