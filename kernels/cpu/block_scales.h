@@ -5,13 +5,13 @@
 
 constexpr bool EDEN = ROUNDING == Rounding::eden;
 
-// Adds 16 elements of blocks to what block_scales asks for.
+// Adds LANES elements of blocks to what block_scales asks for.
 INLINE void add_elements(Sums& sums, F x, F multiplier, F other_multiplier) {
   if constexpr (EDEN) add_products(sums, x, multiplier);
   else add_errors(sums, x, multiplier, other_multiplier);
 }
 
-// The scales of 16 blocks that are stored from `position` on. sums_of(multipliers, other multipliers) -> Sums: of each
+// The scales of LANES blocks that are stored from `position` on. sums_of(multipliers, other multipliers) -> Sums: of each
 // block, what add_elements makes of its elements.
 template <class Of>
 INLINE Scales block_scales(I amax_bits, TensorScale tensor, uint64_t key, int64_t position, const Of& sums_of) {

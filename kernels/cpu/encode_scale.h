@@ -4,8 +4,6 @@
 
 #include "vectors.h"
 
-INLINE F at_most(F v, float limit) { return v > limit ? splat(limit) : v; }  // NaN stays
-
 INLINE F encode_scale(F amax, float target) {
   return amax == 0 ? splat(1.0f) : at_most(splat(target) / amax, FLT_MAX);
 }

@@ -7,7 +7,7 @@
 // What rounds an error to the multiples whose sums are exact, where it is added and taken away again.
 constexpr float ERROR_ANCHOR = 1 << ((SELECT == Select::mae ? 5 : 7) + (BLOCKS == Blocks::square ? 4 : 0));
 
-// The errors of 16 elements under one multiplier, in fixed point.
+// The errors of LANES elements under one multiplier, in fixed point.
 INLINE F error_of(F x, F multiplier) {
   const F magnitude = (F)magnitude_bits(x) * multiplier;
   const F inside = at_most(magnitude, ELEMENT_MAX);
@@ -33,7 +33,7 @@ INLINE void add_errors(Sums& sums, F x, F multiplier_six, F multiplier_four) {
 
 INLINE F weighted(F error, F scale) { return SELECT == Select::mae ? error * scale : (error * scale) * scale; }
 
-// The scales of 16 blocks. sums_of(multipliers of six, of four) -> Sums of what add_errors adds in each block.
+// The scales of LANES blocks. sums_of(multipliers of six, of four) -> Sums of what add_errors adds in each block.
 template <class Of> INLINE Scales chosen_scales(I amax_bits, TensorScale tensor, const Of& sums_of) {
   const F ideal = ideal_scale(amax_bits, tensor);
   const Scales six = rounded_scale(ideal, tensor), four = rounded_scale(ideal * 1.5f, tensor);

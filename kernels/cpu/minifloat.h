@@ -40,16 +40,16 @@ template <int mantissa_bits, int min_exponent> struct Minifloat {
     const Grid grid = Grid::at(a);
     const F t = a + grid.anchor, r = t - grid.anchor;
     const I below = r < a;  // -1 where true
-    return {below ? r + grid.step() : r, grid.code(difference_of_bits((I)t, (I)grid.anchor) - below)};
+    return {r + where(below, grid.step()), grid.code(difference_of_bits((I)t, (I)grid.anchor) - below)};
   }
 
   static INLINE_MEMBER Rounded stochastic(F a, F noise) {
     const Grid grid = Grid::at(a);
     const F t = a + grid.anchor, r = t - grid.anchor, step = grid.step();
     const I above = r > a;
-    const F below = above ? r - step : r;
+    const F below = r - where(above, step);
     const I rises = (a - below) >= step * (1 - noise);
-    return {rises ? below + step : below, grid.code(difference_of_bits((I)t, (I)grid.anchor) + above - rises)};
+    return {below + where(rises, step), grid.code(difference_of_bits((I)t, (I)grid.anchor) + above - rises)};
   }
 
   // The code of a rounded value, with the sign of `value`; NaN is E2M1's 0, and has no sign in FP8.

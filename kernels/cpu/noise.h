@@ -8,7 +8,7 @@ INLINE U mix(U x) {
   return x ^ (x >> 16);
 }
 
-// fp32 in [0, 1) of 16 consecutive row-major positions.
+// fp32 in [0, 1) of LANES consecutive row-major positions.
 INLINE F noise_at(uint64_t key, uint64_t position) {
   const uint32_t low = (uint32_t)position, high = (uint32_t)(position >> 32);
   U bits = mix((lane_numbers() + low) ^ (uint32_t)key) + ((uint32_t)(key >> 32) + high * 0x85EBCA6Bu);

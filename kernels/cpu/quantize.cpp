@@ -23,7 +23,7 @@ struct Job {
 constexpr int64_t GROUP = LANES * BLOCK;      // columns that one vector of block scales covers
 constexpr int64_t FLAT_UNIT = 1 << 14;        // elements of a unit where there is one block
 
-// Rounds 16 elements at a row-major position, writes their values at that position, returns their codes.
+// Rounds LANES elements at a row-major position, writes their values at that position, returns their codes.
 template <Values V, bool C> INLINE I element(const Job& job, F x, F multiplier, F scale, int64_t position, int64_t count) {
   const F value = x * multiplier;
   const F magnitude = at_most((F)magnitude_bits(value), ELEMENT_MAX);
@@ -44,137 +44,127 @@ template <Values V, bool C> INLINE I element(const Job& job, F x, F multiplier, 
 }
 
 // Writes `count` codes that lie along the packed axis, or are not packed.
-template <class T> INLINE void write_line(uint8_t* codes, T code, int64_t count) {
+INLINE void write_line(uint8_t* codes, I code, int64_t count) {
   if constexpr (FOUR_BITS) {
-    if (__builtin_expect(count >= LANES, 1)) return write(codes, nibbles_of(code));
-    uint8_t bytes[LANES / 2];
-    write(bytes, nibbles_of(code));
-    memcpy(codes, bytes, (count + 1) / 2);
+    const Nibbles nibbles = nibbles_of(code);
+    if (__builtin_expect(count >= LANES, 1)) return write(codes, nibbles);
+    copy_few(codes, (const uint8_t*)&nibbles, (count + 1) / 2);
   } else {
     write_some(codes, bytes_of(code), count);
   }
 }
 
-// Blocks along a contiguous row of `columns`.
-template <Values V, bool C> void line_of_row(const Job& job, int64_t row) {
-  const int64_t columns = job.n, start = row * columns, blocks = ceil_div(columns, BLOCK);
-  const Input* x = job.x + start;
-  uint8_t* codes = job.codes + row * (FOUR_BITS ? ceil_div(columns, 2) : columns);
-  for (int64_t first = 0; first < columns; first += GROUP) {
-    const bool whole = first + GROUP <= columns;
-    I largest_lanes[LANES];
-    for (int64_t b = 0; b < LANES; b++) {
-      I m = I{};
-      for (int64_t i = 0; i < BLOCK; i += LANES) {
-        const int64_t column = first + b * BLOCK + i;
-        if (whole) m = larger(m, magnitude_bits(load(x + column)));
-        else if (column < columns) m = larger(m, magnitude_bits(load_some(x + column, columns - column)));
-      }
-      largest_lanes[b] = m;
-    }
-    const auto sums_of = [&](F multiplier, F other) __attribute__((always_inline)) {
-      float multipliers[LANES], others[LANES];
-      write(multipliers, multiplier);
-      write(others, other);
-      F firsts[LANES] = {}, seconds[LANES] = {};
-      for (int64_t b = 0; b < LANES; b++) {
-        Sums sums = {};
-        for (int64_t i = 0; i < BLOCK; i += LANES) {
-          const int64_t column = first + b * BLOCK + i;
-          if (!whole && column >= columns) break;
-          const F v = whole ? load(x + column) : load_some(x + column, columns - column);
-          add_elements(sums, v, splat(multipliers[b]), splat(others[b]));
-        }
-        firsts[b] = sums.first;
-        seconds[b] = sums.second;
-      }
-      return Sums{sum_of_each(firsts), sum_of_each(seconds)};
-    };
-    const int64_t block = first / BLOCK;
-    const I amax_bits = largest_of_each(largest_lanes);
-    const Scales scales = block_scales(amax_bits, job.tensor, job.key, row * blocks + block, sums_of);
-    if constexpr (C) {
-      write_scales(job.scales + row * blocks + block, scales, blocks - block);
-    }
-    float multipliers[LANES], scale_values[LANES];
-    write(multipliers, scales.multiplier);
-    write(scale_values, scales.scale);
-    for (int64_t b = 0; b < LANES; b++) {
-      const F multiplier = splat(multipliers[b]), scale = splat(scale_values[b]);
-      for (int64_t i = 0; i < BLOCK; i += LANES) {
-        const int64_t column = first + b * BLOCK + i;
-        if (whole) {
-          const I code = element<V, C>(job, load(x + column), multiplier, scale, start + column, LANES);
-          if constexpr (C) write_line(codes + (FOUR_BITS ? column / 2 : column), code, LANES);
-        } else if (column < columns) {
-          const int64_t count = columns - column;
-          const I code = element<V, C>(job, load_some(x + column, count), multiplier, scale, start + column, count);
-          if constexpr (C) write_line(codes + (FOUR_BITS ? column / 2 : column), code, count);
-        }
-      }
-    }
-  }
-}
-
-// One element row of a strip: rounds, writes values, returns codes.
-template <Values V, bool C>
-INLINE I strip_row(const Job& job, F x, const Scales& s, int64_t position, int64_t count) {
-  return element<V, C>(job, x, s.multiplier, s.scale, position, count);
-}
-
-// Rows [top, bottom) of matrix `o`, 16 columns from `column`: a block per column.
-template <Values V, bool C>
-INLINE void strip(const Job& job, int64_t o, int64_t top, int64_t bottom, int64_t column, int64_t block, int64_t blocks) {
-  const int64_t inner = job.inner, start = o * job.n * inner + column, count = inner - column;
-  constexpr bool kept = BLOCKS == Blocks::line && BLOCK <= 32;
-  F rows[kept ? BLOCK : 1];  // far-apart rows evict each other from the cache; registers and the stack do not
-  I m = I{};
-  if (kept && bottom - top == BLOCK) {
-    for (int64_t r = 0; r < BLOCK; r++) {
-      rows[kept ? r : 0] = load_some(job.x + start + (top + r) * inner, count);
-      m = larger(m, magnitude_bits(rows[kept ? r : 0]));
-    }
-  } else {
-    for (int64_t r = top; r < bottom; r++) {
-      const F v = load_some(job.x + start + r * inner, count);
-      if (kept) rows[kept ? r - top : 0] = v;
-      m = larger(m, magnitude_bits(v));
-    }
-  }
-  const auto at = [&](int64_t r) __attribute__((always_inline)) {
-    return kept ? rows[kept ? r - top : 0] : load_some(job.x + start + r * inner, count);
+// LANES blocks of a contiguous row from column `first` on, all of them whole or not.
+template <Values V, bool C, bool whole> INLINE void group_of_row(const Job& job, int64_t row, int64_t first) {
+  const int64_t columns = job.n, start = row * columns, blocks = ceil_div(columns, BLOCK), block = first / BLOCK;
+  const auto at = [&](int64_t column) __attribute__((always_inline)) {
+    return whole ? load(job.x + start + column) : load_some(job.x + start + column, columns - column);
   };
+  I largest_lanes[LANES];
+  for (int64_t b = 0; b < LANES; b++) {
+    I m = I{};
+    for (int64_t i = 0; i < BLOCK; i += LANES)
+      if (const int64_t column = first + b * BLOCK + i; whole || column < columns) m = larger(m, magnitude_bits(at(column)));
+    largest_lanes[b] = m;
+  }
   const auto sums_of = [&](F multiplier, F other) __attribute__((always_inline)) {
-    Sums sums = {};
-    if (kept && bottom - top == BLOCK) {
-      for (int64_t r = 0; r < BLOCK; r++) add_elements(sums, at(top + r), multiplier, other);
-    } else {
-      for (int64_t r = top; r < bottom; r++) add_elements(sums, at(r), multiplier, other);
+    float multipliers[LANES], others[LANES];
+    write(multipliers, multiplier);
+    write(others, other);
+    F firsts[LANES], seconds[LANES];
+    for (int64_t b = 0; b < LANES; b++) {
+      Sums sums = {};
+      for (int64_t i = 0; i < BLOCK; i += LANES)
+        if (const int64_t column = first + b * BLOCK + i; whole || column < columns)
+          add_elements(sums, at(column), splat(multipliers[b]), splat(others[b]));
+      firsts[b] = sums.first;
+      seconds[b] = sums.second;
     }
-    return sums;
+    return Sums{sum_of_each(firsts), sum_of_each(seconds)};
   };
-  const int64_t stored = (o * blocks + block) * inner + column;
-  const Scales s = block_scales(m, job.tensor, job.key, stored, sums_of);
-  if constexpr (C) write_scales(job.scales + stored, s, count);
-  constexpr int64_t pair = C && FOUR_BITS ? 2 : 1;
-  const auto step = [&](int64_t r) __attribute__((always_inline)) {
-    I code = strip_row<V, C>(job, at(r), s, start + r * inner, count);
-    if constexpr (pair == 2) {
-      if (r + 1 < bottom) code |= strip_row<V, C>(job, at(r + 1), s, start + (r + 1) * inner, count) << 4;
-      write_some(job.codes + (o * ceil_div(job.n, 2) + r / 2) * inner + column, bytes_of(code), count);
-    } else if constexpr (C) {
-      write_some(job.codes + start + r * inner, bytes_of(code), count);
-    }
-  };
-  if (kept && bottom - top == BLOCK) {
-    for (int64_t r = 0; r < BLOCK; r += pair) step(top + r);
-  } else {
-    for (int64_t r = top; r < bottom; r += pair) step(r);
+  const I amax_bits = largest_of_each(largest_lanes);
+  const Scales scales = block_scales(amax_bits, job.tensor, job.key, row * blocks + block, sums_of);
+  if constexpr (C) write_scales(job.scales + row * blocks + block, scales, whole ? LANES : blocks - block);
+  float multipliers[LANES], scale_values[LANES];
+  write(multipliers, scales.multiplier);
+  write(scale_values, scales.scale);
+  uint8_t* codes = job.codes + row * (FOUR_BITS ? ceil_div(columns, 2) : columns);
+  for (int64_t b = 0; b < LANES; b++) {
+    const F multiplier = splat(multipliers[b]), scale = splat(scale_values[b]);
+    for (int64_t i = 0; i < BLOCK; i += LANES)
+      if (const int64_t column = first + b * BLOCK + i; whole || column < columns) {
+        const int64_t count = whole ? LANES : columns - column;
+        const I code = element<V, C>(job, at(column), multiplier, scale, start + column, count);
+        if constexpr (C) write_line(codes + (FOUR_BITS ? column / 2 : column), code, count);
+      }
   }
+}
+
+// Blocks along a contiguous row.
+template <Values V, bool C> void line_of_row(Job job, int64_t row) {
+  int64_t first = 0;
+  for (; first + GROUP <= job.n; first += GROUP) group_of_row<V, C, true>(job, row, first);
+  if (first < job.n) group_of_row<V, C, false>(job, row, first);
+}
+
+// Rows [top, bottom) of matrix `o`, a cache line of columns from `column`, whole or not: a block per column.
+template <Values V, bool C, bool whole>
+INLINE void strip(const Job& job, int64_t o, int64_t top, int64_t bottom, int64_t column, int64_t block, int64_t blocks) {
+  constexpr int vectors = CACHE_LINE / LANES;
+  const int64_t inner = job.inner, start = o * job.n * inner + column;
+  const auto count = [&](int v) __attribute__((always_inline)) { return whole ? LANES : inner - column - v * LANES; };
+  const auto elements = [&](int64_t r, int v) __attribute__((always_inline)) {
+    return load_some(job.x + start + r * inner + v * LANES, count(v));
+  };
+  // Far-apart rows evict each other from the cache; registers and the stack do not.
+  constexpr bool kept = BLOCKS == Blocks::line && BLOCK <= 32;
+  F rows[kept ? BLOCK : 1][vectors];
+  const auto at = [&](int64_t r, int v) __attribute__((always_inline)) { return kept ? rows[r - top][v] : elements(r, v); };
+  const int64_t stored = (o * blocks + block) * inner + column;
+  Scales scales[vectors];
+
+  const auto round = [&](int64_t height) __attribute__((always_inline)) {
+    I m[vectors] = {};
+    for (int64_t r = 0; r < height; r++)
+      for (int v = 0; v < vectors; v++) {
+        const F x = elements(top + r, v);
+        if constexpr (kept) rows[r][v] = x;
+        m[v] = larger(m[v], magnitude_bits(x));
+      }
+    for (int v = 0; v < vectors; v++) {
+      const auto sums_of = [&](F multiplier, F other) __attribute__((always_inline)) {
+        Sums sums = {};
+        for (int64_t r = 0; r < height; r++) add_elements(sums, at(top + r, v), multiplier, other);
+        return sums;
+      };
+      scales[v] = block_scales(m[v], job.tensor, job.key, stored + v * LANES, sums_of);
+      if constexpr (C) write_scales(job.scales + stored + v * LANES, scales[v], count(v));
+    }
+    constexpr int64_t pair = C && FOUR_BITS ? 2 : 1;
+    for (int64_t r = top; r < top + height; r += pair)
+      for (int v = 0; v < vectors; v++) {
+        const auto code_of = [&](int64_t r) __attribute__((always_inline)) {
+          const int64_t position = start + r * inner + v * LANES;
+          return element<V, C>(job, at(r, v), scales[v].multiplier, scales[v].scale, position, count(v));
+        };
+        I code = code_of(r);
+        if (pair == 2 && r + 1 < top + height) code |= code_of(r + 1) << 4;
+        const int64_t row = pair == 2 ? o * ceil_div(job.n, 2) + r / 2 : o * job.n + r;
+        if constexpr (C) write_some(job.codes + row * inner + column + v * LANES, bytes_of(code), count(v));
+      }
+  };
+  if (whole && kept && bottom - top == BLOCK) round(BLOCK);
+  else round(bottom - top);
+}
+
+template <Values V, bool C>
+void strip(Job job, int64_t o, int64_t top, int64_t bottom, int64_t column, int64_t block, int64_t blocks) {
+  if (column + CACHE_LINE <= job.inner) strip<V, C, true>(job, o, top, bottom, column, block, blocks);
+  else strip<V, C, false>(job, o, top, bottom, column, block, blocks);
 }
 
 // A row of square blocks, rows [top, bottom) of matrix `o`.
-template <Values V, bool C> void squares(const Job& job, int64_t o, int64_t top, int64_t bottom) {
+template <Values V, bool C> void squares(Job job, int64_t o, int64_t top, int64_t bottom) {
   const int64_t columns = job.inner, blocks = ceil_div(columns, BLOCK), start = o * job.n * columns;
   const int64_t stored = (o * ceil_div(job.n, BLOCK) + top / BLOCK) * blocks;
   for (int64_t first = 0; first < columns; first += GROUP) {
@@ -237,7 +227,7 @@ template <Values V, bool C> void squares(const Job& job, int64_t o, int64_t top,
 }
 
 // A contiguous run of elements under one scale.
-template <Values V, bool C> void run(const Job& job, const Scales& s, int64_t start, int64_t count) {
+template <Values V, bool C> void run(Job job, const Scales& s, int64_t start, int64_t count) {
   static_assert(!FOUR_BITS || BLOCKS == Blocks::line || BLOCKS == Blocks::square, "4-bit formats have small blocks");
   for (int64_t i = start; i < start + count; i += LANES) {
     const int64_t left = start + count - i;
@@ -254,7 +244,7 @@ Units units_of(const Job& job) {
   if constexpr (BLOCKS == Blocks::tensor) return {ceil_div(job.outer * job.n * job.inner, FLAT_UNIT), 1};
   if constexpr (BLOCKS == Blocks::square) return {job.outer, ceil_div(job.n, BLOCK)};
   if (job.inner == 1) return {job.outer, 1};
-  return {job.outer, BLOCKS == Blocks::row ? ceil_div(job.inner, LANES) : ceil_div(job.n, BLOCK)};
+  return {job.outer, BLOCKS == Blocks::row ? ceil_div(job.inner, CACHE_LINE) : ceil_div(job.n, BLOCK)};
 }
 
 template <Values V, bool C> void unit(const Job& job, const Units& units, int64_t index) {
@@ -271,12 +261,13 @@ template <Values V, bool C> void unit(const Job& job, const Units& units, int64_
       if constexpr (C) write_scales(job.scales + o, s, 1);
       run<V, C>(job, s, o * job.n, job.n);
     } else {
-      strip<V, C>(job, o, 0, job.n, i * LANES, 0, 1);
+      strip<V, C>(job, o, 0, job.n, i * CACHE_LINE, 0, 1);
     }
   } else if (job.inner == 1) {
     line_of_row<V, C>(job, o);
   } else {
-    for (int64_t column = 0; column < job.inner; column += LANES) strip<V, C>(job, o, top, bottom, column, i, units.inner);
+    for (int64_t column = 0; column < job.inner; column += CACHE_LINE)
+      strip<V, C>(job, o, top, bottom, column, i, units.inner);
   }
 }
 

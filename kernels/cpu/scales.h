@@ -17,7 +17,7 @@ struct Scales {
   I stored;      // the E4M3 or E8M0 byte
 };
 
-// Two sums over each of 16 blocks.
+// Two sums over each of LANES blocks.
 struct Sums {
   F first;
   F second;
@@ -67,20 +67,8 @@ INLINE void write_scales(Stored* p, const Scales& scales, int64_t count) {
   else write_some(p, bytes_of(scales.stored), count);
 }
 
-// fp32 values of `count` stored scales, 16 at most.
-INLINE F read_scales(const Stored* p, int64_t count) {
-  if constexpr (SCALE == ScaleFormat::fp32) {
-    return load_some(p, count);
-  } else {
-    U8 bytes;
-    if (__builtin_expect(count >= LANES, 1)) {
-      bytes = read<U8>(p);
-    } else {
-      uint8_t lanes[LANES] = {};
-      memcpy(lanes, p, count);
-      bytes = read<U8>(lanes);
-    }
-    const I byte = integers_of(bytes);
-    return SCALE == ScaleFormat::e4m3 ? E4M3::value(byte) : e8m0_value(byte);
-  }
-}
+INLINE F scale_value(F stored) { return stored; }
+INLINE F scale_value(I stored) { return SCALE == ScaleFormat::e4m3 ? E4M3::value(stored) : e8m0_value(stored); }
+
+// fp32 values of `count` stored scales, LANES at most.
+INLINE F read_scales(const Stored* p, int64_t count) { return scale_value(load_some(p, count)); }

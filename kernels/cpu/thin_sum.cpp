@@ -5,9 +5,9 @@
 #include "threads.h"
 #include "vectors.h"
 
-constexpr int ROWS = 4, VECTORS = 4;        // of a tile, which stays in registers
-constexpr int64_t STRIP = 32;               // rows that go over the same columns of right while these are in cache
-constexpr int64_t PANEL = VECTORS * LANES;  // these columns
+constexpr int ROWS = 4, VECTORS = LANES / 4;  // of a tile, which stays in registers: AVX-512 has 32, AVX2 16
+constexpr int64_t STRIP = 32;                 // rows that go over the same columns of right while these are in cache
+constexpr int64_t PANEL = VECTORS * LANES;    // these columns
 
 struct Sum {
   const float* x;

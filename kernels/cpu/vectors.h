@@ -1,20 +1,27 @@
-// Vectors of 16 lanes in GCC's and Clang's vector extension: one AVX-512 register, two of AVX2, four of NEON.
+// Vectors in GCC's and Clang's vector extension: one register of AVX-512 or AVX2, two of NEON or SSE.
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #define INLINE_MEMBER inline __attribute__((always_inline))
 #define INLINE static INLINE_MEMBER
 
+// How many numbers of 32 bits a vector has: those of a register. GCC takes wider vectors apart by way of memory.
+#if defined(__AVX512F__)
 constexpr int LANES = 16;
-typedef float F __attribute__((vector_size(64)));
-typedef int32_t I __attribute__((vector_size(64)));
-typedef uint32_t U __attribute__((vector_size(64)));
-typedef uint16_t U16 __attribute__((vector_size(32)));
-typedef uint8_t U8 __attribute__((vector_size(16)));
-typedef uint64_t L __attribute__((vector_size(64)));
-typedef uint8_t Half8 __attribute__((vector_size(8)));
-typedef uint16_t Half16 __attribute__((vector_size(16)));
+#else
+constexpr int LANES = 8;
+#endif
+constexpr int CACHE_LINE = 16;  // numbers of 32 bits
+
+typedef float F __attribute__((vector_size(4 * LANES)));
+typedef int32_t I __attribute__((vector_size(4 * LANES)));
+typedef uint32_t U __attribute__((vector_size(4 * LANES)));
+typedef uint64_t L __attribute__((vector_size(4 * LANES)));
+typedef uint16_t U16 __attribute__((vector_size(2 * LANES)));
+typedef uint8_t U8 __attribute__((vector_size(LANES)));
 
 struct Bfloat16 { uint16_t bits; };
 struct Float16 { uint16_t bits; };
@@ -23,9 +30,13 @@ constexpr int32_t SIGN = INT32_MIN;
 constexpr int32_t MAGNITUDE = INT32_MAX;
 constexpr int32_t EXPONENT = 0x7F800000;
 
-INLINE F splat(float v) { return F{v, v, v, v, v, v, v, v, v, v, v, v, v, v, v, v}; }
-INLINE I splat(int32_t v) { return I{v, v, v, v, v, v, v, v, v, v, v, v, v, v, v, v}; }
-INLINE U lane_numbers() { return U{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
+constexpr auto ALL_LANES = std::make_index_sequence<LANES>();
+template <size_t... lanes> INLINE U lane_numbers(std::index_sequence<lanes...>) { return U{lanes...}; }
+INLINE U lane_numbers() { return lane_numbers(ALL_LANES); }
+INLINE F splat(float v) { return v - F{}; }
+INLINE I splat(int32_t v) { return v + I{}; }
+INLINE U splat(uint32_t v) { return v + U{}; }
+INLINE F where(I mask, F v) { return (F)(mask & (I)v); }  // zero elsewhere
 INLINE I larger(I a, I b) { return a > b ? a : b; }
 
 template <class V, class T> INLINE V read(const T* p) {
@@ -35,49 +46,6 @@ template <class V, class T> INLINE V read(const T* p) {
 }
 template <class V, class T> INLINE void write(T* p, V v) { memcpy(p, &v, sizeof(V)); }
 
-INLINE F load(const float* p) { return read<F>(p); }
-INLINE F load(const Bfloat16* p) { return (F)(__builtin_convertvector(read<U16>(p), U) << 16); }
-INLINE F load(const Float16* p) {
-  const I h = __builtin_convertvector(read<U16>(p), I);
-  const I m = h & 0x7FFF;
-  const I normal = (m << 13) + (112 << 23) + ((m >= 0x7C00) & (112 << 23));
-  const I subnormal = (I)(__builtin_convertvector(m, F) * 0x1p-24f);
-  return (F)((m < 0x400 ? subnormal : normal) | ((h & 0x8000) << 16));
-}
-
-// The first `count` lanes from memory, zeros behind them.
-template <class T> INLINE F load_some(const T* p, int64_t count) {
-  if (__builtin_expect(count >= LANES, 1)) return load(p);
-  T lanes[LANES] = {};
-  memcpy(lanes, p, count * sizeof(T));
-  return load(lanes);
-}
-
-// The first `count` lanes to memory.
-template <class V, class T> INLINE void write_some(T* p, V v, int64_t count) {
-  if (__builtin_expect(count >= LANES, 1)) return write(p, v);
-  T lanes[LANES];
-  write(lanes, v);
-  memcpy(p, lanes, count * sizeof(T));
-}
-
-// By way of 16 bits: GCC takes the lanes apart otherwise.
-INLINE U8 bytes_of(I v) { return __builtin_convertvector(__builtin_convertvector((U)v, U16), U8); }
-INLINE I integers_of(U8 v) { return __builtin_convertvector(__builtin_convertvector(v, U16), I); }
-INLINE U16 bfloat16_of(F v) { return __builtin_convertvector((U)v >> 16, U16); }  // of what bfloat16 holds exactly
-
-// Two lanes, each 0..15, to a byte, the lower one in the low nibble.
-INLINE Half8 nibbles_of(I v) {
-  const L pair = (L)v;
-  return __builtin_convertvector(pair | (pair >> 28), Half8);
-}
-
-// The inverse of nibbles_of.
-INLINE I integers_of_nibbles(Half8 v) {
-  const Half16 wide = __builtin_convertvector(v, Half16);
-  return integers_of((U8)((wide | (wide << 4)) & 0x0F0F));
-}
-
 template <int... lanes, class V> INLINE V pick(V a, V b) {
 #if defined(__clang__)
   return __builtin_shufflevector(a, b, lanes...);
@@ -86,19 +54,114 @@ template <int... lanes, class V> INLINE V pick(V a, V b) {
 #endif
 }
 
+// Sixteen numbers of 4 bits in 64, or eight in 32.
+using Nibbles = std::conditional_t<LANES == 16, uint64_t, uint32_t>;
+
+INLINE L paired_nibbles(I v) { return (L)v | ((L)v >> 28); }  // in the lowest byte of 64 bits
+
+#if defined(__AVX2__) && !defined(__AVX512F__) && !defined(__clang__)
+// GCC makes several instructions, or one for each lane, of the general forms below.
+typedef uint8_t Bytes __attribute__((vector_size(32)));
+typedef uint16_t Shorts __attribute__((vector_size(32)));
+typedef char Char16 __attribute__((vector_size(16)));
+typedef short Short8 __attribute__((vector_size(16)));
+typedef long long Long2 __attribute__((vector_size(16)));
+
+INLINE F at_most(F v, float limit) { return __builtin_ia32_minps256(splat(limit), v); }
+INLINE I widened(U16 v) { return (I)__builtin_ia32_pmovzxwd256((Short8)v); }
+INLINE I widened(U8 v) { return (I)__builtin_ia32_pmovzxbd256((Char16)Long2{(long long)read<uint64_t>(&v), 0}); }
+
+INLINE U8 bytes_of(I v) {
+  const Bytes b = __builtin_shuffle((Bytes)v, Bytes{0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28,
+                                                    0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28});
+  return read<U8>(&b);
+}
+INLINE Nibbles nibbles_of(I v) {
+  const Bytes b = __builtin_shuffle((Bytes)paired_nibbles(v), Bytes{0, 8, 16, 24, 0, 8, 16, 24, 0, 8, 16, 24, 0, 8, 16, 24,
+                                                                    0, 8, 16, 24, 0, 8, 16, 24, 0, 8, 16, 24, 0, 8, 16, 24});
+  return ((U)b)[0];
+}
+INLINE U16 bfloat16_of(F v) {
+  const Shorts s = __builtin_shuffle((Shorts)v, Shorts{1, 3, 5, 7, 9, 11, 13, 15, 1, 3, 5, 7, 9, 11, 13, 15});
+  return read<U16>(&s);
+}
+#else
+// v, or limit where v is larger. NaN stays.
+INLINE F at_most(F v, float limit) { return v > limit ? splat(limit) : v; }
+INLINE I widened(U16 v) { return __builtin_convertvector(v, I); }
+
+// By way of 16 bits: GCC takes the lanes apart otherwise.
+INLINE I widened(U8 v) { return widened(__builtin_convertvector(v, U16)); }
+INLINE U8 bytes_of(I v) { return __builtin_convertvector(__builtin_convertvector((U)v, U16), U8); }
+
+// Lanes of 0..15, the first in the low nibble of the first byte.
+INLINE Nibbles nibbles_of(I v) {
+  typedef uint8_t Half __attribute__((vector_size(LANES / 2)));
+  const Half bytes = __builtin_convertvector(paired_nibbles(v), Half);
+  return read<Nibbles>(&bytes);
+}
+INLINE U16 bfloat16_of(F v) { return __builtin_convertvector((U)v >> 16, U16); }  // of what bfloat16 holds exactly
+#endif
+
+// The inverse of nibbles_of.
+INLINE I integers_of(Nibbles v) {
+  U words = splat((uint32_t)v);
+  if constexpr (LANES == 16) words = lane_numbers() < 8 ? words : splat((uint32_t)((uint64_t)v >> 32));
+  return (I)(words >> (lane_numbers() % 8 * 4)) & 15;
+}
+
+INLINE F load(const float* p) { return read<F>(p); }
+INLINE F load(const Bfloat16* p) { return (F)(widened(read<U16>(p)) << 16); }
+INLINE F load(const Float16* p) {
+  const I h = widened(read<U16>(p));
+  const I m = h & 0x7FFF;
+  const I normal = (m << 13) + (112 << 23) + ((m >= 0x7C00) & (112 << 23));
+  const I subnormal = (I)(__builtin_convertvector(m, F) * 0x1p-24f);
+  return (F)((m < 0x400 ? subnormal : normal) | ((h & 0x8000) << 16));
+}
+INLINE I load(const uint8_t* p) { return widened(read<U8>(p)); }
+
+// A call of memcpy would put every vector that is in use on the stack.
+template <class T> INLINE void copy_few(T* to, const T* from, int64_t count) {
+  for (int64_t i = 0; i < count; i++) {
+    to[i] = from[i];
+    asm volatile("" ::: "memory");
+  }
+}
+
+// The first `count` lanes from memory, zeros behind them.
+template <class T> INLINE auto load_some(const T* p, int64_t count) {
+  if (__builtin_expect(count >= LANES, 1)) return load(p);
+  T lanes[LANES] = {};
+  copy_few(lanes, p, count);
+  return load(lanes);
+}
+
+// The first `count` lanes to memory.
+template <class V, class T> INLINE void write_some(T* p, V v, int64_t count) {
+  if (__builtin_expect(count >= LANES, 1)) return write(p, v);
+  T lanes[LANES];
+  write(lanes, v);
+  copy_few(p, lanes, count);
+}
+
+// Of each pair of runs of `width` lanes, in a and then in b: the first, or the second.
+template <int width, size_t... lanes, class V> INLINE V firsts(V a, V b, std::index_sequence<lanes...>) {
+  return pick<(lanes & width ? LANES + lanes - width : lanes)...>(a, b);
+}
+template <int width, size_t... lanes, class V> INLINE V seconds(V a, V b, std::index_sequence<lanes...>) {
+  return pick<(lanes & width ? LANES + lanes : lanes + width)...>(a, b);
+}
+
 // Lane j of the result combines the lanes of v[j].
-template <class V, class Combine> INLINE V combined_lanes(V v[LANES], const Combine& combine) {
-  for (int i = 0; i < 8; i++)
-    v[i] = combine(pick<0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30>(v[2 * i], v[2 * i + 1]),
-                   pick<1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31>(v[2 * i], v[2 * i + 1]));
-  for (int i = 0; i < 4; i++)
-    v[i] = combine(pick<0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29>(v[2 * i], v[2 * i + 1]),
-                   pick<2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31>(v[2 * i], v[2 * i + 1]));
-  for (int i = 0; i < 2; i++)
-    v[i] = combine(pick<0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27>(v[2 * i], v[2 * i + 1]),
-                   pick<4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31>(v[2 * i], v[2 * i + 1]));
-  return combine(pick<0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23>(v[0], v[1]),
-                 pick<8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31>(v[0], v[1]));
+template <int width = 1, class V, class Combine> INLINE V combined_lanes(V* v, const Combine& combine) {
+  if constexpr (width == LANES) {
+    return v[0];
+  } else {
+    for (int i = 0; i < LANES / 2 / width; i++)
+      v[i] = combine(firsts<width>(v[2 * i], v[2 * i + 1], ALL_LANES), seconds<width>(v[2 * i], v[2 * i + 1], ALL_LANES));
+    return combined_lanes<2 * width>(v, combine);
+  }
 }
 
 INLINE I largest_of_each(I v[LANES]) { return combined_lanes(v, larger); }

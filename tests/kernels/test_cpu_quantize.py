@@ -268,11 +268,13 @@ def test_stochastic_rounding_rises_where_the_noise_just_reaches() -> None:
 
 def test_noise_beyond_32_bits_of_position() -> None:
     text = compile.inlined("noise.h") + (
-        'extern "C" void noise(uint64_t key, uint64_t position, float* p) { write(p, noise_at(key, position)); }\n'
+        'extern "C" void noise(uint64_t key, uint64_t position, float* p) {\n'
+        "  for (int i = 0; i < 16; i += LANES) write(p + i, noise_at(key, position + i));\n"
+        "}\n"
     )
     library = compile.CppCodeCache.load(text)
     key = 0x9234_5678_1ABC_DEF0
-    for start in (0, 2**32 - 17, 2**32 - 16, 2**32 - 15, 2**32 - 1, 2**32, 2**33 + 5):
+    for start in (0, *(2**32 - lanes + off for lanes in (8, 16) for off in (-1, 0, 1)), 2**32 - 1, 2**32, 2**33 + 5):
         out = torch.empty(16)
         library.noise(
             compile.ctypes.c_uint64(key), compile.ctypes.c_uint64(start), compile.ctypes.c_void_p(out.data_ptr())
