@@ -14,6 +14,7 @@ from metis_compile.compat import CustomGraphPass, compile_phase, trace_structure
 from metis_compile.inspection.capture import Record
 from metis_compile.options import Config
 from metis_compile.passes.graph.sites import GraphInputs, Site
+from metis_compile.passes.joint.as_matrices import write_as_matrices
 from metis_compile.passes.joint.decompose_experts import decompose_experts
 from metis_compile.passes.joint.find import find_sites
 from metis_compile.passes.joint.hide_from_pad_mm import hide, restore
@@ -38,6 +39,7 @@ def run_pipeline(graph: fx.Graph, config: Config, inputs: GraphInputs) -> list[S
     check = _checker(graph, config)
 
     decompose_experts(graph)
+    write_as_matrices(graph)
     sites = find_sites(graph, inputs)
     check("find")
 

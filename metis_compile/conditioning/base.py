@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -37,3 +37,13 @@ class Conditioning(Protocol):
         or in a factor.
         """
         ...
+
+
+def needs_seed(conditioning: Any) -> bool:
+    """Whether it draws random numbers where it is given a basis, or has none to make."""
+    return bool(getattr(conditioning, "needs_seed", True))
+
+
+def keeps_basis(conditioning: Any) -> bool:
+    """Whether a basis of it lives across steps."""
+    return bool(getattr(conditioning, "keeps_basis", False))

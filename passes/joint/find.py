@@ -196,8 +196,6 @@ def _is_parameter_gradient(node: fx.Node, depends: Dependencies) -> bool:
 
 def _unsupported(site: Site) -> str | None:
     """Why a product can't be quantized at all, or None."""
-    if site.node.target is aten.addbmm.default:
-        return "addbmm adds up its products inside one operator: bmm and a sum show them"
     dtypes = {o.node.meta["val"].dtype for o in site.operands}
     if not dtypes <= set(SUPPORTED_DTYPES):
         names = ", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes))
