@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.autograd.graph import saved_tensors_hooks
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -96,7 +97,8 @@ def _products_of(node: fx.Node) -> list[tuple[Tensor, Tensor]]:
     new_symbols = nullcontext() if env is None else env.ignore_fresh_unbacked_symbols()
     found = _Products()
     try:
-        with fake_mode, enable_python_dispatcher(), new_symbols, found:
+        # with hooks of its own: those of a checkpoint around the compiled model count what is saved for backward
+        with saved_tensors_hooks(_as_it_is, _as_it_is), fake_mode, enable_python_dispatcher(), new_symbols, found:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), _alike)
             if node.op == "call_method":
                 getattr(args[0], str(node.target))(*args[1:], **kwargs)
@@ -105,6 +107,10 @@ def _products_of(node: fx.Node) -> list[tuple[Tensor, Tensor]]:
     except Exception as error:  # an operator with a graph inside, or one that looks at values
         log.debug("what %s multiplies is not known: %s", node.target, error)
     return found.pairs
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 def _alike(node: fx.Node) -> Any:
