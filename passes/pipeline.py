@@ -39,7 +39,8 @@ def run_pipeline(graph: fx.Graph, config: Config, inputs: GraphInputs) -> list[S
     check = _checker(graph, config)
 
     decompose_experts(graph)
-    write_as_matrices(graph)
+    if any(t.spec is not None for recipe in config.policy.recipes for t in recipe.treatments):
+        write_as_matrices(graph)
     sites = find_sites(graph, inputs)
     check("find")
 

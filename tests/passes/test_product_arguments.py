@@ -181,6 +181,13 @@ def test_inductor_gives_the_same() -> None:
     assert_same(found[0], found[1], SAME_DRAWS)
 
 
+def test_a_result_of_another_dtype_is_listed_and_left() -> None:
+    x, w = (torch.randn(shape, device="meta", dtype=torch.bfloat16) for shape in ((M, K), (K, N)))
+    captured = capture_graphs(lambda x, w: torch.mm(x, w, out_dtype=torch.float32), x, w, policy="nvfp4", grad=False)
+    (site,) = sites_of(captured)
+    assert "dtype of its own" in str(site.reason)
+
+
 class Einsums(nn.Module):
     """Queries, keys and values, and beside them a linear that reads the same; by einsum, or by matmul."""
 
