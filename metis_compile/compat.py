@@ -9,6 +9,7 @@
 | inductor_config | 2.0 | the options that a user may give beside ours |
 | list_mode_options | 2.0 | what `mode="max-autotune"` stands for |
 | detect_fake_mode | 2.0 | the fake tensor mode of a captured graph |
+| FakeTensor | 2.0 | which mode a tensor of Dynamo's graph is faked in |
 | OpOverload | 1.12 | tells an operator of the dispatcher from a Python function in a graph |
 | trace_structured | 2.3 | puts graphs where `TORCH_TRACE` and tlparse find them |
 | register_lowering, TensorBox | 2.0 | how `metis::materialize` becomes a buffer |
@@ -79,6 +80,7 @@ from torch._inductor.select_algorithm import (
 from torch._inductor.virtualized import V
 from torch._logging import trace_structured
 from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
 
 __all__ = [
     "CppCodeCache",
@@ -89,6 +91,7 @@ __all__ = [
     "ExternKernelCaller",
     "ExternKernelChoice",
     "ExternKernelOut",
+    "FakeTensor",
     "FallbackKernel",
     "FixedLayout",
     "OpOverload",

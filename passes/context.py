@@ -23,7 +23,7 @@ from metis_compile.options import Config
 from metis_compile.passes.graph.builder import GraphBuilder
 from metis_compile.passes.graph.inline import Inliner
 from metis_compile.passes.graph.sites import GraphInputs, Site
-from metis_compile.passes.verify import verify
+from metis_compile.passes.verify import broken, verify
 
 log = logging.getLogger("metis_compile.passes")
 
@@ -75,6 +75,7 @@ def run_passes(passes: Sequence[Pass], context: PassContext, stage: str) -> None
     before and after to TORCH_TRACE, and, where the configuration says so, is followed by `verify`, which raises
     GraphError.
     """
+    given = broken(context.graph) if context.config.verify else ()
     for each in passes:
         name = each.__name__
         before = _operators(context.graph) if log.isEnabledFor(logging.INFO) else Counter()
@@ -87,7 +88,7 @@ def run_passes(passes: Sequence[Pass], context: PassContext, stage: str) -> None
             for what, why in result.left:
                 log.debug("%s %s left %s: %s", stage, name, what, why)
         if context.config.verify:
-            verify(context.graph, f"{stage} pass {name}")
+            verify(context.graph, f"{stage} pass {name}", given)
 
 
 def trace(name: str, graph: fx.Graph) -> None:

@@ -17,6 +17,7 @@ from metis_compile.compat import CustomGraphPass, compile_phase
 from metis_compile.options import Config
 from metis_compile.passes.context import Pass, PassContext, run_passes, trace
 from metis_compile.passes.graph.sites import GraphInputs, Site
+from metis_compile.passes.joint.as_matrices import write_as_matrices
 from metis_compile.passes.joint.decompose_experts import decompose_experts
 from metis_compile.passes.joint.find import find, find_sites
 from metis_compile.passes.joint.hide_from_pad_mm import hide_from_pad_mm, restore_products
@@ -35,6 +36,7 @@ from metis_compile.passes.record import Record
 # Over the joint graph, before Inductor's own joint passes and those of the user.
 JOINT: tuple[Pass, ...] = (
     decompose_experts,
+    write_as_matrices,
     find,
     resolve,
     rewrite,

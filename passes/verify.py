@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection
 from typing import Any
 
 from torch import fx
@@ -18,17 +19,26 @@ class GraphError(AssertionError):
     """A graph that no pass should have produced. Names the node."""
 
 
-def verify(graph: fx.Graph, after: str) -> None:
-    """Raises GraphError, naming the pass `after` which the graph is wrong, unless every rule below holds."""
+def verify(graph: fx.Graph, after: str, given: Collection[fx.Node] = ()) -> None:
+    """Raises GraphError, naming the pass `after` which the graph is wrong, unless every rule below holds.
+
+    given: nodes that broke a rule before any of our passes ran, such as those that Inductor's own leave without
+    metadata.
+    """
     try:
         graph.lint()
         for node in graph.nodes:
-            for rule in RULES:
+            for rule in () if node in given else RULES:
                 message = rule(node)
                 if message is not None:
                     raise GraphError(f"{node.name}: {message}")
     except (GraphError, RuntimeError) as error:
         raise GraphError(f"metis: the graph is wrong after {after}: {error}") from error
+
+
+def broken(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes for which a rule does not hold."""
+    return {node for node in graph.nodes if any(rule(node) is not None for rule in RULES)}
 
 
 def has_value(node: Any) -> str | None:

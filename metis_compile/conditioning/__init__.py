@@ -1,8 +1,8 @@
 """Conditioning: x = residual + left @ right, so that what a block quantizer sees is easier to quantize."""
 
 from metis_compile.conditioning.adaptive_rate import adapt_rate
-from metis_compile.conditioning.base import Conditioned, Conditioning
-from metis_compile.conditioning.basis import kept_step, largest_rank, next_basis
+from metis_compile.conditioning.base import Conditioned, Conditioning, needs_seed
+from metis_compile.conditioning.basis import kept_step, largest_rank, makes_basis, next_basis
 from metis_compile.conditioning.chain import Chain
 from metis_compile.conditioning.factors import PARTNERS, partner_spec
 from metis_compile.conditioning.hadamard import fixed_signs, hadamard, signs_from
@@ -29,6 +29,8 @@ __all__ = [
     "kept_step",
     "largest_rank",
     "make_conditioning",
+    "makes_basis",
+    "needs_seed",
     "next_basis",
     "orthonormalize",
     "partner_spec",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -19,10 +19,10 @@ class Conditioning(Protocol):
     """How an operand is split; a policy file may name any class that has this method: ``"package.module:Class"``.
 
     The class is a frozen dataclass of keyword-only fields, each a setting of the policy file with a default. Optional
-    attributes: `partner`, of PARTNERS, "high" without it; `needs_seed`, whether split draws random numbers, True
-    without it; `depends_on_axis`, whether it heeds the axis, False without it; `with_rank`, what to use for an operand
-    of given sizes; `keeps_basis`, whether a basis lives across steps, False without it, for which it has `fresh_basis`
-    and `update_basis`. All as :class:`Spectral` has them.
+    attributes: `partner`, of PARTNERS, "high" without it; `needs_seed`, whether split draws random numbers, other than
+    for a basis that it makes, True without it; `depends_on_axis`, whether it heeds the axis, False without it;
+    `with_rank`, what to use for an operand of given sizes; `keeps_basis`, whether a basis lives across steps, False
+    without it, for which it has `fresh_basis` and `update_basis`. All as :class:`Spectral` has them.
     """
 
     def split(
@@ -37,3 +37,13 @@ class Conditioning(Protocol):
         or in a factor.
         """
         ...
+
+
+def needs_seed(conditioning: Any) -> bool:
+    """Whether it draws random numbers, other than for a basis that it makes."""
+    return bool(getattr(conditioning, "needs_seed", True))
+
+
+def keeps_basis(conditioning: Any) -> bool:
+    """Whether a basis of it lives across steps."""
+    return bool(getattr(conditioning, "keeps_basis", False))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metis_compile.conditioning.base import keeps_basis
 from metis_compile.conditioning.chain import Chain
 from metis_compile.conditioning.rank import LARGEST_AUTO
 from metis_compile.conditioning.registry import steps_of
@@ -19,7 +20,12 @@ from metis_compile.conditioning.registry import steps_of
 
 def kept_step(split: Any) -> Any:
     """The conditioning, or the step of a chain, that keeps a basis across steps; None where there is none."""
-    return next((step for step in steps_of(split) if getattr(step, "keeps_basis", False)), None)
+    return next((step for step in steps_of(split) if keeps_basis(step)), None)
+
+
+def makes_basis(split: Any, given: bool) -> bool:
+    """Whether a split makes a basis from a sketch, and needs a seed for it. given: one for the step that keeps one."""
+    return any(hasattr(step, "fresh_basis") and not (given and keeps_basis(step)) for step in steps_of(split))
 
 
 def largest_rank(split: Any, columns: int, rows: int | None = None) -> int:

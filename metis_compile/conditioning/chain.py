@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metis_compile.conditioning.base import Conditioned, Conditioning
+from metis_compile.conditioning.base import Conditioned, Conditioning, keeps_basis, needs_seed
 from metis_compile.conditioning.factors import STREAMS, check_matrix
 from metis_compile.conditioning.rank import with_rank
 
@@ -30,7 +30,7 @@ class Chain:
         partners = {getattr(step, "partner", "high") for step in self.steps}
         if len(partners) > 1:
             raise ValueError(f"all steps must have the same partner, got {', '.join(map(repr, sorted(partners)))}")
-        if sum(getattr(step, "keeps_basis", False) for step in self.steps) > 1:
+        if sum(keeps_basis(step) for step in self.steps) > 1:
             raise ValueError("one step of a chain may keep a basis across steps, got several")
         if any(getattr(step, "compensate", False) for step in self.steps[:-1]):
             raise ValueError("compensate must be false for all steps of a chain but the last")
@@ -41,11 +41,11 @@ class Chain:
 
     @property
     def keeps_basis(self) -> bool:
-        return any(getattr(step, "keeps_basis", False) for step in self.steps)
+        return any(keeps_basis(step) for step in self.steps)
 
     @property
     def needs_seed(self) -> bool:
-        return any(getattr(step, "needs_seed", False) for step in self.steps)
+        return any(needs_seed(step) for step in self.steps)
 
     @property
     def depends_on_axis(self) -> bool:
@@ -62,7 +62,7 @@ class Chain:
         check_matrix(x, axis)
         lefts, rights = [], []
         for number, step in enumerate(self.steps):
-            given = basis if getattr(step, "keeps_basis", False) else None
+            given = basis if keeps_basis(step) else None
             x, left, right = step.split(x, axis=axis, seed=seed, stream=stream + number * STREAMS_PER_STEP, basis=given)
             lefts.append(left)
             rights.append(right)
@@ -84,7 +84,7 @@ class Chain:
         """The step that keeps a basis, the residual that it gets, and its stream."""
         for number, step in enumerate(self.steps):
             here = stream + number * STREAMS_PER_STEP
-            if getattr(step, "keeps_basis", False):
+            if keeps_basis(step):
                 return step, x, here
             conditioning: Conditioning = step
             x = conditioning.split(x, axis=axis, seed=seed, stream=here).residual

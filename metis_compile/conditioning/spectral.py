@@ -92,7 +92,7 @@ class Spectral:
 
     @property
     def needs_seed(self) -> bool:
-        """Whether a split with a given basis draws random numbers; making a first basis always does."""
+        """Whether a split draws random numbers, other than for a basis that it makes."""
         return is_random(self.factors)
 
     @property

@@ -170,6 +170,7 @@ def _treatments(operands: Sequence[Operand]) -> dict[str, str]:
     if len(set(labels)) < len(labels):
         labels = [f"{side} {o.role}" for side, o in zip(("lhs", "rhs"), operands, strict=True)]
     texts = [str(o.decision.treatment) if o.decision is not None else "high" for o in operands]
+    texts = [f"{text} ({o.note})" if o.note else text for text, o in zip(texts, operands, strict=True)]
     return dict(zip(labels, texts, strict=True))
 
 

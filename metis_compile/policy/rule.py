@@ -174,7 +174,10 @@ class Rule:
                 key=f"{self.label}, when",
                 value=self.when,
             )
-        return bool(decide_condition(result))
+        try:
+            return bool(decide_condition(result))
+        except PolicyError as error:
+            raise error.at(key=f"{self.label}, when") from None
 
 
 def _one_of(names: tuple[str, ...]) -> Callable[[str], str]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from operator import getitem
 from typing import Any
 
 import torch
@@ -119,7 +119,7 @@ class GraphBuilder:
     def fake_quantize(self, node: fx.Node, spec: QuantSpec, axis: int) -> fx.Node:
         """`node` quantized to nearest and back, float32."""
         quantized = self.call(QUANTIZE, (node, str(spec), axis), name=f"{node.name}_quantized")
-        parts = [self.call(getitem, (quantized, i)) for i in range(len(quantized.meta["val"]))]
+        parts = [self.call(operator.getitem, (quantized, i)) for i in range(len(quantized.meta["val"]))]
         return self.call(DEQUANTIZE, (parts, str(spec), axis, self.size(node, axis)), name=f"{node.name}_dequantized")
 
     def size(self, node: fx.Node, axis: int) -> int | fx.Node:
@@ -131,6 +131,12 @@ class GraphBuilder:
         if known is not None:
             return known
         return self.call(aten.sym_size.int, (node, axis), name=f"{node.name}_size_{axis}")
+
+    def product(self, a: int | fx.Node, b: int | fx.Node) -> int | fx.Node:
+        """a times b, sizes."""
+        if isinstance(a, int) and isinstance(b, int):
+            return a * b
+        return self.call(operator.mul, (a, b))
 
     def shared_seed(self, device: torch.device) -> fx.Node:
         """The seed, drawn in forward and saved: for what must be the same in forward and backward.

@@ -30,6 +30,7 @@ class Operand:
     views: tuple[fx.Node, ...]  # from base to node, first to last
     decision: Decision | None = None
     quantized: fx.Node | None = None  # the metis.quantize node, once rewritten
+    note: str | None = None  # what became of the split that the policy asks for, where it could not be as it says
     kept_as: tuple[str, ...] = ()  # names of the nodes that hold it: its packed parts, or what it is a view of
 
     @property

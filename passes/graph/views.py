@@ -100,7 +100,7 @@ def undoes(view: fx.Node, value: fx.Node) -> bool:
     if view.target is not aten.permute.default or value.target is not aten.permute.default:
         return False
     rank = len(shape_of(value))
-    first, second = _order(value, rank), _order(view, rank)
+    first, second = order_of(value, rank), order_of(view, rank)
     return [first[i] for i in second] == list(range(rank))
 
 
@@ -132,6 +132,9 @@ def for_any_matrix(view: fx.Node) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     So that it can be done to a tensor with more rows or columns than it had, as after a Hadamard transform.
     """
     before, after = len(shape_of(view.args[0])), len(shape_of(view))  # type: ignore[arg-type]
+    if view.target is aten.expand.default:
+        sizes: Any = view.args[1]
+        return aten.expand.default, ([*sizes[:-2], -1, -1],)
     if view.target not in _LEADING:
         return target_of(view), view.args[1:]
     if after < before:
@@ -149,7 +152,7 @@ def _axis_before(node: fx.Node, source: fx.Node, axis: int) -> int | None:
     if node.target is aten.t.default:
         return 1 - axis if len(old) == 2 else axis
     if node.target in (aten.permute.default, aten.transpose.int):
-        order = _order(node, len(old))
+        order = order_of(node, len(old))
         batch = list(range(len(old) - 2))
         return order[axis] if order[: len(batch)] == batch else None
     if node.target is aten.expand.default:
@@ -164,7 +167,10 @@ def _axis_before(node: fx.Node, source: fx.Node, axis: int) -> int | None:
     return None
 
 
-def _order(node: Any, rank: int) -> list[int]:
+def order_of(node: Any, rank: int) -> list[int]:
+    """Which dimension of what it permutes each dimension of a permutation is."""
+    if node.target is aten.t.default:
+        return list(range(rank))[::-1]
     if node.target is aten.permute.default:
         return [int(d) % rank for d in node.args[1]]
     a, b = (int(d) % rank for d in node.args[1:3])

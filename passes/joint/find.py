@@ -36,6 +36,7 @@ LEFT_ALONE: dict[str, str] = {
     "aten::_sparse_mm": "a sparse operand has no dense blocks to quantize",
     "aten::_sparse_semi_structured_mm": "a sparse operand has no dense blocks to quantize",
 }
+_PACKETS = {target.overloadpacket for target in PRODUCTS if isinstance(target, OpOverload)}
 _FLOAT8 = {
     torch.float8_e4m3fn,
     torch.float8_e5m2,
@@ -80,6 +81,9 @@ def find_sites(graph: fx.Graph, inputs: GraphInputs) -> list[Site]:
         elif (name := schema_name(node)) in LEFT_ALONE:
             site = _bare_site(node, depends)
             site.reason = LEFT_ALONE[name]
+        elif getattr(node.target, "overloadpacket", None) in _PACKETS:
+            site = _bare_site(node, depends)
+            site.reason = "a product with a dtype of its own for its result (out_dtype)"
         elif node.target in GROUPED:
             site = _bare_site(node, depends)
             site.reason = "a grouped product of another form than that of tokens sorted by expert"
@@ -202,8 +206,6 @@ def _is_parameter_gradient(node: fx.Node, depends: Dependencies) -> bool:
 
 def _unsupported(site: Site) -> str | None:
     """Why a product can't be quantized at all, or None."""
-    if site.node.target is aten.addbmm.default:
-        return "addbmm adds up its products inside one operator: bmm and a sum show them"
     dtypes = {o.node.meta["val"].dtype for o in site.operands}
     if not dtypes <= set(SUPPORTED_DTYPES):
         names = ", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes))

@@ -6,12 +6,13 @@ from typing import Any
 
 import sympy
 import torch
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from metis_compile.passes.context import PassContext, PassResult
 from metis_compile.passes.graph.sites import Site
 from metis_compile.passes.graph.views import same, shape_of
 from metis_compile.passes.joint.site_errors import errors_at
-from metis_compile.policy import Policy, Query
+from metis_compile.policy import Policy, PolicyError, Query
 
 
 def resolve(context: PassContext) -> PassResult:
@@ -89,7 +90,14 @@ class _Guard:
     def __call__(self, condition: sympy.Basic) -> bool:
         for size in (self.site.m, self.site.n, self.site.k):
             if isinstance(size, torch.SymInt):
-                return bool(size.node.shape_env.evaluate_expr(condition))
+                try:
+                    return bool(size.node.shape_env.evaluate_expr(condition))
+                except GuardOnDataDependentSymNode:
+                    raise PolicyError(
+                        f"can't be decided for the {self.site}: its m, n, k are {self.site.m}, {self.site.n}, "
+                        f"{self.site.k}, of which some are known only when the values of a tensor are; put a rule for "
+                        "this module, without a condition, before it"
+                    ) from None
         raise ValueError(f"{condition} can't be decided: {self.site} has no symbolic size")
 
 

@@ -34,6 +34,7 @@ from metis_compile.passes.joint.site_errors import errors_at
 from metis_compile.passes.joint.tails import Conditioner, Parts, Side
 
 aten = torch.ops.aten
+WITHOUT_ADDED: dict[Any, Any] = {aten.addmm.default: aten.mm.default, aten.baddbmm.default: aten.bmm.default}
 PART_NAMES = ("codes", "block_scales", "tensor_scale")
 
 
@@ -241,10 +242,15 @@ class Rewriter:
             args = [self.builder.cast(a, torch.float32) if isinstance(a, fx.Node) else a for a in args]
             if site.offs is not None:
                 args.append(site.offs)
-            product = self.builder.call(target, tuple(args), kwargs, name=f"{node.name}_float32")
+            scaled = bool(tails) and any(value != 1 for value in kwargs.values())
+            if scaled:  # alpha is of the whole product, its tails too
+                target, added, args = WITHOUT_ADDED[target], args[0], args[1:]
+            product = self.builder.call(target, tuple(args), {} if scaled else kwargs, name=f"{node.name}_float32")
             result = product
             for tail in tails:
                 result = self.builder.call(aten.add.Tensor, (result, tail), name=f"{node.name}_with_tail")
+            if scaled:
+                result = self._scaled(result, added, **kwargs)
             result = self.builder.cast(result, node.meta["val"].dtype)
         node.replace_all_uses_with(result)
         for operand in (o for site in self.sites for o in site.operands):  # products that read this one as it is
@@ -255,6 +261,18 @@ class Rewriter:
         if self.forward_products.get(site.seq) is node:
             self.forward_products[site.seq] = product
         site.node = product
+
+    def _scaled(self, product: fx.Node, added: fx.Node, *, alpha: Any = 1, beta: Any = 1) -> fx.Node:
+        """beta added + alpha product. As torch has it, what is added is not looked at where beta is zero."""
+        result = self._times(alpha, product)
+        if isinstance(beta, (int, float)) and beta == 0:
+            return result
+        return self.builder.call(aten.add.Tensor, (result, self._times(beta, added)), name=f"{product.name}_added")
+
+    def _times(self, factor: Any, node: fx.Node) -> fx.Node:
+        if isinstance(factor, (int, float)) and factor == 1:
+            return node
+        return self.builder.call(aten.mul.Tensor, (node, factor), name=f"{node.name}_scaled")
 
 
 def _two_part_names(spec: QuantSpec) -> tuple[str, ...]:

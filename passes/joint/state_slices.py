@@ -63,21 +63,24 @@ class StateSlices:
         self._states = state_placeholders(builder.graph, inputs)
         self._used = [0, 0]
 
-    def allot(self, shape: Sequence[int], like: fx.Node, backward: bool) -> StateSlice:
-        """A slice that no one else has, where `like` lies. Raises RuntimeError, with what to do, for want of one."""
-        advice = "a split with refresh = 1 keeps nothing across steps"
-        if not all(isinstance(size, int) for size in shape):
-            raise RuntimeError(f"a basis of the symbolic shape {tuple(shape)} can't be kept across steps; {advice}")
+    def refusal(self, shapes: Sequence[Sequence[int]], like: fx.Node, backward: bool) -> str | None:
+        """Why slices of these shapes, side by side, can't be had where `like` lies, or None."""
+        if not all(isinstance(size, int) for shape in shapes for size in shape):
+            return f"it has the symbolic shape {tuple(shapes[0])}"
         if not self._states:
-            raise RuntimeError(f"this graph was compiled without tensors to keep a basis in; {advice}")
-        state, offset, size = self._states[backward], self._used[backward], math.prod(shape)
-        device, room = like.meta["val"].device, state.meta["val"].numel()
+            return "the graph was compiled without gradients"
+        state, device = self._states[backward], like.meta["val"].device
         if device != state.meta["val"].device:
-            raise RuntimeError(f"a basis on {device} can't be kept on {state.meta['val'].device}; {advice}")
-        if offset + size > room:
-            raise RuntimeError(
-                f"no room to keep a basis of {shape[0]} directions of {shape[-1]} features across steps: {room} values "
-                f"were set aside by what the model calls (linear, matmul, ...), and {offset} are taken; {advice}"
-            )
-        self._used[backward] += size
-        return StateSlice(self.builder, state, offset, shape, backward)
+            return f"it lies on {device}, and what is kept on {state.meta['val'].device}"
+        if self._used[backward] + sum(map(math.prod, shapes)) > state.meta["val"].numel():
+            return "no room to keep it"
+        return None
+
+    def allot(self, shape: Sequence[int], like: fx.Node, backward: bool) -> StateSlice:
+        """A slice that no one else has, where `like` lies. Raises RuntimeError where `refusal` says why not."""
+        why = self.refusal([shape], like, backward)
+        if why is not None:
+            raise RuntimeError(f"a slice of shape {tuple(shape)} can't be kept across steps: {why}")
+        offset = self._used[backward]
+        self._used[backward] += math.prod(shape)
+        return StateSlice(self.builder, self._states[backward], offset, shape, backward)

@@ -22,7 +22,7 @@ import torch
 from torch import fx
 
 from metis_compile.compat import enable_python_dispatcher
-from metis_compile.conditioning import Conditioning, Mean, kept_step, next_basis
+from metis_compile.conditioning import Conditioning, Mean, kept_step, makes_basis, needs_seed, next_basis
 from metis_compile.conditioning.compensation import compensated_left, compensates
 from metis_compile.conditioning.factors import partner_spec
 from metis_compile.conditioning.hadamard import fixed_signs, hadamard, inverse_hadamard, signs_from
@@ -84,6 +84,12 @@ class Partner:
     thin: tuple[fx.Node, fx.Node] | None = None
 
 
+def _counts(split: Conditioning) -> bool:
+    """Whether the steps are counted that a basis has served."""
+    step = kept_step(split)
+    return getattr(step, "refresh", 0) > 0 or not getattr(step, "track", True)
+
+
 def partner_of(split: Conditioning) -> str:
     """What the split's factors are multiplied by; "high" for a user's own conditioning that does not say."""
     return str(getattr(split, "partner", "high"))
@@ -97,6 +103,7 @@ class Conditioner:
         self.inliner = Inliner(builder, lambda: using(GraphOperators()))
         self.slots = StateSlices(builder, inputs)
         self._parts: dict[Any, Parts] = {}
+        self._not_kept: dict[Any, str] = {}  # why the basis of a split that would keep one is made anew
         self._moved: dict[Any, fx.Node] = {}
         self._transformed: dict[Any, fx.Node] = {}
         self._compensated: dict[Any, fx.Node] = {}
@@ -110,19 +117,33 @@ class Conditioner:
         key = (operand.base, split, axis if getattr(split, "depends_on_axis", False) else None)
         if key not in self._parts:
             moved = self._moved.get((operand.base, split))
-            if moved is None and kept_step(split) is not None and self.slots.training:
+            kept = kept_step(split) is not None and self.slots.training
+            if kept and moved is None and self._why_not_kept(operand, split, backward) is None:
                 self._parts[key] = self._follow(operand, split, stream, label, backward)
             else:
                 self._parts[key] = self._split_by(operand, split, stream, label, moved)
+        if (operand.base, split) in self._not_kept:
+            operand.note = f"basis made anew each step: {self._not_kept[operand.base, split]}"
         return self._parts[key]
+
+    def _why_not_kept(self, operand: Operand, split: Conditioning, backward: bool) -> str | None:
+        """Why the basis of a split can't live across steps, or None; it is then made anew in each."""
+        key = operand.base, split
+        if key not in self._not_kept:
+            shapes = [self._basis_shape(split, operand.base), *([[1]] if _counts(split) else [])]
+            why = self.slots.refusal(shapes, operand.base, backward)
+            if why is None:
+                return None
+            self._not_kept[key] = why
+        return self._not_kept[key]
 
     def _split_by(self, operand: Operand, split: Conditioning, stream: int, label: str, basis: fx.Node | None) -> Parts:
         """A split by the basis that this step has for the tensor already; without one, by itself."""
         axis, base = operand.axis, operand.base
         seed = []
-        if getattr(split, "needs_seed", True):
+        if needs_seed(split):
             seed = [self._stream_seed(base, stream)]
-        elif basis is None and hasattr(split, "fresh_basis"):  # inference draws nothing: it gives the same each time
+        elif makes_basis(split, given=basis is not None):  # inference draws nothing: it gives the same each time
             seed = [self._stream_seed(base, stream) if self.slots.training else self._fixed_seed(base, stream)]
 
         def run(x: torch.Tensor, *given: torch.Tensor) -> list[torch.Tensor]:
@@ -141,14 +162,14 @@ class Conditioner:
 
         Once for both axes: they differ in how factors are rounded alone.
         """
-        axis, base, step = operand.axis, operand.base, kept_step(split)
+        axis, base = operand.axis, operand.base
         slot = self.slots.allot(self._basis_shape(split, base), base, backward)
         kept = [slot.read(f"{label}_kept")]
         counter = None
-        if getattr(step, "refresh", 0) > 0 or not getattr(step, "track", True):
+        if _counts(split):
             counter = self.slots.allot([1], base, backward)
             kept.append(counter.read(f"{label}_count"))
-        random = counter is not None or getattr(split, "needs_seed", True)
+        random = counter is not None or needs_seed(split) or makes_basis(split, given=True)
         seed = [self._stream_seed(base, stream)] if random else []
 
         def run(x: torch.Tensor, *given: torch.Tensor) -> list[torch.Tensor]:

@@ -70,7 +70,7 @@ def test_a_compiled_block_that_is_checkpointed_takes_the_same_steps(kept: str, a
 
 
 def test_what_a_checkpoint_may_need_is_let_go() -> None:
-    from metis_compile.state import _Call
+    from metis_compile.state.runtime import _Call
 
     def held() -> int:
         return sum(type(o) is _Call for o in gc.get_objects())

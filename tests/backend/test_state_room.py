@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from kept_bases import batch, compiled, policy, same, state, step
+from graphs import capture_graphs, sites_of
+from kept_bases import POLICY, batch, compiled, policy, same, state, step
 from tiny import MLP
 from torch import Tensor, nn
 
+import metis_compile
 from metis_compile.state import room
+
+SPLIT = {("fprop", "activation"), ("wgrad", "activation"), ("dgrad", "gradient"), ("wgrad", "gradient")}
 
 
 def test_there_is_room_for_as_many_directions_as_are_asked_for() -> None:
@@ -19,7 +24,7 @@ def test_there_is_room_for_as_many_directions_as_are_asked_for() -> None:
     assert state(run)["weight#0.backward"].numel() >= 40 * 48
 
 
-def test_a_product_without_room_says_what_to_do() -> None:
+def test_a_basis_that_cannot_be_kept_is_made_anew_and_explain_says_so() -> None:
     class Turned(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -28,8 +33,19 @@ def test_a_product_without_room_says_what_to_do() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.mm(self.weight, x)
 
-    with pytest.raises(Exception, match=r"symbolic shape.*refresh = 1 keeps nothing"):
-        step(compiled(Turned(), dynamic=True), torch.randn(40, 23))
+    model, x = Turned(), batch(rows=40, columns=23).requires_grad_()
+    with metis_compile.capture() as captured:
+        step(compiled(model, dynamic=True), x)
+    notes = {(site.gemm, o.role): o.note for site in sites_of(captured) for o in site.operands}
+    symbolic = "basis made anew each step: it has the symbolic shape"
+    assert all(site.reason is None for site in sites_of(captured))
+    assert {key for key, note in notes.items() if str(note).startswith(symbolic)} == SPLIT
+    torch._dynamo.mark_dynamic(x, 1)
+    explained = metis_compile.explain(model, x, policy=POLICY)
+    assert symbolic in explained.site("", "fprop").treatment["activation"]
+    torch.compiler.reset()
+    static = metis_compile.explain(model, batch(rows=40, columns=23), policy=POLICY)
+    assert "made anew" not in str([site.treatment for site in static.sites])
 
 
 def test_split_weights_have_room_where_every_size_is_dynamic() -> None:
@@ -81,3 +97,59 @@ def test_room_for_a_share_of_tensordot_is_that_of_the_smaller_side() -> None:
     found = room(gm, policy(activation="rank = 0.1", gradient="rank = 0.1"))
     x, w, y = 2 * 4096 + 1, 2 * 32 + 1, 4 * 4096 + 1  # 0.1 of 16, of 16 and of 32, rounded up
     assert found == (x + w, x + w + y)
+
+
+class Called(nn.Module):
+    """A function of the input and of parameters of these shapes."""
+
+    def __init__(self, function: Callable[..., Tensor], *shapes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.function, self.weights = function, nn.ParameterList(torch.randn(shape) for shape in shapes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, *self.weights)
+
+
+WITHOUT_A_NAME: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "GRUCell": (nn.GRUCell(33, 24), (20, 33)),
+    "LSTMCell": (nn.LSTMCell(33, 24), (20, 33)),
+    "RNNCell": (nn.RNNCell(33, 24), (20, 33)),
+    "multi_dot": (Called(lambda x, a, b: torch.linalg.multi_dot([x, a, b]), (33, 40), (40, 24)), (20, 33)),
+    "inner": (Called(torch.inner, (24, 33)), (5, 20, 33)),
+    "cdist": (Called(torch.cdist, (30, 33)), (40, 33)),
+    "einsum": (Called(lambda x, w: torch.einsum("bsnd,hnd->bsh", x, w), (33, 4, 8)), (2, 20, 4, 8)),
+    "einsum of what lies first": (Called(lambda x, w: torch.einsum("fh,bsh->bsf", w, x), (24, 33)), (2, 20, 33)),
+    "addbmm": (Called(lambda x, w, b: torch.addbmm(b, x, w, alpha=2), (3, 33, 24), (24,)), (3, 20, 33)),
+    "MultiheadAttention": (Called(lambda x: ATTENTION(x, x, x)[0]), (2, 20, 32)),
+}
+ATTENTION = nn.MultiheadAttention(32, 4, batch_first=True)
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("name", WITHOUT_A_NAME)
+def test_products_that_no_call_names_have_room(name: str, dynamic: bool) -> None:
+    """Under the default policy, that keeps bases: what multiplies is a decomposition of what the model calls."""
+    model, shape = WITHOUT_A_NAME[name]
+    captured = capture_graphs(model, torch.randn(shape, requires_grad=True), policy="metis", dynamic=dynamic)
+    sites = [site for site in sites_of(captured) if site.reason is None]
+    assert sites
+    assert {operand.note for site in sites for operand in site.operands} == {None}
+
+
+def test_counting_changes_nothing() -> None:
+    """Of in-place calls, of sizes that are not known, and of what a checkpoint counts."""
+
+    class Changing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.cell = nn.BatchNorm1d(33), nn.GRUCell(33, 24)
+
+        def forward(self, x: Tensor) -> Tensor:
+            chosen = self.norm(x)[x[:, 0] > 0]
+            return self.cell(chosen.clone().mul_(2)).add_(1)  # type: ignore[no-any-return]
+
+    model, x = Changing(), torch.randn(20, 33)
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        captured = capture_graphs(model, x, policy="metis", fullgraph=True)
+    assert model.norm.num_batches_tracked == 1
+    assert len(sites_of(captured)) > 0

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from anisotropic import anisotropic
+from own_conditioning import LargestColumns
 
-from metis_compile.conditioning import Chain, Mean, Spectral
+from metis_compile.conditioning import Chain, Mean, Spectral, makes_basis, needs_seed, next_basis
 
 SEED = torch.tensor([3])
 HOW = Spectral(rank=4)
@@ -140,3 +141,26 @@ def test_a_chain_keeps_the_basis_of_what_its_first_step_leaves() -> None:
     assert torch.allclose(residual + left @ right, x, atol=1e-4)
     with pytest.raises(ValueError, match="got none that does"):
         Chain(steps=(Mean(), Mean())).fresh_basis(x, SEED)
+
+
+def test_what_draws_random_numbers_and_what_makes_a_basis() -> None:
+    """A class that does not say draws, alone and in a chain; a basis is made by whatever is given none."""
+    kept, anew = Spectral(rank=2), Spectral(rank=2, refresh=1)
+    own = LargestColumns(count=2)
+    chains = {steps: Chain(steps=steps) for steps in ((anew, kept), (Mean(), kept), (own, kept))}
+    assert [needs_seed(how) for how in (kept, anew, own, *chains.values())] == [False, False, True, False, False, True]
+    with_basis = [makes_basis(how, given=True) for how in (kept, anew, own, *chains.values())]
+    assert with_basis == [False, True, False, True, False, False]
+    without = [makes_basis(how, given=False) for how in (kept, anew, own, *chains.values())]
+    assert without == [True, True, False, True, True, True]
+
+
+def test_a_chain_splits_by_a_basis_made_anew_and_one_that_is_kept() -> None:
+    how = Chain(steps=(Spectral(rank=2, refresh=1), Spectral(rank=2)))
+    x = anisotropic(50, 24)
+    basis = how.fresh_basis(x, SEED)
+    (moved,) = next_basis(how, x, basis, axis=1, seed=SEED)
+    residual, left, right = how.split(x, axis=1, seed=SEED, basis=moved)
+    assert left.shape == (50, 4)
+    torch.testing.assert_close(residual + left @ right, x.to(torch.float32))
+    assert torch.equal(right[2:], moved.to(torch.bfloat16).to(torch.float32))

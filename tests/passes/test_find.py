@@ -305,7 +305,7 @@ def test_every_way_to_write_a_product(op: str, function: object) -> None:
     assert all(s.reason is None and s.weights == ("weight",) for s in found)
 
 
-def test_addbmm_is_left_but_its_backward_is_of_a_weight() -> None:
+def test_addbmm_is_one_product_and_its_backward_is_of_a_weight() -> None:
     class Summed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -316,8 +316,12 @@ def test_addbmm_is_left_but_its_backward_is_of_a_weight() -> None:
 
     captured = capture_graphs(Summed(), torch.randn(2, 16, 32, requires_grad=True), policy="nvfp4")
     reasons = {s.gemm: s.reason for s in sites_of(captured)}
-    assert "adds up its products" in str(reasons.pop("fprop"))
-    assert reasons == {"dgrad": None, "wgrad": None}
+    assert reasons == {"fprop": None, "dgrad": None, "wgrad": None}
+    assert {s.gemm: (s.batch, s.k) for s in sites_of(captured)} == {
+        "fprop": (1, 64),
+        "dgrad": (2, 48),
+        "wgrad": (2, 16),
+    }
     assert all(s.weights == ("weight",) for s in sites_of(captured))
 
 

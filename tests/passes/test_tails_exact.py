@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from by_hand import relative_error
 from graphs import capture_graphs, sites_of
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
-from torch import fx, nn, randn
+from torch import nn, randn
 from treatments import ROLES, SPLITS, Treatment, policy
+from without_quantization import ROUNDING, without_quantization
 from written_out import values_for
 
-from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
-
-# Float32 sums of terms that cancel: what is split off, and taken from the residual, can be ten times the result.
-ROUNDING = 1e-5
 SETS = {"weight": (21, 40, 24), "activation": (33, 17, 5), "gradient": (1, 40, 50), "all": (2, 3, 2)}
 ONE_TOKEN = (1, 17, 48)
-
-
-def without_quantization(gm: fx.GraphModule) -> fx.GraphModule:
-    """The same graph with every dequantize replaced by what was quantized."""
-    for node in gm.graph.find_nodes(op="call_function", target=DEQUANTIZE):
-        source: Any = node.args[0][0].args[0].args[0]
-        node.replace_all_uses_with(source)
-    gm.graph.eliminate_dead_code()
-    assert not gm.graph.find_nodes(op="call_function", target=QUANTIZE)
-    gm.recompile()
-    return gm
 
 
 def check(treatments: list[Treatment], shape: tuple[int, int, int]) -> None:

@@ -139,7 +139,8 @@ def values_for(gm: fx.GraphModule, seed: int = 0) -> dict[str, Tensor]:
         if len(shape) == 2:
             directions = torch.randn(4, shape[1], generator=generator)
             x += 2 * torch.randn(shape[0], 4, generator=generator) @ directions + 2 * directions[0]
-        values[node.name] = x.to(node.meta["val"].dtype)
+        laid_out = torch.empty_strided(shape, node.meta["val"].stride(), dtype=node.meta["val"].dtype)
+        values[node.name] = laid_out.copy_(x)
     return values
 
 
