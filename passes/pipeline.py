@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -115,8 +115,16 @@ def _checker(graph: fx.Graph, config: Config) -> Any:
 class JointPass(CustomGraphPass):
     """Inductor's joint_custom_pre_pass: the pipeline, its log and its records."""
 
-    def __init__(self, *, config: Config, inputs: GraphInputs, key: str, records: Sequence[Record]) -> None:
-        self.config, self.inputs, self.key, self.records = config, inputs, key, records
+    def __init__(
+        self,
+        *,
+        config: Config,
+        inputs: GraphInputs,
+        key: str,
+        records: Sequence[Record],
+        report: Callable[[list[Site]], None] | None = None,
+    ) -> None:
+        self.config, self.inputs, self.key, self.records, self.report = config, inputs, key, records, report
 
     def __call__(self, graph: fx.Graph) -> None:
         if is_nested(graph):
@@ -129,6 +137,8 @@ class JointPass(CustomGraphPass):
         with compile_phase("metis_joint_pass"):
             sites = run_pipeline(graph, self.config, self.inputs)
         _trace("metis_joint_after", graph)
+        if self.report is not None:
+            self.report(sites)
         for record in self.records:
             state = [node.name for node in state_placeholders(graph, self.inputs)]
             record.after(graph, sites, parameter_placeholders(graph, self.inputs), state)
