@@ -78,8 +78,9 @@ def compile_graph(
         names = names_of(gm)
         modules = variants(names, config.policy)
         told = Report(names, config.policy, [len(found) for found in modules.values()])
+    kind = None if names.base is None else type(names.base)
     if len(modules) < 2:
-        compiled = _compile(gm, example_inputs, config, patches, names.write(), told, listed, compile_fx_kwargs)
+        compiled = _compile(gm, example_inputs, config, patches, names.write(), told, kind, listed, compile_fx_kwargs)
         told.finish()
         return compiled
     tree = names.tree
@@ -88,7 +89,7 @@ def compile_graph(
     for same in modules.values():
         inputs = names.write(tree.modules[id(same[0])])
         copied, _ = copy_dynamo_graph(gm)
-        served.append(_compile(copied, example_inputs, config, patches, inputs, told, listed, compile_fx_kwargs))
+        served.append(_compile(copied, example_inputs, config, patches, inputs, told, kind, listed, compile_fx_kwargs))
     told.finish()
     return PerModule(served, modules, names, config.policy)
 
@@ -100,6 +101,7 @@ def _compile(
     patches: dict[str, Any],
     inputs: GraphInputs,
     told: Report,
+    kind: type[torch.nn.Module] | None,
     listed: bool,
     compile_fx_kwargs: dict[str, Any],
 ) -> Callable[..., Any]:
@@ -122,7 +124,7 @@ def _compile(
         inner = patches.get("custom_partitioner_fn", inductor_config.custom_partitioner_fn)
         patches["custom_partitioner_fn"] = RecordingPartitioner(records, inner)
     compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches, **compile_fx_kwargs)
-    return compiled if sizes is None else state.Stateful(compiled, first, owner, listed)
+    return compiled if sizes is None else state.Stateful(compiled, first, owner, listed, kind)
 
 
 class _Chain(CustomGraphPass):

@@ -21,6 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from metis_compile.compat import copy_dynamo_graph, detect_fake_mode, in_backward, saves_through_hooks, synthetic_source
 from metis_compile.conditioning import kept_step, largest_rank
+from metis_compile.naming.outermost import caller
 from metis_compile.passes.graph.sites import GraphInputs
 from metis_compile.policy import OPERANDS, OPS, Policy
 
@@ -111,8 +112,16 @@ def _fill(state: State, given: Mapping[str, Tensor], key: str) -> None:
 class Stateful:
     """A compiled graph that is called with its state behind the inputs that Dynamo gives it."""
 
-    def __init__(self, compiled: Callable[..., Any], first: State, parameter: int | None, listed: bool) -> None:
-        self.compiled, self.parameter, self.listed = compiled, parameter, listed
+    def __init__(
+        self,
+        compiled: Callable[..., Any],
+        first: State,
+        parameter: int | None,
+        listed: bool,
+        kind: type[nn.Module] | None = None,
+    ) -> None:
+        """kind: the class of the module that was compiled, to tell instances apart whose parameters are no parameters."""
+        self.compiled, self.parameter, self.listed, self.kind = compiled, parameter, listed, kind
         self._first: State | None = first
         self._sizes, self._device = tuple(t.numel() for t in first), first[0].device
         self._states: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -140,6 +149,8 @@ class Stateful:
             self._alone = self._alone or self._new()
             return self._alone
         owner = args[self.parameter]
+        if not isinstance(owner, nn.Parameter) and self.kind is not None:
+            owner = caller(self.kind) or owner  # FSDP1 makes new tensors for each call
         if owner not in self._states:
             state = self._states[owner] = self._new()
             if self.listed:

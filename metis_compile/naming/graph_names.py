@@ -36,6 +36,7 @@ class GraphNames:
     tree: ModuleTree | None = None  # of the outermost model around base
     modules: dict[str, str] = field(default_factory=dict)  # Dynamo's key of a module -> its name
     stacks: list[tuple[fx.Node, dict[str, Any]]] = field(default_factory=list)
+    has_plain_tensors: bool = False  # in the places of parameters, as FSDP1 has them
     matrices: int = 0  # how many of the parameters are matrices, tables of embeddings not counted
 
     @property
@@ -123,6 +124,7 @@ def names_of(gm: fx.GraphModule) -> GraphNames:
         tree=trees[0] if base is not None else None,
         modules=modules,
         stacks=stacks,
+        has_plain_tensors=any(not is_parameter_input(placeholders[position]) for position in parameters),
         matrices=sum(
             placeholders[position].meta["example_value"].dim() > 1 and name not in inputs.embeddings
             for position, name in parameters.items()

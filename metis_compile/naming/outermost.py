@@ -9,7 +9,7 @@ from types import FrameType
 
 from torch import fx, nn
 
-from metis_compile.compat import in_backward
+from metis_compile.naming.tree import is_only_wrapped
 
 _NAMED: list[weakref.ref[nn.Module]] = []  # by name_modules, the last first
 _SEEN: list[weakref.ref[nn.Module]] = []  # outermost models of earlier compiles, the last first
@@ -38,16 +38,25 @@ def clear() -> None:
 def outermost(module: nn.Module) -> nn.Module:
     """The model that `module` is a part of, as far as can be told; `module` itself where nothing tells.
 
-    A model that `name_modules` was given comes first, then the outermost module whose call is running. In a backward,
-    which runs checkpointed modules again with no such call around them: the model of an earlier compile.
+    A model that `name_modules` was given comes first, then the outermost module whose call is running, then the model of
+    an earlier compile: a backward runs checkpointed modules again with no such call around them.
     """
-    candidates = [*_alive(_NAMED), *_being_called(), *(_alive(_SEEN) if in_backward() else [])]
-    for model in candidates:
-        if any(part is module for part in model.modules()):
+    called = [model for model in _being_called() if _holds(model, module)]
+    around = [model for model in called if not is_only_wrapped(module, model)]
+    seen = [model for model in _alive(_SEEN) if _holds(model, module)]
+    named = [model for model in _alive(_NAMED) if _holds(model, module)]
+    for model in [*named, *around, *seen]:
+        if all(model is not known for known in seen):
             _remember(_SEEN, model)
             del _SEEN[_MOST_SEEN:]
-            return model
+        return model
+    _remember(_SEEN, module)
+    del _SEEN[_MOST_SEEN:]
     return module
+
+
+def _holds(model: nn.Module, module: nn.Module) -> bool:
+    return any(part is module for part in model.modules())
 
 
 def caller(kind: type[nn.Module]) -> nn.Module | None:

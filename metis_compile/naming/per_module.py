@@ -49,9 +49,21 @@ def variants(names: GraphNames, policy: Policy) -> dict[Answers, list[nn.Module]
         return {}
     by_name = ByName(names, policy)
     found: dict[Answers, list[nn.Module]] = {}
-    for module in [base, *(m for m in tree.find(type(base)) if m is not base)]:
+    for module in [base, *(m for m in tree.find(type(base)) if m is not base and _alike(base, m, names))]:
         found.setdefault(by_name.answers(tree.modules[id(module)], tree), []).append(module)
     return found
+
+
+def _alike(base: nn.Module, module: nn.Module, names: GraphNames) -> bool:
+    """Whether Dynamo may run the code of one module in the other: their parameters have the same names and shapes.
+
+    Where parameters are put in place for each call (FSDP1), nothing is known before it.
+    """
+    return names.has_plain_tensors or _shapes(base) == _shapes(module)
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
 
 
 class PerModule:

@@ -116,16 +116,15 @@ class Report:
 
     def _alone(self) -> list[str]:
         """Of a linear that is compiled by itself and called by no module: it may be a head, and nothing tells."""
-        base = self.base
-        if base is None or self.is_part or self.compiled.warned or list(base.children()):
+        asked = any(rule.kind is not None or rule.module is not None for rule in self.policy.rules)
+        if not isinstance(self.base, nn.Linear) or self.is_part or self.compiled.warned or not asked:
             return []
-        if base.__class__ in (nn.Linear,) and self.compiled.rewritten and self.compiled.told is not None:
-            return [f"a {type(base).__name__} is compiled by itself, so whether it is a head can't be told; {_REGISTER}"]
-        return []
+        kind = type(self.base).__name__
+        return [f"a {kind} is compiled and called by itself, so nothing tells whether it is a head; {_REGISTER}"]
 
     def _most_is_compiled(self) -> bool:
         assert self.tree is not None
         return 0 < self.tree.matrices <= 2 * self.compiled.matrices
 
 
-_REGISTER = "metis_compile.name_modules(model) tells the model that a part which is compiled and called by itself is of"
+_REGISTER = "if this is a part of a model, say of which before the first call: metis_compile.name_modules(model)"

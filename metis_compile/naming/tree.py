@@ -48,6 +48,11 @@ def tree_of(root: nn.Module) -> ModuleTree:
     return tree
 
 
+def is_only_wrapped(module: nn.Module, by: nn.Module) -> bool:
+    """Whether `by` is `module`, or wraps it in a way that leaves no trace in names."""
+    return tree_of(by).modules.get(id(module)) == ""
+
+
 def _walk(tree: ModuleTree, module: nn.Module, name: str, is_saved: bool) -> None:
     if id(module) in tree.modules:
         return
