@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -67,7 +68,9 @@ class GraphNames:
         """
         to = self.base_name if to is None else to
         for node, stack in self.stacks:
-            named = {key: (f"L['self'].{self.moved(self.modules[key], to)}", *more) for key, (_, *more) in stack.items()}
+            named = {
+                key: (f"L['self'].{self.moved(self.modules[key], to)}", *more) for key, (_, *more) in stack.items()
+            }
             if not named and to:
                 named = {"": (f"L['self'].{to}", type(self.base))}
             if named:
@@ -84,6 +87,10 @@ def names_of(gm: fx.GraphModule) -> GraphNames:
     owners = [objects.owners(node) for node in placeholders]
     first = scope[1] if scope is not None else None
     outer = {id(found[0][1]): found[0][1] for found in owners if found}
+    stacks = _stacks(gm)
+    keys = {key: stack[key][0] for _, stack in stacks for key in stack}
+    if not outer:  # torch.func.functional_call: its modules own none of the inputs
+        outer = {id(module): module for path in keys.values() if (module := objects.root(path)) is not None}
     if isinstance(first, nn.Module) and not isinstance(first, fx.GraphModule):
         outer = {id(first): first}
     base = next(iter(outer.values())) if len(outer) == 1 else None
@@ -102,8 +109,6 @@ def names_of(gm: fx.GraphModule) -> GraphNames:
             node.meta[_NAMED] = _name(node, found, names)
         elif kind == "argument":
             arguments.add(position)
-    stacks = _stacks(gm)
-    keys = {key: stack[key][0] for _, stack in stacks for key in stack}
     depths: dict[str, int] = {}
     for tree in trees:
         for name, count in tree.depths.items():
@@ -152,6 +157,12 @@ class _Objects:
             except Exception:  # a source that is more than attributes and items: what it stands for stays unknown
                 self.known[source] = None
         return self.known[source]
+
+    def root(self, path: str) -> nn.Module | None:
+        """The module that the path of a module begins with."""
+        found = re.search(r"[LG]\['[^']+'\]", path)
+        value = self.value(found[0]) if found is not None else None
+        return value if isinstance(value, nn.Module) else None
 
     def owners(self, node: fx.Node) -> list[tuple[str, nn.Module]]:
         """The modules on the way to a graph input, outermost first, with their sources."""

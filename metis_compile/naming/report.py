@@ -38,11 +38,14 @@ class _Compiled:
 
 # outermost model -> digest of a policy -> what was compiled of it
 _COMPILED: weakref.WeakKeyDictionary[nn.Module, dict[str, _Compiled]] = weakref.WeakKeyDictionary()
+# what was said: of several models of a class, and of blocks that are compiled one by one, once
+_SAID: set[str] = set()
 
 
 def clear() -> None:
     """Forgets what was compiled, and that it was warned of."""
     _COMPILED.clear()
+    _SAID.clear()
 
 
 class Report:
@@ -73,9 +76,12 @@ class Report:
         if self.tree is None or all(rule.recipe == HIGH for rule in self.policy.rules):
             return
         said = [*self._unmatched(), *self._nothing(), *self._alone()]
+        text = f"metis: policy {self.policy.name}: " + "; ".join(said)
         if said:
             self.compiled.warned = True
-            warnings.warn(f"metis: policy {self.policy.name}: " + "; ".join(said), PolicyWarning, stacklevel=2)
+        if said and text not in _SAID:
+            _SAID.add(text)
+            warnings.warn(text, PolicyWarning, stacklevel=2)
 
     def _unmatched(self) -> list[str]:
         found = []

@@ -63,7 +63,9 @@ def masks(node: fx.Node) -> bool:
     return node.target in _MASKS
 
 
-def reached(start: fx.Node, through: Callable[[fx.Node], bool], forward: Callable[[fx.Node], bool]) -> Iterator[fx.Node]:
+def reached(
+    start: fx.Node, through: Callable[[fx.Node], bool], forward: Callable[[fx.Node], bool]
+) -> Iterator[fx.Node]:
     """The users of `start`, and of those that `through` holds for, in turn; only nodes that `forward` holds for."""
     yield from _walk(start, lambda node: node.users, through, forward)
 
