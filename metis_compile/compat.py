@@ -24,7 +24,7 @@
 | add_feedback_saver | 2.8 | the autotuner's timings, to say when no template works |
 | SyntheticLocalSource | 2.3 | says where an input comes from that the model does not have: the state |
 | DynamoUnsupported | 2.0 | what Dynamo raises where a model is not one graph, for the reason |
-| aot_input, aot_position, aot_output | 2.8 | what AOTAutograd says an input or output of a graph is, in `meta["desc"]` |
+| aot_input, aot_position, aot_output | 2.8 | what AOTAutograd says an input or output of a graph is: `meta["desc"]` |
 | compile_phase, compile_phases | 2.2 | our share of compile time, among Dynamo's and Inductor's own phases |
 | inductor_sources | 2.0 | the code that Inductor writes, to count its kernels |
 | scaled_mm | 2.5 | cuBLAS' product of FP8 operands, which ours are measured beside |

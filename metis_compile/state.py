@@ -120,7 +120,7 @@ class Stateful:
         listed: bool,
         kind: type[nn.Module] | None = None,
     ) -> None:
-        """kind: the class of the module that was compiled, to tell instances apart whose parameters are no parameters."""
+        """kind: the class of the compiled module, to tell instances apart whose parameters are plain tensors."""
         self.compiled, self.parameter, self.listed, self.kind = compiled, parameter, listed, kind
         self._first: State | None = first
         self._sizes, self._device = tuple(t.numel() for t in first), first[0].device

@@ -1,4 +1,4 @@
-"""Names of what a Dynamo graph reads and calls: of its parameters by their sources, of its products by their modules."""
+"""Names of what a Dynamo graph reads and calls: parameters by their sources, products by their modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which model a compiled module is a part of: the one that the user named, or the outermost one that is being called."""
+"""Which model a compiled module is a part of: the one that the user named, or the outermost one being called."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def clear() -> None:
 def outermost(module: nn.Module) -> nn.Module:
     """The model that `module` is a part of, as far as can be told; `module` itself where nothing tells.
 
-    A model that `name_modules` was given comes first, then the outermost module whose call is running, then the model of
-    an earlier compile: a backward runs checkpointed modules again with no such call around them.
+    A model that `name_modules` was given comes first, then the outermost module whose call is running, then the model
+    of an earlier compile: a backward runs checkpointed modules again with no such call around them.
     """
     called = [model for model in _being_called() if _holds(model, module)]
     around = [model for model in called if not is_only_wrapped(module, model)]

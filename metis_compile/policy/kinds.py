@@ -1,4 +1,4 @@
-"""Kinds of products that rules can name, and the module names by which a kind is known where structure does not tell."""
+"""Kinds of products that rules can name, and the names of modules that tell a kind where structure does not."""
 
 from metis_compile.policy.globs import compile_glob
 

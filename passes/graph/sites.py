@@ -96,7 +96,7 @@ class Site:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphInputs:
-    """What is known of a Dynamo graph from outside of it: which inputs are what, by position, and the model around it."""
+    """What is known of a Dynamo graph from outside: which inputs are what, by position, and the model around it."""
 
     parameters: dict[int, str]  # position -> dotted name
     buffers: frozenset[int] = frozenset()  # constants: they make an operand neither weight nor activation

@@ -1,4 +1,4 @@
-"""One warning at the first compile: rules that match nothing, a policy that rewrites nothing, a part without a model."""
+"""One warning at the first compile: rules that match nothing, policies that rewrite nothing, parts of no model."""
 
 from __future__ import annotations
 
