@@ -56,10 +56,7 @@ class GraphNames:
 
     def moved(self, name: str, to: str) -> str:
         """What a module or parameter under the compiled module is called under the module `to` of the same class."""
-        base = self.base_name
-        if name == base or name.startswith(f"{base}."):
-            return (to + name[len(base) :]).lstrip(".")
-        return name
+        return moved(name, self.base_name, to)
 
     def write(self, to: str | None = None) -> GraphInputs:
         """Writes names into the metadata that AOTAutograd carries along, and returns the graph's inputs.
@@ -135,6 +132,12 @@ def names_of(gm: fx.GraphModule) -> GraphNames:
             for position, name in parameters.items()
         ),
     )
+
+
+def moved(name: str, base: str, to: str) -> str:
+    """A name in the module `base`, as it is in the module `to`; itself where it is elsewhere."""
+    inside = name == base or name.startswith(f"{base}.")
+    return (to + name[len(base) :]).lstrip(".") if inside else name
 
 
 def input_name(node: fx.Node) -> str:

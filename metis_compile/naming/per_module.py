@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from metis_compile.naming.graph_names import GraphNames
+from metis_compile.naming.graph_names import GraphNames, moved
 from metis_compile.naming.outermost import caller, outermost
 from metis_compile.naming.tree import ModuleTree, tree_of
 from metis_compile.passes.graph.provenance import block_of
@@ -27,14 +27,14 @@ class ByName:
     """What a policy's rules say of the modules in a graph, by names alone, as if another block had been compiled."""
 
     def __init__(self, names: GraphNames, policy: Policy) -> None:
-        self.names, self.called = names, names.called()
+        self.base, self.called = names.base_name, names.called()
         self.rules = [rule for rule in policy.rules if rule.module is not None or rule.blocks is not None]
 
     def answers(self, name: str, tree: ModuleTree) -> Answers:
         """Equal for two blocks, by their names in `tree`, whose products no rule tells apart."""
         found: list[Any] = []
         for called in self.called:
-            module = self.names.moved(called, name)
+            module = moved(called, self.base, name)
             block = block_of(module, tree.depths)
             found.append(kind_by_name(module, in_block=block is not None))
             found += [rule.matches_place(module, block) for rule in self.rules]
@@ -85,7 +85,6 @@ class PerModule:
             for module in same:
                 for owner in (module, *module.parameters()):
                     self.which.setdefault(owner, i)
-        names.base = names.tree = None  # kept alive by nothing that is compiled
 
     def __call__(self, *args: Any) -> Any:
         return self.compiled[self._choose(args)](*args)

@@ -82,6 +82,7 @@ class Report:
         if said and text not in _SAID:
             _SAID.add(text)
             warnings.warn(text, PolicyWarning, stacklevel=2)
+        self.tree = self.base = None  # what is compiled holds this, and must not hold the model
 
     def _unmatched(self) -> list[str]:
         found = []
