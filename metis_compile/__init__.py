@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from metis_compile.conditioning import Conditioned, split
     from metis_compile.inspection.explain import Explanation, explain
     from metis_compile.mlir import Exported, ExportError, export_mlir
+    from metis_compile.naming import PolicyWarning, name_modules
     from metis_compile.numerics import QuantizedTensor, quantize
     from metis_compile.passes.record import Captured, CapturedGraph, SavedTensor, capture
     from metis_compile.policy import Policy, PolicyError, presets
@@ -27,6 +28,7 @@ _HOMES = {
     "Exported": "mlir",
     "Policy": "policy",
     "PolicyError": "policy",
+    "PolicyWarning": "naming",
     "QuantizedTensor": "numerics",
     "SavedTensor": "passes.record",
     "capture": "passes.record",
@@ -34,6 +36,7 @@ _HOMES = {
     "explain": "inspection.explain",
     "export_mlir": "mlir",
     "load_state_dict": "state",
+    "name_modules": "naming",
     "plain_state_dict": "weights.reparametrization",
     "presets": "policy",
     "quantize": "numerics",
@@ -51,6 +54,7 @@ __all__ = [
     "Exported",
     "Policy",
     "PolicyError",
+    "PolicyWarning",
     "QuantizedTensor",
     "SavedTensor",
     "capture",
@@ -58,6 +62,7 @@ __all__ = [
     "explain",
     "export_mlir",
     "load_state_dict",
+    "name_modules",
     "plain_state_dict",
     "presets",
     "quantize",

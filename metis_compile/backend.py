@@ -18,16 +18,17 @@ from metis_compile.compat import (
     bf16_gemm,
     compile_fx,
     compile_phase,
-    dynamo_source,
+    copy_dynamo_graph,
     exact_division,
     inductor_config,
-    is_buffer_input,
-    is_parameter_input,
 )
 from metis_compile.kernels.gemm.lowering import register_gemm
+from metis_compile.naming import outermost, report
+from metis_compile.naming.graph_names import names_of
+from metis_compile.naming.per_module import PerModule, variants
+from metis_compile.naming.report import Report
 from metis_compile.options import Config, read_options
 from metis_compile.passes.context import Pass
-from metis_compile.passes.graph.provenance import clean_path
 from metis_compile.passes.graph.sites import GraphInputs
 from metis_compile.passes.pipeline import AFTER_INDUCTOR, BEFORE_INDUCTOR, LOWERING, JointPasses, Passes
 from metis_compile.passes.record import RecordingPartitioner, active_captures
@@ -51,7 +52,14 @@ def metis(
     return compile_graph(gm, example_inputs, config, patches)
 
 
-metis.reset = state.clear  # type: ignore[attr-defined]  # torch.compiler.reset() calls it
+def reset() -> None:
+    """Forgets what compiled models keep, and which models were compiled: torch.compiler.reset() calls it."""
+    state.clear()
+    outermost.clear()
+    report.clear()
+
+
+metis.reset = reset  # type: ignore[attr-defined]
 
 
 def compile_graph(
@@ -68,7 +76,37 @@ def compile_graph(
     listed: whether what the graph keeps across steps is in `metis_compile.state_dict`.
     """
     with compile_phase("metis_backend"):
-        inputs = graph_inputs(gm)
+        names = names_of(gm)
+        modules = variants(names, config.policy)
+        told = Report(names, config.policy, [len(found) for found in modules.values()])
+    kind = None if names.base is None else type(names.base)
+    if len(modules) < 2:
+        compiled = _compile(gm, example_inputs, config, patches, names.write(), told, kind, listed, compile_fx_kwargs)
+        told.finish()
+        return compiled
+    tree = names.tree
+    assert tree is not None
+    served = []
+    for same in modules.values():
+        inputs = names.write(tree.modules[id(same[0])])
+        copied, _ = copy_dynamo_graph(gm)
+        served.append(_compile(copied, example_inputs, config, patches, inputs, told, kind, listed, compile_fx_kwargs))
+    told.finish()
+    return PerModule(served, modules, names, config.policy)
+
+
+def _compile(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    config: Config,
+    patches: dict[str, Any],
+    inputs: GraphInputs,
+    told: Report,
+    kind: type[torch.nn.Module] | None,
+    listed: bool,
+    compile_fx_kwargs: dict[str, Any],
+) -> Callable[..., Any]:
+    with compile_phase("metis_backend"):
         uuid = _uuid(gm, config, inputs)
         sizes = state.room(gm, config.policy) if torch.is_grad_enabled() else None
         if sizes is not None:
@@ -76,7 +114,7 @@ def compile_graph(
             example_inputs = [*example_inputs, *first]
     captures = active_captures()
     records = [capture.begin() for capture in captures]
-    joint = JointPasses(config=config, inputs=inputs, key=uuid, records=records)
+    joint = JointPasses(config=config, inputs=inputs, key=uuid, records=records, report=told.add)
     patches = {**exact_division(), **patches}
     register_gemm()  # here too: what a warm cache serves may call it, and has no pass run
 
@@ -90,19 +128,8 @@ def compile_graph(
         patches["force_disable_caches"] = True
         inner = patches.get("custom_partitioner_fn", inductor_config.custom_partitioner_fn)
         patches["custom_partitioner_fn"] = RecordingPartitioner(records, inner)
-    compiled: Any = compile_fx(gm, example_inputs, config_patches=patches, **compile_fx_kwargs)
-    return compiled if sizes is None else state.Stateful(compiled, first, owner, listed)
-
-
-def graph_inputs(gm: fx.GraphModule) -> GraphInputs:
-    """Which of a Dynamo graph's inputs are parameters, by name, and which are buffers."""
-    placeholders = [n for n in gm.graph.nodes if n.op == "placeholder"]
-    return GraphInputs(
-        parameters={
-            i: clean_path(dynamo_source(n)) or n.name for i, n in enumerate(placeholders) if is_parameter_input(n)
-        },
-        buffers=frozenset(i for i, n in enumerate(placeholders) if is_buffer_input(n)),
-    )
+    compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches, **compile_fx_kwargs)
+    return compiled if sizes is None else state.Stateful(compiled, first, owner, listed, kind)
 
 
 class _Chain(CustomGraphPass):
@@ -132,7 +159,8 @@ def _uuid(gm: fx.GraphModule, config: Config, inputs: GraphInputs) -> str:
     text = [metis_compile.__version__, sources_digest(), config.policy.digest(), config.on_error]
     text += [f"cpu_kernels={config.cpu_kernels} bf16_gemm={bf16_gemm() is not None}"]
     text += [f"{i}={name}" for i, name in sorted(inputs.parameters.items())]
-    text += [str(sorted(inputs.buffers))]
+    text += [f"{sorted(inputs.buffers)} {sorted(inputs.arguments)}"]
+    text += [f"{sorted(inputs.depths.items())} {sorted(inputs.heads)} {sorted(inputs.embeddings)} {inputs.vocabulary}"]
     for node in gm.graph.nodes:
         stack = node.meta.get("nn_module_stack") or {}
         functions = node.meta.get("source_fn_stack") or []
@@ -141,7 +169,7 @@ def _uuid(gm: fx.GraphModule, config: Config, inputs: GraphInputs) -> str:
 
 
 # What decides the code of a graph, of all that is in the package.
-DECIDING = ("numerics", "conditioning", "ops", "policy", "kernels", "passes", "state")
+DECIDING = ("numerics", "conditioning", "ops", "policy", "kernels", "passes", "naming", "state")
 
 
 @cache

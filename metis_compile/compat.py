@@ -25,10 +25,12 @@
 | add_feedback_saver | 2.8 | the autotuner's timings, to say when no template works |
 | SyntheticLocalSource | 2.3 | says where an input comes from that the model does not have: the state |
 | DynamoUnsupported | 2.0 | what Dynamo raises where a model is not one graph, for the reason |
-| aot_input, aot_output | 2.8 | what AOTAutograd says an input or output of a graph is, in `meta["desc"]` |
+| aot_input, aot_position, aot_output | 2.8 | what AOTAutograd says an input or output of a graph is: `meta["desc"]` |
 | compile_phase, compile_phases | 2.2 | our share of compile time, among Dynamo's and Inductor's own phases |
 | inductor_sources | 2.0 | the code that Inductor writes, to count its kernels |
 | scaled_mm | 2.5 | cuBLAS' product of FP8 operands, which ours are measured beside |
+| dynamo_scope | 2.0 | the locals and globals of the frame that Dynamo compiles, to tell whose module a source names |
+| source_chain | 2.0 | the objects that Dynamo went through to reach a graph input |
 | in_backward | 2.0 | a forward that runs inside a backward is a checkpointed one, run again |
 | saves_through_hooks | 2.3 | a forward that checkpointing may run again is one whose saved tensors go through hooks |
 """
@@ -48,6 +50,7 @@ from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.exc import Unsupported as DynamoUnsupported
 from torch._dynamo.source import SyntheticLocalSource
+from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._dynamo.utils import compile_times, dynamo_timed
 from torch._functorch.aot_autograd import make_boxed_func
 from torch._functorch.compile_utils import fx_graph_cse
@@ -101,6 +104,7 @@ __all__ = [
     "add_feedback_saver",
     "aot_input",
     "aot_output",
+    "aot_position",
     "autotune",
     "bf16_gemm",
     "compile_fx",
@@ -108,6 +112,7 @@ __all__ = [
     "compile_phases",
     "copy_dynamo_graph",
     "detect_fake_mode",
+    "dynamo_scope",
     "dynamo_source",
     "empty_buffer",
     "enable_python_dispatcher",
@@ -130,6 +135,7 @@ __all__ = [
     "scaled_mm",
     "select_decomp_table",
     "size_hint",
+    "source_chain",
     "synthetic_source",
     "trace_structured",
 ]
@@ -140,9 +146,39 @@ def dynamo_source(node: fx.Node) -> str:
 
     `_dynamo_source` on the placeholder; its `name` is a method up to 2.11 and a property after.
     """
-    source = getattr(node, "_dynamo_source", None)
+    return _source_name(getattr(node, "_dynamo_source", None))
+
+
+def _source_name(source: Any) -> str:
     name = getattr(source, "name", "")
     return name() if callable(name) else str(name)
+
+
+def source_chain(node: fx.Node) -> list[str]:
+    """What Dynamo went through to reach a graph input, outermost first: `L['self']`, ..., the input itself.
+
+    Each is Python text over the names of `dynamo_scope`. Empty for an input that Dynamo did not make.
+    """
+    names, source = [], getattr(node, "_dynamo_source", None)
+    while source is not None:
+        names.append(_source_name(source))
+        source = getattr(source, "base", None)
+    return [name for name in reversed(names) if name]
+
+
+def dynamo_scope() -> tuple[dict[str, Any], Any] | None:
+    """The names that sources are written in, and the first argument of the frame that Dynamo compiles now.
+
+    InstructionTranslator.current_tx. None outside of Dynamo.
+    """
+    try:
+        transaction: Any = InstructionTranslator.current_tx()
+    except AttributeError:  # this thread has traced nothing
+        return None
+    output = transaction.output
+    code = output.root_tx.f_code
+    first = output.local_scope.get(code.co_varnames[0]) if code.co_argcount else None
+    return {"L": output.local_scope, "G": output.global_scope}, first
 
 
 def synthetic_source(name: str) -> Any:
@@ -277,14 +313,27 @@ def aot_input(desc: Any) -> tuple[int | None, tuple[int | None, int | None] | No
     """What AOTAutograd says an input of a graph is (`desc`), as (position, tangent of, parameter's name).
 
     One of the three is there: the position among the inputs of Dynamo's graph; for a tangent, what `aot_output` says
-    of its output; the name where Dynamo left parameters as attributes. None of them for what forward saved.
+    of its output; the name where Dynamo left parameters as attributes. None of them for what forward saved, and for
+    sizes of a tensor subclass. A tensor inside of a subclass (DTensor) is at its subclass's position.
     """
     kind = type(desc).__name__
+    if kind in ("SubclassSizeAOTInput", "SubclassStrideAOTInput"):
+        return None, None, None  # its idx is a dimension
+    if kind == "SubclassGetAttrAOTInput":
+        return aot_input(desc.base)
     if kind == "TangentAOTInput":
         return None, aot_output(desc.output)[1:], None
     if kind in ("ParamAOTInput", "BufferAOTInput"):
         return None, None, str(desc.target)
     return getattr(desc, "idx", None), None, None
+
+
+def aot_position(desc: Any) -> int | None:
+    """The position of a graph's input, or of what it is the base of, among the inputs of Dynamo's graph."""
+    kind = type(desc).__name__
+    if kind in ("ViewBaseAOTInput", "SyntheticBaseAOTInput"):
+        return aot_position(desc.base_of)
+    return aot_input(desc)[0]
 
 
 def aot_output(desc: Any) -> tuple[str, int | None, Any]:
@@ -296,6 +345,8 @@ def aot_output(desc: Any) -> tuple[str, int | None, Any]:
     kind = type(desc).__name__
     if kind.startswith("SavedForBackwards"):
         return "saved", None, None
+    if kind == "SubclassGetAttrAOTOutput":
+        return aot_output(desc.base)
     if kind == "GradAOTOutput":
         position, _, name = aot_input(desc.grad_of)
         return "gradient", None, position if name is None else name

@@ -8,7 +8,7 @@ A new pass is a function of a `PassContext` in a file of its own, and a line her
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import fx
@@ -59,8 +59,17 @@ LOWERING: tuple[Pass, ...] = (
 class JointPasses(CustomGraphPass):
     """JOINT as Inductor's joint_custom_pre_pass, with its records."""
 
-    def __init__(self, *, config: Config, inputs: GraphInputs, key: str, records: Sequence[Record]) -> None:
-        self.config, self.inputs, self.key, self.records = config, inputs, key, records
+    def __init__(
+        self,
+        *,
+        config: Config,
+        inputs: GraphInputs,
+        key: str,
+        records: Sequence[Record],
+        report: Callable[[list[Site]], None] | None = None,
+    ) -> None:
+        """report: called with the sites, once they are rewritten."""
+        self.config, self.inputs, self.key, self.records, self.report = config, inputs, key, records, report
 
     def __call__(self, graph: fx.Graph) -> None:
         if is_nested(graph):
@@ -74,6 +83,8 @@ class JointPasses(CustomGraphPass):
         with compile_phase("metis_joint_pass"):
             run_passes(JOINT, context, "joint")
         trace("metis_joint_after", graph)
+        if self.report is not None:
+            self.report(context.sites)
         for record in self.records:
             state = [node.name for node in state_placeholders(graph, self.inputs)]
             record.after(graph, context.sites, parameter_placeholders(graph, self.inputs), state)

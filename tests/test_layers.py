@@ -22,6 +22,7 @@ LAYERS = (
     "options",
     "kernels",
     "passes",
+    "naming",
     "state",
     "backend",
     "inspection",

@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from metis_compile.compat import dynamo_source, is_buffer_input, is_parameter_input
+from metis_compile.naming.graph_names import input_name
 from metis_compile.passes.graph.provenance import clean_path
 
 Kind = Literal["parameter", "buffer", "input", "state", "seed", "saved", "tangent", "output", "gradient"]
@@ -62,9 +63,9 @@ def sources(gm: fx.GraphModule, model: Callable[..., Any]) -> list[Source]:
     found = []
     for node in gm.graph.find_nodes(op="placeholder"):
         if is_parameter_input(node):
-            found.append(Source(kind="parameter", name=clean_path(dynamo_source(node)) or node.name))
+            found.append(Source(kind="parameter", name=input_name(node)))
         elif is_buffer_input(node):
-            found.append(Source(kind="buffer", name=clean_path(dynamo_source(node)) or node.name))
+            found.append(Source(kind="buffer", name=input_name(node)))
         else:
             found.append(Source(kind="input", name=_argument(dynamo_source(node), names) or node.name))
     return found

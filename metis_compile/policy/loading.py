@@ -13,7 +13,7 @@ from metis_compile.policy.toml_positions import Path as KeyPath
 from metis_compile.policy.treatment import HIGH, HIGH_RECIPE, OPERANDS, TREATMENT_KEYS, Recipe, Treatment
 
 RECIPE_KEYS = ("extends", *OPERANDS)
-RULE_KEYS = ("recipe", "module", "blocks", "op", "gemm", "operand", "dtype", "has_weight", "when")
+RULE_KEYS = ("recipe", "module", "kind", "blocks", "op", "gemm", "operand", "dtype", "has_weight", "when")
 
 
 def load_recipes_and_rules(document: Document) -> tuple[list[Recipe], list[Rule]]:

@@ -8,6 +8,7 @@ import sympy
 from metis_compile.policy.depth import canonical_blocks, in_blocks
 from metis_compile.policy.errors import PolicyError, show, unknown_name
 from metis_compile.policy.globs import compile_glob
+from metis_compile.policy.kinds import KINDS
 from metis_compile.policy.shape_conditions import parse_condition
 from metis_compile.policy.treatment import OPERANDS, Treatment
 
@@ -46,6 +47,7 @@ class Query:
     m: int | sympy.Expr  # the GEMM is [m, k] x [k, n]; k is contracted; batch dimensions are not counted
     n: int | sympy.Expr
     k: int | sympy.Expr
+    kind: str | None = None  # one of KINDS, or None for an ordinary product
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,7 @@ class Rule:
 
     recipe: str  # name of a recipe of the policy, of a preset, or "high"
     module: tuple[str, ...] | None = None  # globs over the module's name
+    kind: tuple[str, ...] | None = None  # of KINDS: what the product is for
     blocks: tuple[str, ...] | None = None  # places in depth: "first 2", "last 4", "3-5"
     op: tuple[str, ...] | None = None  # of OPS
     gemm: tuple[str, ...] | None = None  # of GEMMS
@@ -84,7 +87,7 @@ class Rule:
             raise PolicyError(problem, key="recipe", value=self.recipe)
         self._settle("module", lambda glob: compile_glob(glob).text)
         self._settle("blocks", canonical_blocks)
-        for key, names in (("op", OPS), ("gemm", GEMMS), ("operand", OPERANDS), ("dtype", DTYPES)):
+        for key, names in (("kind", KINDS), ("op", OPS), ("gemm", GEMMS), ("operand", OPERANDS), ("dtype", DTYPES)):
             self._settle(key, _one_of(names), order=names)
         if self.has_weight is not None and not isinstance(self.has_weight, bool):
             problem = f"must be true or false, got {show(self.has_weight)}"
@@ -125,7 +128,7 @@ class Rule:
     def label(self) -> str:
         """Names the rule in a report: ``run.toml rule 2 (module=*.lm_head)``."""
         parts = []
-        for key in ("module", "blocks", "op", "gemm", "operand", "dtype"):
+        for key in ("module", "kind", "blocks", "op", "gemm", "operand", "dtype"):
             entries = getattr(self, key)
             if entries is not None:
                 more = f"|+{len(entries) - 3} more" if len(entries) > 4 else ""
@@ -142,13 +145,10 @@ class Rule:
         The shape condition is looked at last, so that ``decide_condition`` is asked (and a guard on a
         symbolic size is made) only for a rule that everything else says applies.
         """
-        if self.module is not None and not any(compile_glob(glob).fullmatch(query.module) for glob in self.module):
-            return False
-        if self.blocks is not None and (
-            query.block is None or not any(in_blocks(text, *query.block) for text in self.blocks)
-        ):
+        if not self.matches_place(query.module, query.block):
             return False
         for names, value in (
+            (self.kind, query.kind),
             (self.op, query.op),
             (self.gemm, query.gemm),
             (self.operand, query.operand),
@@ -159,6 +159,12 @@ class Rule:
         if self.has_weight is not None and self.has_weight != query.has_weight:
             return False
         return self.when is None or self._shape_matches(query, decide_condition)
+
+    def matches_place(self, module: str, block: tuple[int, int] | None) -> bool:
+        """Whether ``module`` and ``blocks`` hold for a module of this name, block ``(index, count)`` or in none."""
+        if self.module is not None and not any(compile_glob(glob).fullmatch(module) for glob in self.module):
+            return False
+        return self.blocks is None or (block is not None and any(in_blocks(text, *block) for text in self.blocks))
 
     def _shape_matches(self, query: Query, decide_condition: DecideCondition | None) -> bool:
         assert self.when is not None

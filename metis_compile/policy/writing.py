@@ -9,7 +9,7 @@ from metis_compile.policy.rule import Rule
 from metis_compile.policy.splits import split_tables
 from metis_compile.policy.treatment import HIGH, OPERANDS, TREATMENT_KEYS, Recipe, Treatment
 
-_LIST_KEYS = ("module", "blocks", "op", "gemm", "operand", "dtype")
+_LIST_KEYS = ("module", "kind", "blocks", "op", "gemm", "operand", "dtype")
 
 
 def to_toml(name: str, recipes: Sequence[Recipe], rules: Sequence[Rule]) -> str:

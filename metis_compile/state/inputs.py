@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,8 +34,7 @@ def with_state_inputs(
             node.meta["example_value"] = fake_mode.from_tensor(tensor, static_shapes=True, source=source)
     copied.recompile()
     owner = min(inputs.parameters, default=None)
-    new_inputs = GraphInputs(parameters=inputs.parameters, buffers=inputs.buffers, state=(count, count + 1))
-    return copied, new_inputs, state, owner
+    return copied, replace(inputs, state=(count, count + 1)), state, owner
 
 
 def _device(example_inputs: Sequence[Any]) -> torch.device:

@@ -10,10 +10,11 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from metis_compile.compat import in_backward, saves_through_hooks
+from metis_compile.naming.outermost import caller
 from metis_compile.state.checkpoint import enlist
 from metis_compile.state.flat import State, new_state
 
@@ -21,8 +22,16 @@ from metis_compile.state.flat import State, new_state
 class Stateful:
     """A compiled graph that is called with its state behind the inputs that Dynamo gives it."""
 
-    def __init__(self, compiled: Callable[..., Any], first: State, parameter: int | None, listed: bool) -> None:
-        self.compiled, self.parameter, self.listed = compiled, parameter, listed
+    def __init__(
+        self,
+        compiled: Callable[..., Any],
+        first: State,
+        parameter: int | None,
+        listed: bool,
+        kind: type[nn.Module] | None = None,
+    ) -> None:
+        """kind: the class of the compiled module, to tell instances apart whose parameters are plain tensors."""
+        self.compiled, self.parameter, self.listed, self.kind = compiled, parameter, listed, kind
         self._first: State | None = first
         self._sizes, self._device = tuple(t.numel() for t in first), first[0].device
         self._states: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -50,6 +59,8 @@ class Stateful:
             self._alone = self._alone or self._new()
             return self._alone
         owner = args[self.parameter]
+        if not isinstance(owner, nn.Parameter) and self.kind is not None:
+            owner = caller(self.kind) or owner  # FSDP1 makes new tensors for each call
         if owner not in self._states:
             state = self._states[owner] = self._new()
             if self.listed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from torch import fx
 
@@ -35,8 +36,8 @@ def module_name(node: fx.Node) -> str:
 
 def clean_path(path: str) -> str:
     """Dynamo's `L['self']._modules['blocks'][0].up` as `blocks.0.up`."""
-    path = re.sub(r"\._(modules|parameters|buffers)\b", "", path)
     path = re.sub(r"\[['\"]?([^'\"\]]*)['\"]?\]", r".\1", path)
+    path = re.sub(r"\.(__dict__|__self__|_modules|_parameters|_buffers|_orig_mod)\b", "", path)
     path = re.sub(r"^[LG]\.[^.]+\.?", "", path)
     return path.strip(".")
 
@@ -50,7 +51,7 @@ def source_line(node: fx.Node) -> str:
     return f"{file.rsplit('/', 1)[-1]}:{line}"
 
 
-def _split_block(module: str) -> tuple[str, int] | None:
+def split_block(module: str) -> tuple[str, int] | None:
     """`transformer.h.3.attn` -> ("transformer.h", 3): where in the depth of the model a module stands."""
     parts = module.split(".")
     for i, part in enumerate(parts):
@@ -59,15 +60,16 @@ def _split_block(module: str) -> tuple[str, int] | None:
     return None
 
 
-def block_counts(graph: fx.Graph) -> dict[str, int]:
-    counts: dict[str, int] = {}
+def block_counts(graph: fx.Graph, depths: Mapping[str, int]) -> dict[str, int]:
+    """How many blocks each list of them has: in the model (`depths`), or at least in the graph."""
+    counts = dict(depths)
     for node in graph.nodes:
-        split = _split_block(module_name(node))
+        split = split_block(module_name(node))
         if split is not None:
             counts[split[0]] = max(counts.get(split[0], 0), split[1] + 1)
     return counts
 
 
 def block_of(module: str, counts: dict[str, int]) -> tuple[int, int] | None:
-    split = _split_block(module)
+    split = split_block(module)
     return (split[1], counts[split[0]]) if split is not None else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -61,6 +62,8 @@ class Site:
     block: tuple[int, int] | None = None  # index and number of blocks along the model's depth
     reason: str | None = None
     offs: fx.Node | None = None  # of a grouped product: where its groups of tokens end
+    kind: str | None = None  # one of metis_compile.policy.KINDS, or None for an ordinary product
+    kind_reason: str = ""  # what the kind was told from
     weights: tuple[str, ...] = field(default=())  # names of the parameters among the operands
     of_weight: bool = False  # a backward product whose fprop has a weight, be it no parameter
 
@@ -82,6 +85,9 @@ class Site:
 
     @property
     def has_weight(self) -> bool:
+        """Whether a weight is multiplied; attention multiplies none, though what it takes queries from may be one."""
+        if self.kind == "attention":
+            return False
         return self.of_weight or bool(self.weights) or any(o.role == "weight" for o in self.operands)
 
     def __str__(self) -> str:
@@ -90,8 +96,13 @@ class Site:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphInputs:
-    """Which inputs of Dynamo's graph are parameters and buffers, by position."""
+    """What is known of a Dynamo graph from outside: which inputs are what, by position, and the model around it."""
 
     parameters: dict[int, str]  # position -> dotted name
     buffers: frozenset[int] = frozenset()  # constants: they make an operand neither weight nor activation
+    arguments: frozenset[int] = frozenset()  # matrices that the caller passes and trains, as functional models have
     state: tuple[int, int] | None = None  # the flat tensors that live across steps: of forward and of backward
+    depths: Mapping[str, int] = field(default_factory=dict)  # name of a list of blocks -> their number in the model
+    heads: frozenset[str] = frozenset()  # modules that the model says compute its logits
+    embeddings: frozenset[str] = frozenset()  # parameters that are tables of embeddings
+    vocabulary: int | None = None  # rows of the largest of them

@@ -7,12 +7,13 @@ from collections import defaultdict
 import torch
 from torch import fx
 
-from metis_compile.compat import OpOverload
+from metis_compile.compat import OpOverload, aot_input, aot_output
 from metis_compile.passes.context import PassContext, PassResult
 from metis_compile.passes.graph.products import GROUPED, OPERANDS, PRODUCTS, SUPPORTED_DTYPES
 from metis_compile.passes.graph.provenance import block_counts, block_of, module_name, op_name, schema_name, source_line
 from metis_compile.passes.graph.sites import Gemm, GraphInputs, Operand, Site
 from metis_compile.passes.graph.views import ValueNumbers, history, root, same, shape_of, strip_views
+from metis_compile.passes.joint.kinds import Kinds
 from metis_compile.passes.joint.roles import Dependencies
 
 aten = torch.ops.aten
@@ -58,22 +59,26 @@ def find_sites(graph: fx.Graph, inputs: GraphInputs) -> list[Site]:
     """Lists every matrix product of `graph` as a `Site`, with roles from dependencies and never from shapes.
 
     An operand that depends on a tangent is a gradient; one that depends on parameters and on no data is a weight (and
-    the second operand of `linear`, whatever it is made of); any other is an activation. A product with a gradient
-    operand is the dgrad of an activation or the wgrad of a weight.
+    the second operand of `linear`, whatever it is made of); any other is an activation, and so are both of attention,
+    which is known by its softmax. A product with a gradient operand is the dgrad of an activation or the wgrad of a
+    weight.
     """
     depends = Dependencies(graph, inputs)
     numbers = ValueNumbers(graph)
-    blocks = block_counts(graph)
+    blocks = block_counts(graph, inputs.depths)
+    kinds = Kinds(graph, depends, inputs)
     sites: list[Site] = []
     fprops: dict[int, list[Site]] = defaultdict(list)
+    backward: list[tuple[Site, Site]] = []
     for node in graph.nodes:
         if node.op != "call_function":
             continue
         if node.target in PRODUCTS or _is_grouped(node):
-            site = _product(node, depends, numbers)
+            site = _product(node, depends, numbers, kinds)
             partner = _partner(site, fprops)
             if partner is not None:
                 _take_from_forward(site, partner)
+                backward.append((site, partner))
             site.gemm = _gemm(site, partner, depends)
             if site.gemm == "fprop" and site.seq is not None:
                 fprops[site.seq].append(site)
@@ -91,10 +96,13 @@ def find_sites(graph: fx.Graph, inputs: GraphInputs) -> list[Site]:
             continue
         site.block = block_of(site.module, blocks)
         sites.append(site)
+    kinds.settle(sites)
+    for site, partner in backward:
+        site.kind, site.kind_reason = partner.kind, partner.kind_reason
     return sites
 
 
-def _product(node: fx.Node, depends: Dependencies, numbers: ValueNumbers) -> Site:
+def _product(node: fx.Node, depends: Dependencies, numbers: ValueNumbers, kinds: Kinds) -> Site:
     site = _bare_site(node, depends)
     left, right = (node.args[i] for i in OPERANDS[node.target])
     assert isinstance(left, fx.Node)
@@ -108,11 +116,26 @@ def _product(node: fx.Node, depends: Dependencies, numbers: ValueNumbers) -> Sit
     given = site.op == "linear" or (site.offs is not None and not site.groups_contracted)
     if given and site.lhs.role == site.rhs.role == "activation":
         site.rhs.role = "weight"  # what the second argument of these is, whoever computed it
+    if site.gemm == "fprop" and site.offs is None:
+        why = kinds.attention(node, left, right)
+        if why is not None:
+            site.kind, site.kind_reason = "attention", why
+            site.lhs.role = site.rhs.role = "activation"
+        elif site.lhs.role == site.rhs.role == "activation":
+            _tell_arguments(site, depends)
     site.m, site.k = shape_of(left)[-2:]
     site.n = shape_of(right)[-1]
     site.batch = shape_of(left)[0] if rank == 3 else 1
     site.weights = tuple(name for o in site.operands if o.role == "weight" for name in depends.parameters(o.base))
     return site
+
+
+def _tell_arguments(site: Site, depends: Dependencies) -> None:
+    """Of a product without parameters: a matrix that the caller passes and trains is a weight; the right one of two."""
+    for operand in (site.rhs, site.lhs):
+        if operand is not None and root(operand.base) in depends.arguments:
+            operand.role = "weight"
+            return
 
 
 def _operand(node: fx.Node, axis: int, depends: Dependencies, numbers: ValueNumbers) -> Operand:
@@ -184,7 +207,7 @@ def _gemm(site: Site, fprop: Site | None, depends: Dependencies) -> Gemm:
 
 def _is_parameter_gradient(node: fx.Node, depends: Dependencies) -> bool:
     """Whether rearrangements, casts and sums of `node` are all that lies before a parameter's gradient."""
-    parameters = {getattr(n.meta.get("desc"), "idx", None) for n in depends.names}
+    parameters = {found for n in depends.names for found in aot_input(n.meta.get("desc")) if found is not None}
     stack = [node]
     while stack:
         for user in stack.pop().users:
@@ -193,8 +216,8 @@ def _is_parameter_gradient(node: fx.Node, depends: Dependencies) -> bool:
                 values = user.args[0]
                 assert isinstance(values, (list, tuple))
                 for value, desc in zip(values, descs, strict=False):
-                    source = getattr(desc, "grad_of", None)
-                    if value is not None and getattr(source, "idx", -1) in parameters:
+                    kind, _, source = aot_output(desc)
+                    if value is not None and kind == "gradient" and source in parameters:
                         return True
             elif root(user, through_casts=True) is not user or user.target in (
                 aten.sum.dim_IntList,

@@ -39,11 +39,14 @@ def resolve_site(site: Site, policy: Policy) -> None:
             m=_size(site.m),
             n=_size(site.n),
             k=_size(site.k),
+            kind=site.kind,
         )
         operand.decision = policy.decide(query, _Guard(site))
     if all(o.decision is not None and o.decision.treatment.spec is None for o in site.operands):
         labels = dict.fromkeys(o.decision.rule for o in site.operands if o.decision is not None)
         site.reason = "high: " + "; ".join(labels)
+        if site.kind is not None:
+            site.reason += f"; {site.kind}: {site.kind_reason}"
     else:
         site.reason = _unsplittable(site) or _unrotatable(site)
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from metis_compile.compat import aot_position
 from metis_compile.passes.graph.sites import GraphInputs, Role
 from metis_compile.passes.graph.views import shape_of
 
@@ -21,6 +22,7 @@ class Dependencies:
         self.tangent: set[fx.Node] = set()
         self.parameter: set[fx.Node] = set()
         self.data: set[fx.Node] = set()
+        self.arguments: set[fx.Node] = set()  # of the data: matrices that the caller passes and trains
         self.names: dict[fx.Node, str] = {}
         for position, node in enumerate(n for n in graph.nodes if n.op == "placeholder"):
             if is_tangent(node):
@@ -30,6 +32,8 @@ class Dependencies:
                 self.names[node] = name
             elif input_position(node, position) not in inputs.buffers:
                 self.data.add(node)
+                if input_position(node, position) in inputs.arguments:
+                    self.arguments.add(node)
         for node in graph.nodes:
             sources = _sources_of_values(node)
             for kind in (self.tangent, self.parameter, self.data):
@@ -100,12 +104,15 @@ def is_tangent(node: fx.Node) -> bool:
     return "tangents" in str(node.target)
 
 
-def input_position(node: fx.Node, position: int) -> int:
-    return getattr(node.meta.get("desc"), "idx", position)
+def input_position(node: fx.Node, position: int) -> int | None:
+    """Which input of Dynamo's graph a placeholder is, or lies inside of (a tensor subclass has several)."""
+    desc = node.meta.get("desc")
+    return position if desc is None else aot_position(desc)
 
 
 def _parameter_name(node: fx.Node, position: int, inputs: GraphInputs) -> str | None:
     desc: Any = node.meta.get("desc")
     if type(desc).__name__ == "ParamAOTInput":  # Dynamo left the module's parameters as attributes
         return desc.target
-    return inputs.parameters.get(input_position(node, position))
+    found = input_position(node, position)
+    return None if found is None else inputs.parameters.get(found)

@@ -152,14 +152,15 @@ def test_uuid_depends_on_what_the_rules_see() -> None:
     import torch
     from torch import nn
 
-    from metis_compile.backend import _uuid, graph_inputs
+    from metis_compile.backend import _uuid
+    from metis_compile.naming.graph_names import names_of
     from metis_compile.options import read_options
 
     keys = []
 
     def key_of(gm: torch.fx.GraphModule, example_inputs: Any, **_: Any) -> Any:
         for policy in ("nvfp4", "mxfp8"):
-            keys.append(_uuid(gm, read_options({"policy": policy}, None)[0], graph_inputs(gm)))
+            keys.append(_uuid(gm, read_options({"policy": policy}, None)[0], names_of(gm).write()))
         return gm.forward
 
     for name in ("up", "lm_head"):

@@ -130,7 +130,7 @@ def test_a_division_by_zero_names_the_rule(query: Callable[..., Query]) -> None:
 def test_rules_that_decided_nothing_are_told(query: Callable[..., Query]) -> None:
     policy = Policy.from_toml("extends = 'nvfp4'\n" + TEXT, name="run.toml")
     counts: dict[int, int] = {}
-    for changes in ({}, {"module": "lm_head"}, {"has_weight": False}):
+    for changes in ({}, {"module": "lm_head", "kind": "head"}, {"has_weight": False}):
         index = policy.decide(query(**changes)).index
         assert index is not None
         counts[index] = counts.get(index, 0) + 1
@@ -141,6 +141,7 @@ def test_rules_that_decided_nothing_are_told(query: Callable[..., Query]) -> Non
         ("nvfp4.toml", 1),
         ("nvfp4.toml", 2),
         ("nvfp4.toml", 4),
+        ("nvfp4.toml", 5),
     ]
     assert policy.unused({}) == list(policy.rules)
     assert policy.unused(dict.fromkeys(range(len(policy.rules)), 1)) == []

@@ -16,6 +16,7 @@ from metis_compile.conditioning.hadamard import SIGNS
 from metis_compile.numerics import QuantSpec, fake_quantize
 from metis_compile.numerics.formats import FORMATS, ROUNDINGS
 from metis_compile.policy import DTYPES, GEMMS, OPERANDS, OPS, Policy, PolicyError
+from metis_compile.policy.kinds import KINDS as PRODUCT_KINDS
 from metis_compile.policy.loading import RULE_KEYS
 from metis_compile.policy.treatment import TREATMENT_KEYS
 
@@ -53,6 +54,7 @@ def table(header: str) -> dict[str, list[str]]:
 def test_the_table_of_rule_keys_is_complete() -> None:
     rows = table("| key | value | matches |")
     assert list(rows) == list(RULE_KEYS)
+    assert tuple(rows["kind"]) == PRODUCT_KINDS
     assert tuple(rows["op"]) == OPS
     assert tuple(rows["gemm"]) == GEMMS
     assert tuple(rows["operand"]) == OPERANDS

@@ -59,24 +59,6 @@ WGRAD = {
     "quartet2": ["nvfp4 1x16 eden, hadamard fresh"] * 3,
 }
 
-HEADS = [
-    "lm_head",  # GPT-2, Llama, Qwen
-    "model.lm_head",
-    "lm_head.decoder",  # RoBERTa
-    "head",  # nanoGPT
-    "head.fc",  # timm
-    "embed_out",  # GPT-NeoX
-    "output",  # torchtitan
-    "proj_out",  # Whisper
-    "cls.predictions.decoder",  # BERT
-    "decoder",  # ModernBERT
-    "generator_lm_head",  # ELECTRA
-    "classifier",
-    "classifier.out_proj",
-    "score",
-    "qa_outputs",
-]
-ROUTERS = ["model.layers.0.block_sparse_moe.gate", "encoder.block.1.layer.1.mlp.router.classifier", "mlp.router"]
 LINEARS = [
     "",
     "model.layers.0.mlp.gate_proj",
@@ -133,8 +115,9 @@ def test_hadamard_transforms_come_in_pairs(query: Callable[..., Query]) -> None:
 @pytest.mark.parametrize(
     ("recipe", "queries"),
     [
-        ("heads", [{"module": module} for module in HEADS]),
-        ("routers", [{"module": module} for module in ROUTERS]),
+        ("heads", [{"kind": "head", "module": module} for module in ("lm_head", "model.layers.3.mlp.up_proj")]),
+        ("routers", [{"kind": "router"}]),
+        ("adapters", [{"kind": "adapter"}]),
         ("attention", [{"has_weight": False, "op": "bmm"}, {"has_weight": False, "op": "matmul", "gemm": "dgrad"}]),
     ],
 )
@@ -154,7 +137,7 @@ def test_what_stays_high_by_rule_and_one_line_that_changes_it(
 def test_high_leaves_everything(query: Callable[..., Query]) -> None:
     policy = Policy.load("high")
     assert policy.recipes == ()
-    for changes in ({}, {"module": "lm_head"}, {"has_weight": False}, {"operand": "gradient", "gemm": "wgrad"}):
+    for changes in ({}, {"kind": "head"}, {"has_weight": False}, {"operand": "gradient", "gemm": "wgrad"}):
         decision = policy.decide(query(**changes))
         assert decision.treatment.format == "high"
         assert decision.index == 0

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from metis_compile.conditioning import PARTNERS, Chain, Mean, Spectral
 from metis_compile.numerics.formats import FORMATS
-from metis_compile.policy import DTYPES, GEMMS, OPERANDS, OPS, Policy, Recipe, Rule, Treatment, presets
+from metis_compile.policy import DTYPES, GEMMS, KINDS, OPERANDS, OPS, Policy, Recipe, Rule, Treatment, presets
 
 _partners = st.sampled_from(PARTNERS)
 _factors = st.sampled_from(["high", "bfloat16", "nvfp4", "mxfp8", "nvfp4 1x16 stochastic none"])
@@ -74,6 +74,7 @@ def policies(draw: st.DrawFn) -> Policy:
         Rule,
         recipe=st.sampled_from(["high", *names]),
         module=st.none() | st.lists(_globs.map("".join), min_size=1, max_size=3).map(tuple),
+        kind=some(KINDS),
         blocks=some(("first 2", "last 4", "3-5", "7")),
         op=some(OPS),
         gemm=some(GEMMS),
