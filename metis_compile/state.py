@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +19,14 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils.weak import WeakIdKeyDictionary
 
-from metis_compile.compat import copy_dynamo_graph, detect_fake_mode, in_backward, saves_through_hooks, synthetic_source
+from metis_compile.compat import (
+    copy_dynamo_graph,
+    detect_fake_mode,
+    fake_mode_of,
+    in_backward,
+    saves_through_hooks,
+    synthetic_source,
+)
 from metis_compile.conditioning import kept_step, largest_rank
 from metis_compile.passes.graph.sites import GraphInputs
 from metis_compile.policy import OPERANDS, OPS, Policy
@@ -275,7 +283,9 @@ def with_state_inputs(
 
     Returns the copy, its inputs, the first state, and which input tells whose state it is.
     """
-    state = new_state(sizes, _device(example_inputs))
+    mode = fake_mode_of(example_inputs)
+    with mode or nullcontext():  # the state of a model that is fake is fake
+        state = new_state(sizes, _device(example_inputs))
     fake_mode = detect_fake_mode([n.meta.get("example_value") for n in gm.graph.nodes])
     assert fake_mode is not None
     copied, placeholders = copy_dynamo_graph(gm)
