@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from types import FunctionType
 from typing import Any
 
@@ -19,9 +20,12 @@ from metis_compile.compat import (
     make_boxed_func,
 )
 from metis_compile.inspection.capture import Captured, capture
+from metis_compile.inspection.repeats import Alike, Cut, cut_repeats, whole
 from metis_compile.inspection.stand_ins import stand_ins
 from metis_compile.inspection.undisturbed import Keep, undisturbed
 from metis_compile.options import Config
+from metis_compile.passes.graph.provenance import block_counts, block_of
+from metis_compile.policy import Policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,7 @@ class DryRun:
 
     captured: Captured
     dynamo: list[fx.GraphModule] = field(default_factory=list)
+    cuts: list[Cut] = field(default_factory=list)  # which of a graph's repeated blocks were captured; for each graph
 
 
 def dry_run(
@@ -38,6 +43,8 @@ def dry_run(
     kwargs: Mapping[str, Any],
     config: Config,
     patches: dict[str, Any],
+    *,
+    once: bool = False,
     **compile_kwargs: Any,
 ) -> DryRun:
     """Captures `model(*args, **kwargs)` anew, past all caches, and runs its forward once, eagerly and unquantized.
@@ -45,18 +52,22 @@ def dry_run(
     The model, its arguments and the generators are left as they were: see `undisturbed`. Neither what Dynamo has
     learned of sizes that change from call to call, nor what it has compiled, has a part in this or is changed by it.
     `model` may be compiled already, and its tensors may be fake or on the meta device: see `stand_ins`.
-    compile_kwargs: of torch.compile. Raises what the model and the compile raise, and RuntimeError where the model
-    reads the value of a tensor that is fake or on the meta device.
+    once: blocks that are alike are captured once, see `cut_repeats`. compile_kwargs: of torch.compile.
+    Raises what the model and the compile raise, and RuntimeError where the model reads the value of a tensor that is
+    fake or on the meta device.
     """
     from metis_compile.backend import compile_graph
 
     model = getattr(model, "_orig_mod", model)
     dynamo: list[fx.GraphModule] = []
+    cuts: list[Cut] = []
 
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
         dynamo.append(gm)
-        compile_graph(gm, example_inputs, config, patches, listed=False, inner_compile=run_eagerly)
-        return _keeping(gm, _written(captured), keep)
+        cuts.append(cut_repeats(gm, _alike(gm, config.policy)) if once else whole(gm))
+        inputs = [example_inputs[i] for i in cuts[-1].inputs]
+        compile_graph(cuts[-1].gm, inputs, config, patches, listed=False, inner_compile=run_eagerly)
+        return _keeping(gm, [cuts[-1].inputs[i] for i in _written(captured)], keep)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         return model(*args, **kwargs)
@@ -77,7 +88,18 @@ def dry_run(
                 "metis: the model reads the value of a tensor, and its tensors have none, since they are fake or on "
                 f"the meta device: build it on a real device, or smaller ({type(error).__name__}: {error})"
             ) from error
-    return DryRun(captured=captured, dynamo=dynamo)
+    return DryRun(captured=captured, dynamo=dynamo, cuts=cuts)
+
+
+def _alike(gm: fx.GraphModule, policy: Policy) -> Alike:
+    """Whether no rule tells two modules of a graph from each other."""
+    counts = block_counts(gm.graph)
+
+    @cache
+    def rules(module: str) -> list[bool]:
+        return [rule.matches_place(module, block_of(module, counts)) for rule in policy.rules]
+
+    return lambda one, other: rules(one) == rules(other)
 
 
 def run_eagerly(gm: fx.GraphModule, example_inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:

@@ -142,11 +142,7 @@ class Rule:
         The shape condition is looked at last, so that ``decide_condition`` is asked (and a guard on a
         symbolic size is made) only for a rule that everything else says applies.
         """
-        if self.module is not None and not any(compile_glob(glob).fullmatch(query.module) for glob in self.module):
-            return False
-        if self.blocks is not None and (
-            query.block is None or not any(in_blocks(text, *query.block) for text in self.blocks)
-        ):
+        if not self.matches_place(query.module, query.block):
             return False
         for names, value in (
             (self.op, query.op),
@@ -159,6 +155,12 @@ class Rule:
         if self.has_weight is not None and self.has_weight != query.has_weight:
             return False
         return self.when is None or self._shape_matches(query, decide_condition)
+
+    def matches_place(self, module: str, block: tuple[int, int] | None) -> bool:
+        """Whether the rule may apply there: what it says of the module's name and of its place in depth."""
+        if self.module is not None and not any(compile_glob(glob).fullmatch(module) for glob in self.module):
+            return False
+        return self.blocks is None or (block is not None and any(in_blocks(text, *block) for text in self.blocks))
 
     def _shape_matches(self, query: Query, decide_condition: DecideCondition | None) -> bool:
         assert self.when is not None
