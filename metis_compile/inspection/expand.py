@@ -66,9 +66,15 @@ def _in_block(site: ExplainedSite, kept: str, block: str) -> ExplainedSite:
     if block == kept:
         return site
     label, new = (re.sub(r"\W+", "_", name) + "_" for name in (kept, block))
+
+    def inside(name: str) -> str:
+        return new + name[len(label) :] if name.startswith(label) else f"{name} of {block}"
+
     return replace(
         site,
         module=renamed(site.module, kept, block),
         weights=tuple(renamed(w, kept, block) for w in site.weights),
-        saved=tuple(new + n[len(label) :] if n.startswith(label) else f"{n} of {block}" for n in site.saved),
+        saved=tuple(map(inside, site.saved)),
+        saved_each={inside(name): nbytes for name, nbytes in site.saved_each.items()},
+        quantized={role: inside(name) for role, name in site.quantized.items()},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections import Counter
@@ -42,6 +43,14 @@ class ExplainedSite:
     reason: str | None  # why the product was left alone; None where it was rewritten
     saved: tuple[str, ...]  # tensors kept for this product by the forward
     saved_bytes: int  # several products may share them: see Explanation.saved_bytes for the sum
+    saved_each: Mapping[str, int]  # the same tensors, and the bytes of each
+    quantized: Mapping[str, str]  # operand role -> its quantization, by name: products that share one have the same
+
+    @property
+    def flops(self) -> int | None:
+        """Floating-point operations of the unquantized product; None where a size is a symbol."""
+        sizes = (self.batch, self.m, self.n, self.k)
+        return 2 * math.prod(sizes) if all(isinstance(size, int) for size in sizes) else None  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,15 +165,26 @@ def explained_site(graph: int, site: Site, saved: Sequence[SavedTensor]) -> Expl
         reason=site.reason,
         saved=tuple(t.name for t in kept),
         saved_bytes=sum(t.nbytes for t in kept),
+        saved_each={t.name: t.nbytes for t in kept},
+        quantized=_quantized(site.operands),
     )
 
 
-def _treatments(operands: Sequence[Operand]) -> dict[str, str]:
+def _labels(operands: Sequence[Operand]) -> list[str]:
     labels: list[str] = [o.role for o in operands]
     if len(set(labels)) < len(labels):
         labels = [f"{side} {o.role}" for side, o in zip(("lhs", "rhs"), operands, strict=True)]
+    return labels
+
+
+def _quantized(operands: Sequence[Operand]) -> dict[str, str]:
+    named = zip(_labels(operands), operands, strict=True)
+    return {label: o.quantized.name for label, o in named if o.quantized is not None}
+
+
+def _treatments(operands: Sequence[Operand]) -> dict[str, str]:
     texts = [str(o.decision.treatment) if o.decision is not None else "high" for o in operands]
-    return dict(zip(labels, texts, strict=True))
+    return dict(zip(_labels(operands), texts, strict=True))
 
 
 def _plain(size: Any) -> int | str:
