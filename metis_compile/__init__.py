@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from metis_compile.conditioning import Conditioned, split
     from metis_compile.inspection.capture import Captured, CapturedGraph, SavedTensor, capture
     from metis_compile.inspection.explain import Explanation, explain
+    from metis_compile.inspection.summary import Summary, summary
     from metis_compile.mlir import Exported, ExportError, export_mlir
     from metis_compile.numerics import QuantizedTensor, quantize
     from metis_compile.policy import Policy, PolicyError, presets
@@ -29,6 +30,7 @@ _HOMES = {
     "PolicyError": "policy",
     "QuantizedTensor": "numerics",
     "SavedTensor": "inspection.capture",
+    "Summary": "inspection.summary",
     "capture": "inspection.capture",
     "dual_range_regularizer": "weights.regularizer",
     "explain": "inspection.explain",
@@ -40,6 +42,7 @@ _HOMES = {
     "reparametrize": "weights.reparametrization",
     "split": "conditioning",
     "state_dict": "state",
+    "summary": "inspection.summary",
     "unreparametrize": "weights.reparametrization",
 }
 __all__ = [
@@ -53,6 +56,7 @@ __all__ = [
     "PolicyError",
     "QuantizedTensor",
     "SavedTensor",
+    "Summary",
     "capture",
     "dual_range_regularizer",
     "explain",
@@ -64,6 +68,7 @@ __all__ = [
     "reparametrize",
     "split",
     "state_dict",
+    "summary",
     "unreparametrize",
 ]
 

@@ -24,7 +24,9 @@ from metis_compile.compat import (
     is_buffer_input,
     is_parameter_input,
 )
+from metis_compile.inspection import summary
 from metis_compile.inspection.capture import RecordingPartitioner, active_captures
+from metis_compile.inspection.summary import SummaryRecord
 from metis_compile.kernels.gemm.lowering import register_gemm
 from metis_compile.options import Config, read_options
 from metis_compile.passes.graph.provenance import clean_path
@@ -50,7 +52,12 @@ def metis(
     return compile_graph(gm, example_inputs, config, patches)
 
 
-metis.reset = state.clear  # type: ignore[attr-defined]  # torch.compiler.reset() calls it
+def _reset() -> None:
+    state.clear()
+    summary.clear()
+
+
+metis.reset = _reset  # type: ignore[attr-defined]  # torch.compiler.reset() calls it
 
 
 def compile_graph(
@@ -64,18 +71,20 @@ def compile_graph(
 ) -> Callable[..., Any]:
     """Runs Inductor on `gm` with the metis passes in front of its own.
 
-    listed: whether what the graph keeps across steps is in `metis_compile.state_dict`.
+    listed: whether what the graph keeps across steps is in `metis_compile.state_dict`, and what is done to it in
+    `metis_compile.summary` and in the log.
     """
     with compile_phase("metis_backend"):
         inputs = graph_inputs(gm)
         uuid = _uuid(gm, config, inputs)
         sizes = state.room(gm, config.policy) if torch.is_grad_enabled() else None
         if sizes is not None:
-            gm, inputs, first, owner = state.with_state_inputs(gm, inputs, example_inputs, sizes)
+            gm, inputs, first, owner_of_state = state.with_state_inputs(gm, inputs, example_inputs, sizes)
             example_inputs = [*example_inputs, *first]
     captures = active_captures()
     records = [capture.begin() for capture in captures]
-    joint = JointPass(config=config, inputs=inputs, key=uuid, records=records)
+    noted = SummaryRecord(gm, uuid, config.policy)
+    joint = JointPass(config=config, inputs=inputs, key=uuid, records=[*records, noted])
     patches = {**exact_division(), **patches}
     register_gemm()  # here too: what a warm cache serves may call it, and has no pass run
     _place(patches, "joint_custom_pre_pass", joint, HidePass(key=uuid, restores=False))
@@ -86,7 +95,10 @@ def compile_graph(
         inner = patches.get("custom_partitioner_fn", inductor_config.custom_partitioner_fn)
         patches["custom_partitioner_fn"] = RecordingPartitioner(records, inner)
     compiled: Any = compile_fx(gm, example_inputs, config_patches=patches, **compile_fx_kwargs)
-    return compiled if sizes is None else state.Stateful(compiled, first, owner, listed)
+    if listed:
+        owner = min(inputs.parameters, default=None)
+        noted.finish(None if owner is None else example_inputs[owner])
+    return compiled if sizes is None else state.Stateful(compiled, first, owner_of_state, listed)
 
 
 def graph_inputs(gm: fx.GraphModule) -> GraphInputs:

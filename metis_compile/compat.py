@@ -23,6 +23,7 @@
 | ExternKernelChoice, ExternKernelCaller | 2.0 | plain torch as one of the autotuner's choices |
 | add_feedback_saver | 2.8 | the autotuner's timings, to say when no template works |
 | SyntheticLocalSource | 2.3 | says where an input comes from that the model does not have: the state |
+| cache_dir | 2.6 | what was seen of a graph is kept beside its compiled code |
 | DynamoUnsupported | 2.0 | what Dynamo raises where a model is not one graph, for the reason |
 | aot_input, aot_output | 2.8 | what AOTAutograd says an input or output of a graph is, in `meta["desc"]` |
 | compile_phase, compile_phases | 2.2 | our share of compile time, among Dynamo's and Inductor's own phases |
@@ -75,6 +76,7 @@ from torch._inductor.ir import (
     convert_shape_to_inductor,
 )
 from torch._inductor.lowering import empty_strided, fallback_handler, register_lowering, squeeze
+from torch._inductor.runtime.runtime_utils import cache_dir
 from torch._inductor.select_algorithm import (
     ExternKernelCaller,
     ExternKernelChoice,
@@ -117,6 +119,7 @@ __all__ = [
     "aot_output",
     "autotune",
     "bf16_gemm",
+    "cache_dir",
     "compile_fx",
     "compile_phase",
     "compile_phases",
