@@ -11,7 +11,7 @@ from typing import Any
 from torch import fx
 
 from metis_compile.compat import CustomGraphPass, compile_phase, trace_structured
-from metis_compile.inspection.capture import Record
+from metis_compile.inspection.capture import Recorder
 from metis_compile.options import Config
 from metis_compile.passes.graph.sites import GraphInputs, Site
 from metis_compile.passes.joint.decompose_experts import decompose_experts
@@ -115,7 +115,7 @@ def _checker(graph: fx.Graph, config: Config) -> Any:
 class JointPass(CustomGraphPass):
     """Inductor's joint_custom_pre_pass: the pipeline, its log and its records."""
 
-    def __init__(self, *, config: Config, inputs: GraphInputs, key: str, records: Sequence[Record]) -> None:
+    def __init__(self, *, config: Config, inputs: GraphInputs, key: str, records: Sequence[Recorder]) -> None:
         self.config, self.inputs, self.key, self.records = config, inputs, key, records
 
     def __call__(self, graph: fx.Graph) -> None:

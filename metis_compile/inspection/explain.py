@@ -49,8 +49,8 @@ class ExplainedSite:
     @property
     def flops(self) -> int | None:
         """Floating-point operations of the unquantized product; None where a size is a symbol."""
-        sizes = (self.batch, self.m, self.n, self.k)
-        return 2 * math.prod(sizes) if all(isinstance(size, int) for size in sizes) else None  # type: ignore[arg-type]
+        sizes = [size for size in (self.batch, self.m, self.n, self.k) if isinstance(size, int)]
+        return 2 * math.prod(sizes) if len(sizes) == 4 else None
 
 
 @dataclass(frozen=True, kw_only=True)

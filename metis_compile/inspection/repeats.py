@@ -131,7 +131,8 @@ def _containers(graph: fx.Graph, placeholders: Sequence[fx.Node]) -> list[list[_
     for i, node in enumerate(calls):
         for block in block_name(module_name(node)):
             found[block.rpartition(".")[0]][block].append(i)
-    containers, taken = [], []
+    containers: list[list[_Block]] = []
+    taken: list[str] = []
     for container in sorted(found, key=lambda name: name.count(".")):
         places = found[container]
         if len(places) < _SHORTEST or any(container.startswith(other) for other in taken):
@@ -195,12 +196,11 @@ def _same(blocks: Sequence[_Block], i: int, alike: Alike) -> bool:
                     return False
             elif x is not y and not (own.setdefault(x, y) is y and x.op == y.op == "placeholder" and _same_value(x, y)):
                 return False
-    for a, b in modules.items():
-        if renamed(a, before.name, after.name) != b or not alike(a, b):
+    for module, other in modules.items():
+        if renamed(module, before.name, after.name) != other or not alike(module, other):
             return False
-    return all(user in before.place for x in own for user in x.users) and all(
-        user in after.place for y in own.values() for user in y.users
-    )
+    read_here = all(user in before.place for x in own for user in x.users)
+    return bool(own) and read_here and all(user in after.place for y in own.values() for user in y.users)
 
 
 def _same_call(a: fx.Node, b: fx.Node) -> bool:

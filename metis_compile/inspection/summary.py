@@ -8,7 +8,7 @@ import logging
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,7 +154,7 @@ class SummaryRecord:
     def nested(self, sites: list[Site]) -> None:
         self._products += [_product(site) for site in sites]
 
-    def after(self, graph: fx.Graph, sites: list[Site], parameters: Mapping[str, str], state: Sequence[str]) -> None:
+    def after(self, graph: fx.Graph, sites: list[Site], parameters: dict[str, str], state: Sequence[str]) -> None:
         self._has_run = True
         self._products = [*(_product(site) for site in sites), *self._products]
 
