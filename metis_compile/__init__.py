@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from metis_compile.numerics import QuantizedTensor, quantize
     from metis_compile.passes.record import Captured, CapturedGraph, SavedTensor, capture
     from metis_compile.policy import Policy, PolicyError, presets
+    from metis_compile.reporting.summary import Summary, summary
     from metis_compile.state import load_state_dict, state_dict
     from metis_compile.weights.regularizer import dual_range_regularizer
     from metis_compile.weights.reparametrization import plain_state_dict, reparametrize, unreparametrize
@@ -31,6 +32,7 @@ _HOMES = {
     "PolicyWarning": "naming",
     "QuantizedTensor": "numerics",
     "SavedTensor": "passes.record",
+    "Summary": "reporting.summary",
     "capture": "passes.record",
     "dual_range_regularizer": "weights.regularizer",
     "explain": "inspection.explain",
@@ -43,6 +45,7 @@ _HOMES = {
     "reparametrize": "weights.reparametrization",
     "split": "conditioning",
     "state_dict": "state",
+    "summary": "reporting.summary",
     "unreparametrize": "weights.reparametrization",
 }
 __all__ = [
@@ -57,6 +60,7 @@ __all__ = [
     "PolicyWarning",
     "QuantizedTensor",
     "SavedTensor",
+    "Summary",
     "capture",
     "dual_range_regularizer",
     "explain",
@@ -69,6 +73,7 @@ __all__ = [
     "reparametrize",
     "split",
     "state_dict",
+    "summary",
     "unreparametrize",
 ]
 

@@ -32,6 +32,8 @@ from metis_compile.passes.context import Pass
 from metis_compile.passes.graph.sites import GraphInputs
 from metis_compile.passes.pipeline import AFTER_INDUCTOR, BEFORE_INDUCTOR, LOWERING, JointPasses, Passes
 from metis_compile.passes.record import RecordingPartitioner, active_captures
+from metis_compile.reporting import summary
+from metis_compile.reporting.summary import SummaryRecord
 
 
 def metis(
@@ -57,6 +59,7 @@ def reset() -> None:
     state.clear()
     outermost.clear()
     report.clear()
+    summary.clear()
 
 
 metis.reset = reset  # type: ignore[attr-defined]
@@ -73,7 +76,8 @@ def compile_graph(
 ) -> Callable[..., Any]:
     """Runs Inductor on `gm` with the metis passes in front of its own.
 
-    listed: whether what the graph keeps across steps is in `metis_compile.state_dict`.
+    listed: whether what the graph keeps across steps is in `metis_compile.state_dict`, what is done to it in
+    `metis_compile.summary` and in the log, and what a policy misses in a warning.
     """
     with compile_phase("metis_backend"):
         names = names_of(gm)
@@ -82,7 +86,8 @@ def compile_graph(
     kind = None if names.base is None else type(names.base)
     if len(modules) < 2:
         compiled = _compile(gm, example_inputs, config, patches, names.write(), told, kind, listed, compile_fx_kwargs)
-        told.finish()
+        if listed:
+            told.finish()
         return compiled
     tree = names.tree
     assert tree is not None
@@ -91,7 +96,8 @@ def compile_graph(
         inputs = names.write(tree.modules[id(same[0])])
         copied, _ = copy_dynamo_graph(gm)
         served.append(_compile(copied, example_inputs, config, patches, inputs, told, kind, listed, compile_fx_kwargs))
-    told.finish()
+    if listed:
+        told.finish()
     return PerModule(served, modules, names, config.policy)
 
 
@@ -114,7 +120,8 @@ def _compile(
             example_inputs = [*example_inputs, *first]
     captures = active_captures()
     records = [capture.begin() for capture in captures]
-    joint = JointPasses(config=config, inputs=inputs, key=uuid, records=records, report=told.add)
+    noted = SummaryRecord(gm, uuid, config.policy)
+    joint = JointPasses(config=config, inputs=inputs, key=uuid, records=[*records, noted], report=told.add)
     patches = {**exact_division(), **patches}
     register_gemm()  # here too: what a warm cache serves may call it, and has no pass run
 
@@ -129,6 +136,9 @@ def _compile(
         inner = patches.get("custom_partitioner_fn", inductor_config.custom_partitioner_fn)
         patches["custom_partitioner_fn"] = RecordingPartitioner(records, inner)
     compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches, **compile_fx_kwargs)
+    if listed:
+        first_parameter = min(inputs.parameters, default=None)
+        noted.finish(None if first_parameter is None else example_inputs[first_parameter])
     return compiled if sizes is None else state.Stateful(compiled, first, owner, listed, kind)
 
 

@@ -24,6 +24,7 @@
 | ExternKernelChoice, ExternKernelCaller | 2.0 | plain torch as one of the autotuner's choices |
 | add_feedback_saver | 2.8 | the autotuner's timings, to say when no template works |
 | SyntheticLocalSource | 2.3 | says where an input comes from that the model does not have: the state |
+| cache_dir | 2.6 | what was seen of a graph is kept beside its compiled code |
 | DynamoUnsupported | 2.0 | what Dynamo raises where a model is not one graph, for the reason |
 | aot_input, aot_position, aot_output | 2.8 | what AOTAutograd says an input or output of a graph is: `meta["desc"]` |
 | compile_phase, compile_phases | 2.2 | our share of compile time, among Dynamo's and Inductor's own phases |
@@ -32,6 +33,10 @@
 | dynamo_scope | 2.0 | the locals and globals of the frame that Dynamo compiles, to tell whose module a source names |
 | source_chain | 2.0 | the objects that Dynamo went through to reach a graph input |
 | in_backward | 2.0 | a forward that runs inside a backward is a checkpointed one, run again |
+| VALUE_OF_FAKE_ERRORS | 2.0 | what is raised where a model reads the value of a fake tensor |
+| new_fake_mode, fake_mode_of, has_values | 2.0 | stand-ins for a model on the meta device; what is fake |
+| detached_dynamo_state | 2.8 | a dry run neither reads nor changes what Dynamo has learned of changing sizes |
+| without_default_device | 2.3 | stand-ins of meta tensors are on the CPU, and so is what is made beside them |
 | saves_through_hooks | 2.3 | a forward that checkpointing may run again is one whose saved tensors go through hooks |
 """
 
@@ -39,7 +44,8 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
@@ -48,6 +54,8 @@ from typing import Any
 import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo import config as dynamo_config
+from torch._dynamo import pgo
 from torch._dynamo.exc import Unsupported as DynamoUnsupported
 from torch._dynamo.source import SyntheticLocalSource
 from torch._dynamo.symbolic_convert import InstructionTranslator
@@ -72,6 +80,7 @@ from torch._inductor.ir import (
     convert_shape_to_inductor,
 )
 from torch._inductor.lowering import empty_strided, fallback_handler, register_lowering, squeeze
+from torch._inductor.runtime.runtime_utils import cache_dir
 from torch._inductor.select_algorithm import (
     ExternKernelCaller,
     ExternKernelChoice,
@@ -83,9 +92,18 @@ from torch._inductor.select_algorithm import (
 from torch._inductor.virtualized import V
 from torch._logging import trace_structured
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
+from torch.utils import _device as torch_device
+from torch.utils._device import DeviceContext
 
 __all__ = [
+    "VALUE_OF_FAKE_ERRORS",
     "CppCodeCache",
     "CustomGraphPass",
     "CustomPartitionerFn",
@@ -107,19 +125,23 @@ __all__ = [
     "aot_position",
     "autotune",
     "bf16_gemm",
+    "cache_dir",
     "compile_fx",
     "compile_phase",
     "compile_phases",
     "copy_dynamo_graph",
+    "detached_dynamo_state",
     "detect_fake_mode",
     "dynamo_scope",
     "dynamo_source",
     "empty_buffer",
     "enable_python_dispatcher",
     "exact_division",
+    "fake_mode_of",
     "fallback_handler",
     "fx_graph_cse",
     "graph_being_lowered",
+    "has_values",
     "in_backward",
     "inductor_config",
     "inductor_sources",
@@ -129,6 +151,7 @@ __all__ = [
     "lowered_size_hint",
     "lowers_to_triton",
     "make_boxed_func",
+    "new_fake_mode",
     "partition",
     "register_lowering",
     "saves_through_hooks",
@@ -138,7 +161,67 @@ __all__ = [
     "source_chain",
     "synthetic_source",
     "trace_structured",
+    "without_default_device",
 ]
+
+
+VALUE_OF_FAKE_ERRORS = (DataDependentOutputException, DynamicOutputShapeException)
+
+
+def new_fake_mode() -> Any:
+    """A mode whose fake tensors may meet real ones."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def fake_mode_of(tensors: Iterable[object]) -> Any:
+    """The mode of the first fake tensor among `tensors`, or None."""
+    return next((t.fake_mode for t in tensors if isinstance(t, FakeTensor)), None)
+
+
+def has_values(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is neither fake nor on the meta device."""
+    return not (tensor.is_meta or isinstance(tensor, FakeTensor))
+
+
+@contextmanager
+def without_default_device() -> Iterator[None]:
+    """Within, tensors are made on the CPU where nothing else is said, whatever `with torch.device(...)` is around.
+
+    The modes of torch.overrides' stack, but for torch.utils._device.DeviceContext.
+    """
+    device, torch_device.CURRENT_DEVICE = torch_device.CURRENT_DEVICE, None
+    modes = _replace_modes([m for m in _get_current_function_mode_stack() if not isinstance(m, DeviceContext)])
+    try:
+        yield
+    finally:
+        _replace_modes(modes)
+        torch_device.CURRENT_DEVICE = device
+
+
+def _replace_modes(modes: Sequence[Any]) -> list[Any]:
+    """Puts `modes` in place of the function modes that are active, and returns these, outermost first."""
+    before = list(_get_current_function_mode_stack())
+    for _ in before:
+        _pop_mode()
+    for mode in modes:
+        _push_mode(mode)
+    return before
+
+
+@contextmanager
+def detached_dynamo_state() -> Iterator[None]:
+    """Within, Dynamo compiles as in a new process: what it has learned of sizes that change has no part in it.
+
+    Nor does it learn within, or reach the limits on how often a function is compiled again. torch._dynamo.pgo.
+    """
+    changes: dict[str, Any] = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), 2**31)
+    changes.update(dict.fromkeys(("automatic_dynamic_local_pgo", "automatic_dynamic_remote_pgo"), False))
+    learned, pgo._CODE_STATE = pgo._CODE_STATE, defaultdict(pgo.CodeState)
+    try:
+        with dynamo_config.patch(changes):
+            yield
+    finally:
+        pgo._CODE_STATE = learned
 
 
 def dynamo_source(node: fx.Node) -> str:

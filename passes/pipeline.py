@@ -31,7 +31,7 @@ from metis_compile.passes.lowering.decompose_bfloat16 import decompose_bfloat16
 from metis_compile.passes.lowering.fused_quantize import fuse_quantizations
 from metis_compile.passes.lowering.lower import lower_quantizations
 from metis_compile.passes.lowering.packed_gemm import pack_gemms
-from metis_compile.passes.record import Record
+from metis_compile.passes.record import Recorder
 
 # Over the joint graph, before Inductor's own joint passes and those of the user.
 JOINT: tuple[Pass, ...] = (
@@ -65,7 +65,7 @@ class JointPasses(CustomGraphPass):
         config: Config,
         inputs: GraphInputs,
         key: str,
-        records: Sequence[Record],
+        records: Sequence[Recorder],
         report: Callable[[list[Site]], None] | None = None,
     ) -> None:
         """report: called with the sites, once they are rewritten."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from operator import getitem
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import fx
@@ -55,6 +55,16 @@ class CapturedGraph:
         if gm is None:
             raise ValueError(f"metis: there is no {stage} graph: nothing needed a gradient when this was compiled")
         return "\n".join(_line(n) for n in gm.graph.nodes if n.op == "call_function" and n.target is not getitem)
+
+
+class Recorder(Protocol):
+    """What is told of a graph while it is compiled; `Record` says of what."""
+
+    def nested(self, sites: list[Site]) -> None: ...
+
+    def before(self, graph: fx.Graph) -> None: ...
+
+    def after(self, graph: fx.Graph, sites: list[Site], parameters: dict[str, str], state: Sequence[str]) -> None: ...
 
 
 class Record:

@@ -24,6 +24,7 @@ LAYERS = (
     "passes",
     "naming",
     "state",
+    "reporting",
     "backend",
     "inspection",
     "weights",

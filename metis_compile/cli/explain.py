@@ -14,6 +14,7 @@ __all__ = ["explain"]
 def explain(
     target: Target,
     policy: Annotated[str, typer.Option(help="A preset's name or a policy file.")] = DEFAULT_POLICY,
+    full: Annotated[bool, typer.Option("--full", help="A row for each product, like modules one by one.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
 ) -> None:
     """Show, for each matmul of a model, how a policy treats it, which rule decided, and why."""
@@ -25,7 +26,7 @@ def explain(
     with user_errors(metis_compile.PolicyError):
         loaded = metis_compile.Policy.load(policy)
         model, args, kwargs = model_and_inputs(target, call(target, function))
-    explanation = metis_compile.explain(model, *args, policy=loaded, **kwargs)
+    explanation = metis_compile.explain(model, *args, policy=loaded, full=full, **kwargs)
     if json:
         from json import dumps
 

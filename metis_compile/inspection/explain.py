@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from metis_compile.inspection.dry_run import dry_run
+from metis_compile.inspection.expand import expanded, saved_everywhere
+from metis_compile.inspection.repeats import Cut
 from metis_compile.options import read_options
 from metis_compile.passes.record import CapturedGraph, SavedTensor
 from metis_compile.policy import Policy
@@ -41,6 +44,14 @@ class ExplainedSite:
     reason: str | None  # why the product was left alone; None where it was rewritten
     saved: tuple[str, ...]  # tensors kept for this product by the forward
     saved_bytes: int  # several products may share them: see Explanation.saved_bytes for the sum
+    saved_each: Mapping[str, int]  # the same tensors, and the bytes of each
+    quantized: Mapping[str, str]  # operand role -> its quantization, by name: products that share one have the same
+
+    @property
+    def flops(self) -> int | None:
+        """Floating-point operations of the unquantized product; None where a size is a symbol."""
+        sizes = [size for size in (self.batch, self.m, self.n, self.k) if isinstance(size, int)]
+        return 2 * math.prod(sizes) if len(sizes) == 4 else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +63,7 @@ class Explanation:
     unused_rules: tuple[str, ...]  # labels of the rules that decided nothing
     graphs: int
     saved_bytes: int  # all that forward keeps for backward, parameters not counted
+    full: bool = field(default=False, compare=False)  # prints a row for each product
 
     def site(self, module: str, gemm: str = "fprop", *, op: str | None = None) -> ExplainedSite:
         """The one product of this module and GEMM role (and op). Raises LookupError naming what there is."""
@@ -66,7 +78,9 @@ class Explanation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""
-        return asdict(self)
+        values = asdict(self)
+        del values["full"]
+        return values
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -77,53 +91,36 @@ class Explanation:
         return text.getvalue().rstrip()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.box import SIMPLE_HEAD
-        from rich.table import Table
+        from metis_compile.inspection.table import by_module, by_product
 
-        table = Table(box=SIMPLE_HEAD, title=f"policy {self.policy}: {self._counts()}", title_justify="left")
-        for name in ("module", "source", "gemm", "m x n x k", "operands", "rule, or why it was left", "saved"):
-            table.add_column(name, overflow="fold")
-        for site in self.sites:
-            size = f"{site.m} x {site.n} x {site.k}"
-            table.add_row(
-                site.module or f"({site.op})",
-                site.source,
-                site.gemm,
-                size if site.batch == 1 else f"{site.batch} x {size}",
-                "\n".join(f"{role}: {text}" for role, text in site.treatment.items()) if site.reason is None else "",
-                site.reason or site.rule,
-                f"{site.saved_bytes:,} bytes" if site.saved else "",
-            )
-        yield table
-        yield f"saved for backward: {self.saved_bytes:,} bytes, parameters not counted"
-        for rule in self.unused_rules:
-            yield f"matched nothing: {rule}"
-
-    def _counts(self) -> str:
-        done = sum(s.reason is None for s in self.sites)
-        graphs = "1 graph" if self.graphs == 1 else f"{self.graphs} graphs"
-        return f"{done} of {len(self.sites)} products rewritten, in {graphs}"
+        yield from by_product(self) if self.full else by_module(self)
 
 
 def explain(
     model: Callable[..., Any],
     *args: Any,
     policy: str | os.PathLike[str] | Policy | None = None,
+    full: bool = False,
     **kwargs: Any,
 ) -> Explanation:
     """Shows what backend="metis" with this policy does to `model(*args, **kwargs)`.
 
-    The model is captured anew, past all caches, and its forward runs once, eagerly; no backward runs. Buffers,
-    gradients and the states of torch's, Python's and NumPy's generators are left as they were. `model` may be compiled
-    already.
-    Raises PolicyError for a mistake in the policy, and whatever the model raises.
+    The model is captured anew, past all caches, and its forward runs once, eagerly and unquantized; no backward runs.
+    The model, its arguments, and the states of torch's, Python's and NumPy's generators are left as they were. `model`
+    may be compiled already. Its tensors may be fake, or on the meta device, which is explained as a CPU: a large model
+    takes no memory then. Blocks that are alike and that the policy treats alike are looked at once; `sites` has them
+    all.
+
+    full: print a row for each product, in place of one for each module with those of the same treatment in one row.
+    Raises PolicyError for a mistake in the policy, RuntimeError where the model reads the value of a tensor that is
+    fake or on the meta device, and whatever the model raises.
     """
     config, patches = read_options({} if policy is None else {"policy": policy}, None)
-    captured = dry_run(model, args, kwargs, config, patches).captured
-    return _explanation(config.policy, captured.graphs)
+    run = dry_run(model, args, kwargs, config, patches, once=True)
+    return _explanation(config.policy, run.captured.graphs, run.cuts, full)
 
 
-def _explanation(policy: Policy, graphs: Sequence[CapturedGraph]) -> Explanation:
+def _explanation(policy: Policy, graphs: Sequence[CapturedGraph], cuts: Sequence[Cut], full: bool) -> Explanation:
     counts = Counter(
         o.decision.index
         for graph in graphs
@@ -131,12 +128,17 @@ def _explanation(policy: Policy, graphs: Sequence[CapturedGraph]) -> Explanation
         for o in site.operands
         if o.decision is not None and o.decision.index is not None
     )
+    found = [
+        expanded([explained_site(i, s, graph.saved) for s in graph.sites], cut)
+        for i, (graph, cut) in enumerate(zip(graphs, cuts, strict=True))
+    ]
     return Explanation(
         policy=policy.name,
-        sites=tuple(explained_site(i, s, graph.saved) for i, graph in enumerate(graphs) for s in graph.sites),
+        sites=tuple(site for sites in found for site in sites),
         unused_rules=tuple(rule.label for rule in policy.unused(counts)),
         graphs=len(graphs),
-        saved_bytes=sum(g.saved_bytes for g in graphs),
+        saved_bytes=sum(map(saved_everywhere, graphs, cuts)),
+        full=full,
     )
 
 
@@ -162,16 +164,27 @@ def explained_site(graph: int, site: Site, saved: Sequence[SavedTensor]) -> Expl
         reason=site.reason,
         saved=tuple(t.name for t in kept),
         saved_bytes=sum(t.nbytes for t in kept),
+        saved_each={t.name: t.nbytes for t in kept},
+        quantized=_quantized(site.operands),
     )
 
 
-def _treatments(operands: Sequence[Operand]) -> dict[str, str]:
+def _labels(operands: Sequence[Operand]) -> list[str]:
     labels: list[str] = [o.role for o in operands]
     if len(set(labels)) < len(labels):
         labels = [f"{side} {o.role}" for side, o in zip(("lhs", "rhs"), operands, strict=True)]
+    return labels
+
+
+def _quantized(operands: Sequence[Operand]) -> dict[str, str]:
+    named = zip(_labels(operands), operands, strict=True)
+    return {label: o.quantized.name for label, o in named if o.quantized is not None}
+
+
+def _treatments(operands: Sequence[Operand]) -> dict[str, str]:
     texts = [str(o.decision.treatment) if o.decision is not None else "high" for o in operands]
     texts = [f"{text} ({o.note})" if o.note else text for text, o in zip(texts, operands, strict=True)]
-    return dict(zip(labels, texts, strict=True))
+    return dict(zip(_labels(operands), texts, strict=True))
 
 
 def _plain(size: Any) -> int | str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from metis_compile.compat import copy_dynamo_graph, detect_fake_mode, synthetic_source
+from metis_compile.compat import copy_dynamo_graph, detect_fake_mode, fake_mode_of, synthetic_source
 from metis_compile.passes.graph.sites import GraphInputs
 from metis_compile.state.flat import NAMES, State, new_state
 
@@ -21,7 +22,9 @@ def with_state_inputs(
 
     Returns the copy, its inputs, the first state, and which input tells whose state it is.
     """
-    state = new_state(sizes, _device(example_inputs))
+    mode = fake_mode_of(example_inputs)
+    with mode or nullcontext():  # the state of a model that is fake is fake
+        state = new_state(sizes, _device(example_inputs))
     fake_mode = detect_fake_mode([n.meta.get("example_value") for n in gm.graph.nodes])
     assert fake_mode is not None
     copied, placeholders = copy_dynamo_graph(gm)

@@ -44,12 +44,12 @@ def failing():
 class Explained:
     """Stands in for the explanation: what ``explain`` was called with."""
 
-    def __init__(self, model: torch.nn.Module, *args: Any, policy: Any, **kwargs: Any) -> None:
-        self.model, self.args, self.policy, self.kwargs = model, args, policy, kwargs
+    def __init__(self, model: torch.nn.Module, *args: Any, policy: Any, full: bool, **kwargs: Any) -> None:
+        self.model, self.args, self.policy, self.full, self.kwargs = model, args, policy, full, kwargs
 
     def __str__(self) -> str:
         shapes = [tuple(x.shape) for x in (*self.args, *self.kwargs.values())]
-        return f"{type(self.model).__name__} {shapes} {sorted(self.kwargs)}"
+        return f"{type(self.model).__name__} {shapes} {sorted(self.kwargs)}{' in full' if self.full else ''}"
 
     def to_dict(self) -> dict[str, str]:
         return {"policy": Path(self.policy.name).stem}
@@ -77,6 +77,10 @@ def test_a_module_or_a_file_with_positional_inputs(metis: Any, module: str, func
 
 def test_keyword_inputs(metis: Any) -> None:
     assert metis("explained_model:with_keywords").stdout == "Linear [(32, 32)] ['input']\n"
+
+
+def test_a_row_for_each_product(metis: Any) -> None:
+    assert metis("explained_model:plain", "--full").stdout == "Linear [(32, 32)] [] in full\n"
 
 
 def test_json_and_policy(metis: Any) -> None:

@@ -179,7 +179,7 @@ def test_logs_through_torch_s_channels(tmp_path: object, monkeypatch: pytest.Mon
     )
     environment = {**os.environ, "TORCH_LOGS": "+metis_compile", "TORCH_TRACE": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert "rewrote 2 of 2 products" in done.stderr
+    assert "joint rewrite: 2 changed" in done.stderr
     assert "metis.quantize" in done.stderr
     trace = "".join(p.read_text() for p in tmp_path.iterdir())  # type: ignore[attr-defined]
     assert "metis_joint_before" in trace

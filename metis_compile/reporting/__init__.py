@@ -1,0 +1,1 @@
+"""What a run says of itself: the summary of what was compiled."""

@@ -1,0 +1,124 @@
+"""Whether it is on: the summary of a compiled model, its line of log, and the one warning."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from graphs import eager_backend
+from tiny import MLP, Attention
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import metis_compile
+from metis_compile import Policy
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.mlp, self.lm_head = Attention(), MLP(), nn.Linear(32, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lm_head(self.mlp(x + self.attention(x)))
+
+
+def compiled(policy: Policy | str, model: nn.Module, x: Tensor) -> nn.Module:
+    result = torch.compile(model, backend=eager_backend(policy))
+    result(x)
+    return result
+
+
+def test_what_is_on(caplog: pytest.LogCaptureFixture) -> None:
+    model, x = Model(), torch.randn(2, 16, 32)
+    with caplog.at_level(logging.INFO, "metis_compile"):
+        found = metis_compile.summary(compiled("nvfp4", model, x))
+    assert found == metis_compile.summary(model)
+    assert (found.policy, found.quantized_linears, found.linears, found.high) == ("nvfp4.toml", 6, 7, ("lm_head",))
+    assert found.unruled == {}
+    assert json.loads(json.dumps(found.to_dict()))["quantized_linears"] == 6
+    lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("metis: policy")]
+    assert lines == [f"metis: {found}"]
+    assert "6 of 7 linears; of matmul FLOPs 80." in lines[0]
+    assert lines[0].endswith("% in NVFP4; lm_head high")
+
+
+def test_flops_are_those_that_torch_counts() -> None:
+    model, x = Model(), torch.randn(2, 16, 32)
+    with FlopCounterMode(display=False) as counter:
+        model(x).sum().backward()
+    assert sum(metis_compile.summary(compiled("nvfp4", model, x)).flops.values()) == counter.get_total_flops()
+    sites = metis_compile.explain(model, x, policy="nvfp4").sites
+    assert sum(site.flops or 0 for site in sites) == counter.get_total_flops()
+
+
+def test_a_policy_without_a_rule_for_most_of_it_is_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    policy = Policy.from_toml('[[rule]]\nmodule = "lm_head"\nrecipe = "fp8"\n', name="few.toml")
+    model = Model()
+    for rows in (16, 32):
+        compiled(policy, model, torch.randn(2, rows, 32))
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert "few.toml leaves " in warning
+    assert "though no rule says so; mostly: high: no rule of few.toml matched (attention.q, attention.k" in warning
+
+
+@pytest.mark.parametrize("policy", ["high", "nvfp4"])
+def test_what_a_rule_leaves_is_no_warning(policy: str, caplog: pytest.LogCaptureFixture) -> None:
+    compiled(policy, Model(), torch.randn(2, 16, 32))
+    assert not [r for r in caplog.records if r.levelno == logging.WARNING]
+
+
+def test_a_dtype_that_is_not_quantized_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    compiled("nvfp4", MLP().double(), torch.randn(16, 32, dtype=torch.float64))
+    assert "mostly: dtype float64" in caplog.text
+
+
+def test_a_model_in_parts_and_another_shape() -> None:
+    model = nn.Sequential(MLP(), MLP())
+    for part in model:
+        part.compile(backend=eager_backend("nvfp4"))
+    model(torch.randn(16, 32))
+    assert metis_compile.summary(model).linears == 2
+    torch.compiler.reset()
+    whole = compiled("nvfp4", MLP(), torch.randn(16, 32))
+    whole(torch.randn(48, 32))
+    assert len(metis_compile.summary(whole).products) == 5
+
+
+def test_explaining_and_resetting_leave_no_summary() -> None:
+    model, x = MLP(), torch.randn(16, 32)
+    metis_compile.explain(model, x, policy="nvfp4")
+    with pytest.raises(LookupError, match="call it first"):
+        metis_compile.summary(model)
+    compiled("nvfp4", model, x)
+    torch.compiler.reset()
+    with pytest.raises(LookupError, match="call it first"):
+        metis_compile.summary(model)
+    with pytest.raises(TypeError, match=r"is of an nn\.Module, got function"):
+        metis_compile.summary(lambda x: x)  # type: ignore[arg-type]
+
+
+def test_on_a_warm_cache(tmp_path: Path) -> None:
+    code = (
+        "import json, torch, metis_compile\n"
+        "from torch._dynamo.utils import counters\n"
+        "m = torch.compile(torch.nn.Linear(16, 16), backend='metis', options={'policy': 'nvfp4'})\n"
+        "m(torch.randn(16, 16)).sum().backward()\n"
+        "print(json.dumps([counters['aot_autograd']['autograd_cache_hit'], metis_compile.summary(m).to_dict()]))\n"
+    )
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "METIS_VERIFY": "0"}
+
+    def run() -> tuple[int, object]:
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        hits, found = json.loads(done.stdout.splitlines()[-1])
+        return hits, found
+
+    (cold, first), (warm, second) = run(), run()
+    assert (cold, warm) == (0, 1)
+    assert first == second
