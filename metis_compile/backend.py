@@ -30,7 +30,7 @@ from metis_compile.passes.context import Pass
 from metis_compile.passes.graph.provenance import clean_path
 from metis_compile.passes.graph.sites import GraphInputs
 from metis_compile.passes.pipeline import AFTER_INDUCTOR, BEFORE_INDUCTOR, LOWERING, JointPasses, Passes
-from metis_compile.passes.record import RecordingPartitioner, active_captures
+from metis_compile.passes.record import RecordingPartitioner, active_captures, begin_tallies
 
 
 def metis(
@@ -76,7 +76,8 @@ def compile_graph(
             example_inputs = [*example_inputs, *first]
     captures = active_captures()
     records = [capture.begin() for capture in captures]
-    joint = JointPasses(config=config, inputs=inputs, key=uuid, records=records)
+    counted = [*records, *begin_tallies(config.policy)]
+    joint = JointPasses(config=config, inputs=inputs, key=uuid, records=counted)
     patches = {**exact_division(), **patches}
     register_gemm()  # here too: what a warm cache serves may call it, and has no pass run
 

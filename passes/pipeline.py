@@ -30,7 +30,7 @@ from metis_compile.passes.lowering.decompose_bfloat16 import decompose_bfloat16
 from metis_compile.passes.lowering.fused_quantize import fuse_quantizations
 from metis_compile.passes.lowering.lower import lower_quantizations
 from metis_compile.passes.lowering.packed_gemm import pack_gemms
-from metis_compile.passes.record import Record
+from metis_compile.passes.record import Record, Tally
 
 # Over the joint graph, before Inductor's own joint passes and those of the user.
 JOINT: tuple[Pass, ...] = (
@@ -57,7 +57,7 @@ LOWERING: tuple[Pass, ...] = (
 class JointPasses(CustomGraphPass):
     """JOINT as Inductor's joint_custom_pre_pass, with its records."""
 
-    def __init__(self, *, config: Config, inputs: GraphInputs, key: str, records: Sequence[Record]) -> None:
+    def __init__(self, *, config: Config, inputs: GraphInputs, key: str, records: Sequence[Record | Tally]) -> None:
         self.config, self.inputs, self.key, self.records = config, inputs, key, records
 
     def __call__(self, graph: fx.Graph) -> None:
