@@ -30,7 +30,7 @@ from metis_compile.passes.context import Pass
 from metis_compile.passes.graph.provenance import clean_path
 from metis_compile.passes.graph.sites import GraphInputs
 from metis_compile.passes.pipeline import AFTER_INDUCTOR, BEFORE_INDUCTOR, LOWERING, JointPasses, Passes
-from metis_compile.passes.record import RecordingPartitioner, active_captures, begin_tallies
+from metis_compile.passes.record import RecordingPartitioner, Tally, active_captures, count
 
 
 def metis(
@@ -76,8 +76,8 @@ def compile_graph(
             example_inputs = [*example_inputs, *first]
     captures = active_captures()
     records = [capture.begin() for capture in captures]
-    counted = [*records, *begin_tallies(config.policy)]
-    joint = JointPasses(config=config, inputs=inputs, key=uuid, records=counted)
+    tally = Tally(policy=config.policy)
+    joint = JointPasses(config=config, inputs=inputs, key=uuid, records=[*records, tally])
     patches = {**exact_division(), **patches}
     register_gemm()  # here too: what a warm cache serves may call it, and has no pass run
 
@@ -92,6 +92,7 @@ def compile_graph(
         inner = patches.get("custom_partitioner_fn", inductor_config.custom_partitioner_fn)
         patches["custom_partitioner_fn"] = RecordingPartitioner(records, inner)
     compiled: Any = compile_fx(gm, example_inputs, config_patches=patches, **compile_fx_kwargs)
+    count(tally)
     return compiled if sizes is None else state.Stateful(compiled, first, owner, listed)
 
 

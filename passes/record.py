@@ -152,13 +152,10 @@ class Tally:
 _TALLIES: ContextVar[tuple[list[Tally], ...]] = ContextVar("metis_tallies", default=())
 
 
-def begin_tallies(policy: Policy) -> list[Tally]:
-    """One for each list that a compile should be counted in."""
-    begun = []
+def count(compiled: Tally) -> None:
+    """Adds a graph whose compile is done: one that Dynamo gave up and began anew is not counted."""
     for tallies in _TALLIES.get():
-        begun.append(Tally(policy=policy))
-        tallies.append(begun[-1])
-    return begun
+        tallies.append(compiled)
 
 
 @contextmanager

@@ -32,11 +32,11 @@ class FirstStep:
                     f"metis: the callback was given the policy {given.name}, and the model was compiled with "
                     f"{each.policy.name}, which an option of torch.compile names: leave one of them out"
                 )
-        return told(self._tallies)
+        return told(self._tallies, None if given is None else given.name)
 
 
-def told(tallies: Sequence[Tally]) -> str:
-    """`metis: policy nvfp4: 39 of 45 products rewritten in 1 graph`."""
+def told(tallies: Sequence[Tally], name: str | None = None) -> str:
+    """`metis: policy nvfp4.toml: 39 of 45 products rewritten in 1 graph`. name: what the one policy is to be called."""
     if not tallies:
         return (
             'metis: nothing was compiled with backend="metis" in the first step. If this model was not compiled with it '
@@ -53,7 +53,7 @@ def told(tallies: Sequence[Tally]) -> str:
         if len(seen) < len(of):
             parts.append(f"{_graphs(len(of) - len(seen))} from Inductor's cache")
         hint = "" if rewritten or not products else "; metis_compile.explain says why none is"
-        lines.append(f"metis: policy {policy.name}: {', '.join(parts)}{hint}")
+        lines.append(f"metis: policy {name or policy.name}: {', '.join(parts)}{hint}")
     return "\n".join(lines)
 
 

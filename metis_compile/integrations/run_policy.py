@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import ClassVar
@@ -61,7 +62,8 @@ class RunPolicy:
             folder = tempfile.TemporaryDirectory(prefix="metis-policy-")
             RunPolicy._folders.append(folder)  # it goes when the process does
             assert self.given is not None
-            path = Path(folder.name) / f"{Path(self.given.name).stem}.toml"
+            name = re.sub(r"[^\w-]", "", Path(self.given.name).stem) or "policy"
+            path = Path(folder.name) / f"{name}.toml"
             path.write_text(self.given.to_toml())
             self._place = path
         assert self._place is not None
