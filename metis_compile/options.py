@@ -62,7 +62,7 @@ def read_options(options: Mapping[str, Any] | None, mode: str | None) -> tuple[C
 
 
 def environment_policy() -> Policy | None:
-    """The policy that METIS_POLICY names, None where it is not set. Raises PolicyError, which says where it is named."""
+    """The policy that METIS_POLICY names, None where it is not set. Raises PolicyError, with the variable named."""
     named = os.environ.get(POLICY_VARIABLE)
     if not named:
         return None

@@ -53,8 +53,8 @@ def _knows(backends: Any) -> bool:
 
 def _changed(how: str) -> str:
     return (
-        f"metis: accelerate {accelerate.__version__} keeps its backends in another way than metis knows: {how}. Compile "
-        'the model before it is prepared, which needs nothing of this: model.compile(backend="metis")'
+        f"metis: accelerate {accelerate.__version__} keeps its backends in another way than metis knows: {how}. "
+        'Compile the model before it is prepared, which needs nothing of this: model.compile(backend="metis")'
     )
 
 

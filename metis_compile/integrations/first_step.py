@@ -39,8 +39,8 @@ def told(tallies: Sequence[Tally], name: str | None = None) -> str:
     """`metis: policy nvfp4.toml: 39 of 45 products rewritten in 1 graph`. name: what the one policy is to be called."""
     if not tallies:
         return (
-            'metis: nothing was compiled with backend="metis" in the first step. If this model was not compiled with it '
-            'earlier in this process, metis is off: call model.compile(backend="metis") before training'
+            'metis: nothing was compiled with backend="metis" in the first step. If this model was not compiled with '
+            'it earlier in this process, metis is off: call model.compile(backend="metis") before training'
         )
     lines = []
     for policy in dict.fromkeys(each.policy for each in tallies):

@@ -26,8 +26,8 @@ def restore(model: nn.Module, given: Any, policy: Policy, where: str) -> str | N
         raise ValueError(f"metis: {where} is not what this callback saves: it must hold policy, digest and kept")
     if given["digest"] != policy.digest():
         return (
-            f"metis: {where} is of the policy {given['policy']}, and this run's is {policy.name}: what that kept across "
-            "steps is not taken over, and bases start anew"
+            f"metis: {where} is of the policy {given['policy']}, and this run's is {policy.name}: what that kept "
+            "across steps is not taken over, and bases start anew"
         )
     load_state_dict(model, given["kept"])
     return None

@@ -2,7 +2,9 @@
 
     trainer = lightning.Trainer(callbacks=[MetisCallback("nvfp4")], ...)
 
-The module compiles itself, or a part of it, in `configure_model`: `self.net = torch.compile(self.net, backend="metis")`.
+The module compiles itself, or a part of it, in `configure_model`:
+
+    self.net = torch.compile(self.net, backend="metis")
 """
 
 from __future__ import annotations
@@ -60,7 +62,9 @@ class MetisCallback(Callback):
         checkpoint[KEY] = saved(pl_module, self._policy.policy)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        told: str | None = "metis: the checkpoint was saved without this callback: what is kept across steps starts anew"
+        told: str | None = (
+            "metis: the checkpoint was saved without this callback: what is kept across steps starts anew"
+        )
         if KEY in checkpoint:
             told = restore(pl_module, checkpoint[KEY], self._policy.policy, f"the checkpoint's {KEY!r}")
         if told is not None and trainer.is_global_zero:

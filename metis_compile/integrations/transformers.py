@@ -31,12 +31,12 @@ class MetisCallback(TrainerCallback):
     policy: a preset's name, a path, a `Policy`, or None for what METIS_POLICY says, or else the default. It is put into
     the environment as METIS_POLICY, for this process and those that it starts; what an option of `torch.compile` names
     must be the same. resume_from: the checkpoint that training resumes from, where it is neither
-    `args.resume_from_checkpoint` nor in `args.output_dir`: Trainer does not tell its callbacks. say: what is called with
-    a line of text to show, in each node's first process.
+    `args.resume_from_checkpoint` nor in `args.output_dir`: Trainer does not tell its callbacks. say: what is called
+    with a line of text to show, in each node's first process.
 
     Every checkpoint gets a file metis_state.pt (in a distributed run metis_state_RANK.pt, one for each process), which
-    is read before the first step of a run that resumes: it goes on as it would have. Raises PolicyError for a mistake in
-    the policy, here or, for METIS_POLICY, when the Trainer is made; ValueError where METIS_POLICY or an option of
+    is read before the first step of a run that resumes: it goes on as it would have. Raises PolicyError for a mistake
+    in the policy, here or, for METIS_POLICY, when the Trainer is made; ValueError where METIS_POLICY or an option of
     `torch.compile` names another policy, where the checkpoint that a run resumes from is not found, and where its file
     is of another model.
     """
@@ -99,17 +99,15 @@ class MetisCallback(TrainerCallback):
         file = folder / "trainer_state.json"
         if not file.exists() or not _same(TrainerState.load_from_json(str(file)), state):
             raise ValueError(
-                f"metis: training resumes at step {state.global_step} from a checkpoint that is not {folder}: name it by "
-                'MetisCallback(..., resume_from="FOLDER")'
+                f"metis: training resumes at step {state.global_step} from a checkpoint that is not {folder}: name it "
+                'by MetisCallback(..., resume_from="FOLDER")'
             )
         return folder
 
 
 def _same(a: TrainerState, b: TrainerState) -> bool:
     """Whether two states are of one moment of one run."""
-    return all(
-        getattr(a, name) == getattr(b, name) for name in ("global_step", "epoch", "total_flos", "log_history")
-    )
+    return all(getattr(a, name) == getattr(b, name) for name in ("global_step", "epoch", "total_flos", "log_history"))
 
 
 def _file(args: TrainingArguments) -> str:

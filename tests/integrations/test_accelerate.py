@@ -38,7 +38,7 @@ def test_the_name_is_a_backend() -> None:
 
 
 def test_an_enum_that_knows_the_name_is_left_alone() -> None:
-    class Newer(str, enum.Enum):
+    class Newer(enum.StrEnum):
         METIS = "METIS"
 
     register(Newer)

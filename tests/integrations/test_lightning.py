@@ -6,17 +6,19 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import lightning
 import pytest
 import torch
 from kept_bases import POLICY
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from trainer_runs import Regression, dataset
 
 import metis_compile
 from metis_compile import Policy
-from metis_compile.integrations.lightning import MetisCallback
+
+lightning = pytest.importorskip("lightning")
+from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
+
+from metis_compile.integrations.lightning import MetisCallback  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("eagerly")
 

@@ -139,7 +139,9 @@ def test_a_checkpoint_elsewhere_is_named_or_refused(run: Path, tmp_path: Path) -
     moved = shutil.copytree(run / "checkpoint-1", tmp_path / "elsewhere")
     _, said = resume(tmp_path / "new", moved, resume_from=moved)
     assert len(said) == 1  # what is on
-    with pytest.raises(ValueError, match=r"resumes at step 1 from a checkpoint that is not .*new/checkpoint-1: name it"):
+    with pytest.raises(
+        ValueError, match=r"resumes at step 1 from a checkpoint that is not .*new/checkpoint-1: name it by"
+    ):
         resume(tmp_path / "new", moved)
 
 

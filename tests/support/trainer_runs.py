@@ -71,9 +71,7 @@ def train(
         model.compile(backend="metis", dynamic=dynamic, options=None if callback else {"policy": POLICY})
     callbacks = [MetisCallback(POLICY, say=lambda _: None)] if callback else []
     data = dataset()
-    trainer = Trainer(
-        model, arguments(folder, **given), train_dataset=data, eval_dataset=data[:4], callbacks=callbacks
-    )
+    trainer = Trainer(model, arguments(folder, **given), train_dataset=data, eval_dataset=data[:4], callbacks=callbacks)
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     return trainer
 
