@@ -75,7 +75,7 @@ class MetisCallback(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
-        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        folder = _folder(args, state)
         folder.mkdir(parents=True, exist_ok=True)  # another process may not have made it yet
         partial = folder / f"{_file(args)}.partial"
         torch.save(saved(model, self._policy.policy), partial)
@@ -93,7 +93,7 @@ class MetisCallback(TrainerCallback):
     def _checkpoint(self, args: TrainingArguments, state: TrainerState) -> Path:
         """The folder that Trainer has read `state` from."""
         named = self._resume_from or args.resume_from_checkpoint
-        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        folder = _folder(args, state)
         if isinstance(named, (str, os.PathLike)) and Path(named).is_dir():
             folder = Path(named)
         file = folder / "trainer_state.json"
@@ -103,6 +103,10 @@ class MetisCallback(TrainerCallback):
                 'by MetisCallback(..., resume_from="FOLDER")'
             )
         return folder
+
+
+def _folder(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
 def _same(a: TrainerState, b: TrainerState) -> bool:

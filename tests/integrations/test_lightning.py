@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from kept_bases import POLICY
 from torch import Tensor
+from torch.utils.data import default_collate
 from trainer_runs import Regression, dataset
 
 import metis_compile
@@ -42,6 +44,29 @@ class Module(lightning.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-2)
 
 
+class Batches:
+    """A loader that says where it is, as Lightning asks for to resume within an epoch."""
+
+    def __init__(self, count: int, size: int) -> None:
+        data = dataset(count)
+        self.batches = [default_collate(data[i : i + size]) for i in range(0, count, size)]
+        self.place = 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for place in range(self.place, len(self)):
+            self.place = (place + 1) % len(self)
+            yield self.batches[place]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"place": self.place}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.place = state["place"]
+
+
 def fit(
     folder: Path, policy: Policy | str = POLICY, resume: Path | None = None, epochs: int = 2
 ) -> tuple[Module, list[str]]:
@@ -60,13 +85,13 @@ def fit(
         callbacks=[
             MetisCallback(policy, say=said.append),
             ModelCheckpoint(folder, filename="{step}", save_top_k=-1, every_n_train_steps=1),
+            ModelCheckpoint(folder, filename="end-{epoch}", save_top_k=-1, save_on_train_epoch_end=True),
         ],
     )
-    data: Any = dataset()
     trainer.fit(
         module,
-        torch.utils.data.DataLoader(data, batch_size=9),
-        torch.utils.data.DataLoader(data[:4], batch_size=4),
+        Batches(24, 9),
+        Batches(4, 4),
         ckpt_path=resume,
         weights_only=True,
     )
@@ -85,8 +110,8 @@ def test_a_run_that_resumes_is_the_uninterrupted_one(tmp_path: Path) -> None:
     whole = outcome(module)
     assert "net.up.weight#0.forward" in whole
     assert said == ["metis: policy <text>: 5 of 5 products rewritten in 1 graph"]
-    for step in (2, 3):  # before the short batch, and at the end of an epoch
-        resumed = outcome(fit(tmp_path, resume=tmp_path / f"step={step}.ckpt")[0])
+    for step in ("step=1", "step=2", "end-epoch=0"):  # within an epoch, before its short batch, and at its end
+        resumed = outcome(fit(tmp_path / "resumed", resume=tmp_path / f"{step}.ckpt")[0])
         assert resumed.keys() == whole.keys()
         assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == [], step
 
