@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerState
 import metis_compile
 from metis_compile import Policy, PolicyError
 from metis_compile.integrations.transformers import FILE, MetisCallback
+from metis_compile.options import environment_policy
 
 pytestmark = pytest.mark.usefixtures("eagerly")
 
@@ -99,6 +100,9 @@ def test_two_policies_are_one_too_many(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(ValueError, match=r"given the policy nvfp4.toml, .* compiled with fp8.toml"):
         trainer(tmp_path, MetisCallback("nvfp4"), compiled="fp8").train()
     trainer(tmp_path, MetisCallback("fp8"))  # another run in the same process may have another
+    assert environment_policy() == Policy.load("fp8")
+    trainer(tmp_path, MetisCallback())  # or the default
+    assert environment_policy() is None
     monkeypatch.setenv("METIS_POLICY", "mxfp4")
     with pytest.raises(ValueError, match=r"given the policy fp8.toml, and METIS_POLICY=mxfp4"):
         trainer(tmp_path, MetisCallback("fp8"))
@@ -110,7 +114,7 @@ def test_a_policy_goes_by_name_path_and_object(tmp_path: Path, monkeypatch: pyte
     for policy in ("mxfp8", "run.toml", Path("run.toml"), Policy.load("run.toml"), POLICY):
         MetisCallback(policy).on_init_end(None, None, None)
         monkeypatch.chdir(tmp_path.parent)  # a path holds wherever the process goes
-        assert metis_compile.options.environment_policy() == (POLICY if policy is POLICY else Policy.load("mxfp8"))
+        assert environment_policy() == (POLICY if policy is POLICY else Policy.load("mxfp8"))
         monkeypatch.chdir(tmp_path)
 
 
