@@ -31,7 +31,7 @@ from metis_compile.options import Config, read_options
 from metis_compile.passes.context import Pass
 from metis_compile.passes.graph.sites import GraphInputs
 from metis_compile.passes.pipeline import AFTER_INDUCTOR, BEFORE_INDUCTOR, LOWERING, JointPasses, Passes
-from metis_compile.passes.record import RecordingPartitioner, active_captures
+from metis_compile.passes.record import RecordingPartitioner, Tally, active_captures, count
 from metis_compile.reporting import summary
 from metis_compile.reporting.summary import SummaryRecord
 
@@ -121,7 +121,8 @@ def _compile(
     captures = active_captures()
     records = [capture.begin() for capture in captures]
     noted = SummaryRecord(gm, uuid, config.policy)
-    joint = JointPasses(config=config, inputs=inputs, key=uuid, records=[*records, noted], report=told.add)
+    tally = Tally(policy=config.policy)
+    joint = JointPasses(config=config, inputs=inputs, key=uuid, records=[*records, noted, tally], report=told.add)
     patches = {**exact_division(), **patches}
     register_gemm()  # here too: what a warm cache serves may call it, and has no pass run
 
@@ -136,6 +137,7 @@ def _compile(
         inner = patches.get("custom_partitioner_fn", inductor_config.custom_partitioner_fn)
         patches["custom_partitioner_fn"] = RecordingPartitioner(records, inner)
     compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches, **compile_fx_kwargs)
+    count(tally)
     if listed:
         first_parameter = min(inputs.parameters, default=None)
         noted.finish(None if first_parameter is None else example_inputs[first_parameter])

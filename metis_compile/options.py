@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from metis_compile.compat import inductor_config, list_mode_options
 from metis_compile.defaults import DEFAULT_POLICY
-from metis_compile.policy import Policy
+from metis_compile.policy import Policy, PolicyError
 from metis_compile.spelling import nearest_name
 
 ON_ERROR = ("raise", "leave")
+POLICY_VARIABLE = "METIS_POLICY"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ def read_options(options: Mapping[str, Any] | None, mode: str | None) -> tuple[C
     mode = given.pop("mode", mode)
     policy = given.pop("policy", None)
     if policy is None:
-        policy = os.environ.get("METIS_POLICY") or DEFAULT_POLICY
+        policy = environment_policy() or DEFAULT_POLICY
     on_error = given.pop("on_error", "raise")
     if on_error not in ON_ERROR:
         raise ValueError(f"metis: option on_error must be one of {', '.join(ON_ERROR)}, got {on_error!r}")
@@ -58,6 +59,18 @@ def read_options(options: Mapping[str, Any] | None, mode: str | None) -> tuple[C
         patches.update([_inductor_option(key, value)])
     config = Config(policy=Policy.load(policy), on_error=on_error, verify=verify, cpu_kernels=cpu_kernels)
     return config, patches
+
+
+def environment_policy() -> Policy | None:
+    """The policy that METIS_POLICY names, None where it is not set. Raises PolicyError, with the variable named."""
+    named = os.environ.get(POLICY_VARIABLE)
+    if not named:
+        return None
+    try:
+        return Policy.load(named)
+    except PolicyError as error:
+        where = f"{POLICY_VARIABLE}={named}"
+        raise error.at(key=where if error.key is None else f"{error.key} ({where})") from None
 
 
 def _mode_patches(mode: str | None) -> dict[str, Any]:

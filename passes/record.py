@@ -16,6 +16,7 @@ from torch import fx
 from metis_compile.compat import CustomPartitionerFn, partition, size_hint
 from metis_compile.passes.graph.sites import Site
 from metis_compile.passes.graph.views import root
+from metis_compile.policy import Policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +136,47 @@ def capture() -> Iterator[Captured]:
         yield captured
     finally:
         _ACTIVE.reset(token)
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """How many products of one graph were rewritten: a record that keeps no graph, and leaves the caches on."""
+
+    policy: Policy
+    seen: bool = False  # False where Inductor's cache had the graph, so that no pass saw it
+    products: int = 0
+    rewritten: int = 0
+
+    def nested(self, sites: list[Site]) -> None:
+        self.products += len(sites)
+
+    def before(self, graph: fx.Graph) -> None:
+        pass
+
+    def after(self, graph: fx.Graph, sites: list[Site], parameters: dict[str, str], state: Sequence[str]) -> None:
+        self.seen = True
+        self.products += len(sites)
+        self.rewritten += sum(site.reason is None for site in sites)
+
+
+_TALLIES: ContextVar[tuple[list[Tally], ...]] = ContextVar("metis_tallies", default=())
+
+
+def count(compiled: Tally) -> None:
+    """Adds a graph whose compile is done: one that Dynamo gave up and began anew is not counted."""
+    for tallies in _TALLIES.get():
+        tallies.append(compiled)
+
+
+@contextmanager
+def tally() -> Iterator[list[Tally]]:
+    """Counts what is rewritten in every graph that backend="metis" compiles inside the block."""
+    tallies: list[Tally] = []
+    _TALLIES.set((*_TALLIES.get(), tallies))
+    try:
+        yield tallies
+    finally:
+        _TALLIES.set(tuple(each for each in _TALLIES.get() if each is not tallies))
 
 
 class RecordingPartitioner(CustomPartitionerFn):

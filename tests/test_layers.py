@@ -34,6 +34,7 @@ LAYERS = (
     "compare",
     "bench",
     "cli",
+    "integrations",
 )
 # Inside `passes`: what is asked of a graph, the driver, and the passes themselves.
 PASSES = ("graph", "verify", "context", "lowering", "joint", "record", "pipeline")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from metis_compile import Policy, PolicyError
@@ -27,6 +29,19 @@ def test_environment_names_the_policy_where_options_do_not(monkeypatch: pytest.M
     monkeypatch.setenv("METIS_POLICY", "fp8")
     assert read_options(None, None)[0].policy == Policy.load("fp8")
     assert read_options({"policy": "mxfp4"}, None)[0].policy == Policy.load("mxfp4")
+
+
+def test_the_environment_is_named_in_what_is_said_of_its_policy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("METIS_POLICY", "nvpf4")
+    with pytest.raises(PolicyError, match=r"^METIS_POLICY=nvpf4: must be one of"):
+        read_options(None, None)
+    path = tmp_path / "run.toml"
+    path.write_text('[[rule]]\ngemm = "fpop"\nrecipe = "high"')
+    monkeypatch.setenv("METIS_POLICY", str(path))
+    with pytest.raises(PolicyError, match=r"run.toml:2: rule 1, gemm \(METIS_POLICY=.*run.toml\): must be"):
+        read_options(None, None)
 
 
 def test_inductor_options_and_modes_pass_through() -> None:
