@@ -7,6 +7,7 @@ import weakref
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 from torch import nn
 
@@ -97,7 +98,7 @@ class Report:
 
     def _why_unmatched(self, rule: Rule) -> str | None:
         assert self.tree is not None
-        own = rule.source == self.policy.name and rule.source.removesuffix(".toml") not in presets()
+        own = rule.source == self.policy.name and _conditions(rule) not in _of_presets()
         names = set(self.tree.modules.values())
         if rule.blocks is not None or (own and rule.module is not None):
             if any(rule.matches_place(name, block_of(name, self.tree.depths)) for name in names):
@@ -132,6 +133,17 @@ class Report:
     def _most_is_compiled(self) -> bool:
         assert self.tree is not None
         return 0 < self.tree.matrices <= 2 * self.compiled.matrices
+
+
+def _conditions(rule: Rule) -> str:
+    """What a rule asks for, without where it stands: `(kind=router)`."""
+    return rule.label.partition("(")[2]
+
+
+@cache
+def _of_presets() -> frozenset[str]:
+    """What the rules of presets ask for. A policy that extends one may be written out in one file."""
+    return frozenset(_conditions(rule) for name in presets() for rule in Policy.load(name).rules)
 
 
 _REGISTER = "if this is a part of a model, say of which before the first call: metis_compile.name_modules(model)"
