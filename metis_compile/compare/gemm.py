@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from metis_compile.compare.graphs import rewritten_graphs
 from metis_compile.compare.run_config import RunConfig
-from metis_compile.conditioning import Conditioned, kept_step, next_basis, with_rank
+from metis_compile.conditioning import Conditioned, kept_step, next_basis
 from metis_compile.conditioning.hadamard import fixed_signs, signs_from
 from metis_compile.conditioning.product import Prepared, prepare, product
 from metis_compile.numerics import noise_shape, uniform_noise
@@ -225,9 +225,9 @@ class Side:
         if kept_step(how) is None:
             return None
         first = how.fresh_basis(self.before, seed, stream=self.stream)
-        tracks = getattr(kept_step(how), "track", True)
+        tracks = kept_step(how).track
         count = None if tracks else torch.full([1], 2.0, device=first.device)
-        if not tracks and BEFORE >= getattr(kept_step(how), "refresh", 0) > 0:
+        if not tracks and BEFORE >= kept_step(how).refresh > 0:
             return first
         return next_basis(how, self.now, first, count, axis=self.axis, seed=seed, stream=self.stream)[0]
 
@@ -257,7 +257,7 @@ def _ranked(sites: Sequence[Site], site: Site, operand: Operand) -> Treatment:
         if read.base is operand.base and read.decision is not None and read.decision.treatment == treatment
     ]
     rows, columns = operand.base.meta["val"].shape
-    return replace(treatment, split=with_rank(treatment.split, rows, columns, sum(far)))
+    return replace(treatment, split=treatment.split.with_rank(rows, columns, sum(far)))
 
 
 def relative(value: Tensor, exact: Tensor) -> float:

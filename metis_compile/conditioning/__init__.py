@@ -1,7 +1,7 @@
 """Conditioning: x = residual + left @ right, so that what a block quantizer sees is easier to quantize."""
 
 from metis_compile.conditioning.adaptive_rate import adapt_rate
-from metis_compile.conditioning.base import Conditioned, Conditioning, needs_seed
+from metis_compile.conditioning.base import Conditioned, Conditioning
 from metis_compile.conditioning.basis import kept_step, largest_rank, makes_basis, next_basis
 from metis_compile.conditioning.chain import Chain
 from metis_compile.conditioning.factors import PARTNERS, partner_spec
@@ -9,7 +9,7 @@ from metis_compile.conditioning.hadamard import fixed_signs, hadamard, signs_fro
 from metis_compile.conditioning.mean import Mean
 from metis_compile.conditioning.orthonormal import orthonormalize
 from metis_compile.conditioning.product import Prepared, prepare, product
-from metis_compile.conditioning.rank import resolve_rank, with_rank
+from metis_compile.conditioning.rank import resolve_rank
 from metis_compile.conditioning.registry import KINDS, describe, make_conditioning, split
 from metis_compile.conditioning.spectral import Spectral
 
@@ -30,7 +30,6 @@ __all__ = [
     "largest_rank",
     "make_conditioning",
     "makes_basis",
-    "needs_seed",
     "next_basis",
     "orthonormalize",
     "partner_spec",
@@ -39,5 +38,4 @@ __all__ = [
     "resolve_rank",
     "signs_from",
     "split",
-    "with_rank",
 ]

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metis_compile.conditioning.base import keeps_basis
 from metis_compile.conditioning.chain import Chain
 from metis_compile.conditioning.rank import LARGEST_AUTO
 from metis_compile.conditioning.registry import steps_of
@@ -20,12 +19,12 @@ from metis_compile.conditioning.registry import steps_of
 
 def kept_step(split: Any) -> Any:
     """The conditioning, or the step of a chain, that keeps a basis across steps; None where there is none."""
-    return next((step for step in steps_of(split) if keeps_basis(step)), None)
+    return next((step for step in steps_of(split) if step.keeps_basis), None)
 
 
 def makes_basis(split: Any, given: bool) -> bool:
     """Whether a split makes a basis from a sketch, and needs a seed for it. given: one for the step that keeps one."""
-    return any(hasattr(step, "fresh_basis") and not (given and keeps_basis(step)) for step in steps_of(split))
+    return any(step.makes_basis and not (given and step.keeps_basis) for step in steps_of(split))
 
 
 def largest_rank(split: Any, columns: int, rows: int | None = None) -> int:
@@ -34,10 +33,10 @@ def largest_rank(split: Any, columns: int, rows: int | None = None) -> int:
     A class that does not say its rank is held to be "auto".
     """
     step = kept_step(split)
-    rank = getattr(step, "rank", None)
+    rank = step.rank
     if isinstance(rank, float):
         return max(1, math.ceil(rank * (columns if rows is None else min(rows, columns))))
-    return min(rank if isinstance(rank, int) else max(LARGEST_AUTO, getattr(step, "rank_least", 1)), columns)
+    return min(rank if isinstance(rank, int) else max(LARGEST_AUTO, step.rank_least), columns)
 
 
 def next_basis(
@@ -56,8 +55,8 @@ def next_basis(
     anew, 1 and up, and below 1 at first; given where the split refreshes its basis, or does not track x, with a seed.
     """
     step = kept_step(split)
-    refresh, moved = int(getattr(step, "refresh", 0)), basis
-    if getattr(step, "track", True):
+    refresh, moved = step.refresh, basis
+    if step.track:
         how = {"axis": axis, "seed": seed, "stream": stream} if isinstance(split, Chain) else {}
         moved = split.update_basis(x, basis, **how)
     if count is None:

@@ -8,52 +8,55 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metis_compile.conditioning.base import Conditioned, Conditioning, keeps_basis, needs_seed
+from metis_compile.conditioning.base import Conditioned, Conditioning, as_conditioning
 from metis_compile.conditioning.factors import STREAMS, check_matrix
-from metis_compile.conditioning.rank import with_rank
 
 STREAMS_PER_STEP = 8 * STREAMS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chain:
+class Chain(Conditioning):
     """left and right hold the factors of all steps, side by side; one step at most may keep a basis."""
 
-    steps: tuple[Any, ...]  # Conditioning; Any because settings are read from it as from the others
+    steps: tuple[Conditioning, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "steps", tuple(self.steps))
+        object.__setattr__(self, "steps", tuple(map(as_conditioning, self.steps)))
         if len(self.steps) < 2:
             raise ValueError(f"a chain must have two steps or more, got {len(self.steps)}")
         if len(self.steps) > 8:
             raise ValueError(f"a chain must have eight steps or fewer, got {len(self.steps)}")
-        partners = {getattr(step, "partner", "high") for step in self.steps}
+        partners = {step.partner for step in self.steps}
         if len(partners) > 1:
             raise ValueError(f"all steps must have the same partner, got {', '.join(map(repr, sorted(partners)))}")
-        if sum(keeps_basis(step) for step in self.steps) > 1:
+        if sum(step.keeps_basis for step in self.steps) > 1:
             raise ValueError("one step of a chain may keep a basis across steps, got several")
-        if any(getattr(step, "compensate", False) for step in self.steps[:-1]):
+        if any(step.compensate for step in self.steps[:-1]):
             raise ValueError("compensate must be false for all steps of a chain but the last")
 
     @property
-    def partner(self) -> str:
-        return str(getattr(self.steps[0], "partner", "high"))
+    def partner(self) -> str:  # type: ignore[override]  # of the steps, no field
+        return str(self.steps[0].partner)
+
+    @property
+    def compensate(self) -> bool:  # type: ignore[override]
+        return self.steps[-1].compensate
 
     @property
     def keeps_basis(self) -> bool:
-        return any(keeps_basis(step) for step in self.steps)
+        return any(step.keeps_basis for step in self.steps)
 
     @property
     def needs_seed(self) -> bool:
-        return any(needs_seed(step) for step in self.steps)
+        return any(step.needs_seed for step in self.steps)
 
     @property
     def depends_on_axis(self) -> bool:
-        return any(getattr(step, "depends_on_axis", False) for step in self.steps)
+        return any(step.depends_on_axis for step in self.steps)
 
     def with_rank(self, rows: int, columns: int, other: int | None = None) -> Chain:
         """Each step with its own."""
-        return replace(self, steps=tuple(with_rank(step, rows, columns, other) for step in self.steps))
+        return replace(self, steps=tuple(step.with_rank(rows, columns, other) for step in self.steps))
 
     def split(
         self, x: Tensor, *, axis: int = 1, seed: Tensor | None = None, stream: int = 0, basis: Tensor | None = None
@@ -62,7 +65,7 @@ class Chain:
         check_matrix(x, axis)
         lefts, rights = [], []
         for number, step in enumerate(self.steps):
-            given = basis if keeps_basis(step) else None
+            given = basis if step.keeps_basis else None
             x, left, right = step.split(x, axis=axis, seed=seed, stream=stream + number * STREAMS_PER_STEP, basis=given)
             lefts.append(left)
             rights.append(right)
@@ -84,8 +87,7 @@ class Chain:
         """The step that keeps a basis, the residual that it gets, and its stream."""
         for number, step in enumerate(self.steps):
             here = stream + number * STREAMS_PER_STEP
-            if keeps_basis(step):
+            if step.keeps_basis:
                 return step, x, here
-            conditioning: Conditioning = step
-            x = conditioning.split(x, axis=axis, seed=seed, stream=here).residual
+            x = step.split(x, axis=axis, seed=seed, stream=here).residual
         raise ValueError("a basis must be kept by one of the steps, got none that does")

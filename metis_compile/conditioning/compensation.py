@@ -18,18 +18,12 @@ from metis_compile.conditioning.base import Conditioning
 from metis_compile.conditioning.chain import Chain
 
 
-def compensates(split: Conditioning | None) -> bool:
-    """Whether `split`, or the last step of a chain, asks for it."""
-    last = split.steps[-1] if isinstance(split, Chain) else split
-    return bool(getattr(last, "compensate", False))
-
-
 def compensated_left(split: Conditioning, left: Tensor, right: Tensor, x: Tensor, quantized: Tensor) -> Tensor:
     """L', [rows, k] float32, of left [rows, k], right [k, columns], what was split and its quantized residual.
 
     Of a chain, the columns of the last step alone. The residual itself is not read: a kernel may never store it.
     """
-    others = right.shape[0] - split.steps[-1].rank if isinstance(split, Chain) else 0
+    others = right.shape[0] - int(split.steps[-1].rank) if isinstance(split, Chain) else 0
     last, towards = (left[:, others:], right[others:].mT) if others else (left, right.mT)
     # Products alone, with what they are added to: no kernel for a sum of so few elements.
     last = torch.addmm(last, left, torch.mm(right, towards), alpha=-1)

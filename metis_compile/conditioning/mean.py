@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from metis_compile.conditioning.base import Conditioned
+from metis_compile.conditioning.base import Conditioned, Conditioning
 from metis_compile.conditioning.factors import (
     STREAMS,
     canonical_factors,
@@ -21,7 +21,7 @@ from metis_compile.conditioning.validation import check_flag
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mean:
+class Mean(Conditioning):
     """x = residual + 1 mu, mu the mean of x over its rows, the local batch's tokens."""
 
     factors: str = "bfloat16"  # of mu, with scales of its own along its columns: "high", "bfloat16" or a format
@@ -47,7 +47,7 @@ class Mean:
         return self.factors == "high" or not self.fold
 
     def split(
-        self, x: Tensor, *, axis: int = 1, seed: Tensor | None = None, stream: int = 0, basis: None = None
+        self, x: Tensor, *, axis: int = 1, seed: Tensor | None = None, stream: int = 0, basis: Tensor | None = None
     ) -> Conditioned:
         """See :class:`Conditioning`. mu is rounded in blocks along its columns whichever axis is contracted."""
         check_matrix(x, axis)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from metis_compile.conditioning.base import Conditioned, Conditioning
-from metis_compile.conditioning.compensation import compensated_left, compensates
+from metis_compile.conditioning.compensation import compensated_left
 from metis_compile.conditioning.factors import partner_spec
 from metis_compile.conditioning.hadamard import hadamard, inverse_hadamard
 from metis_compile.numerics import QuantSpec, fake_quantize
@@ -60,8 +60,7 @@ def prepare(
     turned = residual if signs is None else hadamard(residual, axis, signs)
     rounded = turned if spec is None else fake_quantize(turned, spec, axis, noise)
     plain = rounded if signs is None else inverse_hadamard(rounded, axis, signs, residual.shape[axis])
-    if split is not None and compensates(compensate):
-        assert compensate is not None
+    if split is not None and compensate is not None and compensate.compensate:
         split = split._replace(left=compensated_left(compensate, split.left, split.right, x, plain))
     outer, inner = (None, None) if split is None else (split.left, split.right)
     if axis == 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 
@@ -45,12 +44,6 @@ def resolve_rank(rank: int | float | str, rows: int, columns: int, other: int | 
     else:
         count = int(rank)
     return int(max(1, min(count, max(wide, 1))))
-
-
-def with_rank(split: Any, rows: int, columns: int, other: int | None = None) -> Any:
-    """The conditioning as it is for a [rows, columns] operand; itself where it has no `with_rank`."""
-    settle = getattr(split, "with_rank", None)
-    return split if settle is None else settle(rows, columns, other)
 
 
 def size_hint(size: int) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metis_compile.conditioning.base import Conditioned, Conditioning
+from metis_compile.conditioning.base import Conditioned, Conditioning, as_conditioning, derived
 from metis_compile.conditioning.chain import Chain
 from metis_compile.conditioning.mean import Mean
 from metis_compile.conditioning.spectral import Spectral
@@ -45,7 +45,7 @@ def conditioning_class(kind: str) -> type[Any]:
         raise ValueError(f"kind {kind!r} must be a frozen dataclass with a method split(x, *, axis, ...)")
     if not found.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise ValueError(f"kind {kind!r} must be a frozen dataclass: @dataclass(frozen=True, kw_only=True)")
-    return found
+    return derived(found)
 
 
 def kind_of(conditioning: Conditioning) -> str:
@@ -133,7 +133,7 @@ def make_conditioning(
             raise ValueError(f"settings must go with a kind's name, got {', '.join(given)} with {kind!r}")
         if not callable(getattr(kind, "split", None)):
             raise ValueError(f"kind must be a name, a list of names or a conditioning, got {kind!r}")
-        return kind  # type: ignore[return-value]
+        return as_conditioning(kind)
     if not isinstance(kind, str):
         if given:
             raise ValueError(f"settings must stand in the entries of the list, got {', '.join(given)} beside it")

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from metis_compile.conditioning.adaptive_rate import adapt_rate
-from metis_compile.conditioning.base import Conditioned
+from metis_compile.conditioning.base import Conditioned, Conditioning
 from metis_compile.conditioning.factors import (
     BFLOAT16,
     HIGH,
@@ -39,7 +39,7 @@ from metis_compile.conditioning.validation import check_count, check_flag, check
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spectral:
+class Spectral(Conditioning):
     """x = residual + (x V) V^T, V an orthonormal basis of about the k dominant right singular directions of x."""
 
     rank: int | float | str = "auto"  # k: a number, a share of the smaller side, or "auto": see resolve_rank
@@ -179,7 +179,7 @@ class Spectral:
         rank = self._resolved(*x.shape)
         return installed.fresh_basis(self, x, require_seed(seed, "a fresh basis"), stream, rank, kept, stale)
 
-    def update_basis(self, x: Tensor, basis: Tensor, left: Tensor | None = None) -> Tensor:
+    def update_basis(self, x: Tensor, basis: Tensor, left: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """The basis after one power step, orth(x^T (x V))^T: [k, columns] -> [k, columns]. Keeps no state itself.
 
         left: x V, where it is known already. Directions in which x is zero stay as they are, and all of them do where

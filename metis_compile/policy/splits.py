@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from metis_compile.conditioning.base import Conditioning
+from metis_compile.conditioning.base import Conditioning, as_conditioning
 from metis_compile.conditioning.chain import Chain
 from metis_compile.conditioning.registry import KINDS, conditioning_class, kind_of, settings_of, steps_of
 from metis_compile.policy.errors import PolicyError, show, unknown_key, unknown_name
@@ -36,7 +36,7 @@ def _read_one(given: object, key: str) -> Conditioning:
         given = {"kind": given}
     if not isinstance(given, Mapping):
         if callable(getattr(given, "split", None)):
-            return _checked(given, key)  # type: ignore[arg-type]
+            return _checked(_whole(given, key), key)
         problem = f"must be a kind of split, a table with a kind, or a list of these, got {show(given)}"
         raise PolicyError(problem, key=key, value=given)
     if "kind" not in given:
@@ -62,6 +62,13 @@ def _read_one(given: object, key: str) -> Conditioning:
         wrong = next((name for name in settings if str(error).startswith(f"{name} ")), None)
         place = key if wrong is None else f"{key}.{wrong}"
         raise PolicyError(_said(error), key=place, value=settings if wrong is None else settings[wrong]) from None
+
+
+def _whole(given: Any, key: str) -> Conditioning:
+    try:
+        return as_conditioning(given)
+    except Exception as error:  # a class of the user's own may raise any
+        raise PolicyError(_said(error), key=key, value=repr(given)) from None
 
 
 def _said(error: Exception) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from metis_compile.conditioning import Conditioning, with_rank
+from metis_compile.conditioning import Conditioning
 from metis_compile.numerics import QuantSpec
 from metis_compile.ops.grouped import GROUPED_MM
 from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
@@ -173,7 +173,7 @@ class Rewriter:
                 for read, size in zip(reader.operands, (reader.n, reader.m), strict=True)
                 if read.base is operand.base and read.decision is not None and read.decision.treatment.split == split
             ]
-            self._splits[key] = with_rank(split, rows, columns, sum(others))
+            self._splits[key] = split.with_rank(rows, columns, sum(others))
         return self._splits[key]
 
     def _split(self, site: Site, operand: Operand, split: Conditioning) -> Parts:

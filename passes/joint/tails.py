@@ -22,8 +22,8 @@ import torch
 from torch import fx
 
 from metis_compile.compat import enable_python_dispatcher
-from metis_compile.conditioning import Conditioning, Mean, kept_step, makes_basis, needs_seed, next_basis
-from metis_compile.conditioning.compensation import compensated_left, compensates
+from metis_compile.conditioning import Conditioning, Mean, kept_step, makes_basis, next_basis
+from metis_compile.conditioning.compensation import compensated_left
 from metis_compile.conditioning.factors import partner_spec
 from metis_compile.conditioning.hadamard import fixed_signs, hadamard, inverse_hadamard, signs_from
 from metis_compile.conditioning.operators import using
@@ -87,12 +87,12 @@ class Partner:
 def _counts(split: Conditioning) -> bool:
     """Whether the steps are counted that a basis has served."""
     step = kept_step(split)
-    return getattr(step, "refresh", 0) > 0 or not getattr(step, "track", True)
+    return step.refresh > 0 or not step.track
 
 
 def partner_of(split: Conditioning) -> str:
-    """What the split's factors are multiplied by; "high" for a user's own conditioning that does not say."""
-    return str(getattr(split, "partner", "high"))
+    """What the split's factors are multiplied by."""
+    return split.partner
 
 
 class Conditioner:
@@ -114,7 +114,7 @@ class Conditioner:
         backward: whether it stands in the backward part.
         """
         axis = operand.axis
-        key = (operand.base, split, axis if getattr(split, "depends_on_axis", False) else None)
+        key = (operand.base, split, axis if split.depends_on_axis else None)
         if key not in self._parts:
             moved = self._moved.get((operand.base, split))
             kept = kept_step(split) is not None and self.slots.training
@@ -141,7 +141,7 @@ class Conditioner:
         """A split by the basis that this step has for the tensor already; without one, by itself."""
         axis, base = operand.axis, operand.base
         seed = []
-        if needs_seed(split):
+        if split.needs_seed:
             seed = [self._stream_seed(base, stream)]
         elif makes_basis(split, given=basis is not None):  # inference draws nothing: it gives the same each time
             seed = [self._stream_seed(base, stream) if self.slots.training else self._fixed_seed(base, stream)]
@@ -169,7 +169,7 @@ class Conditioner:
         if _counts(split):
             counter = self.slots.allot([1], base, backward)
             kept.append(counter.read(f"{label}_count"))
-        random = counter is not None or needs_seed(split) or makes_basis(split, given=True)
+        random = counter is not None or split.needs_seed or makes_basis(split, given=True)
         seed = [self._stream_seed(base, stream)] if random else []
 
         def run(x: torch.Tensor, *given: torch.Tensor) -> list[torch.Tensor]:
@@ -329,7 +329,7 @@ class Conditioner:
     def _left(self, side: Side) -> fx.Node:
         """As the split gave it, or compensated, where the tensor is at hand and not only what was saved of it."""
         assert side.parts is not None
-        if not compensates(side.split) or side.only_saved or side.spec is None:
+        if side.split is None or not side.split.compensate or side.only_saved or side.spec is None:
             return side.parts.left
         key = side.quantized, side.parts.left
         if key not in self._compensated:

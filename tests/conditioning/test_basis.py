@@ -9,7 +9,8 @@ import torch
 from anisotropic import anisotropic
 from own_conditioning import LargestColumns
 
-from metis_compile.conditioning import Chain, Mean, Spectral, makes_basis, needs_seed, next_basis
+from metis_compile.conditioning import Chain, Mean, Spectral, makes_basis, next_basis
+from metis_compile.conditioning.base import as_conditioning
 
 SEED = torch.tensor([3])
 HOW = Spectral(rank=4)
@@ -146,9 +147,9 @@ def test_a_chain_keeps_the_basis_of_what_its_first_step_leaves() -> None:
 def test_what_draws_random_numbers_and_what_makes_a_basis() -> None:
     """A class that does not say draws, alone and in a chain; a basis is made by whatever is given none."""
     kept, anew = Spectral(rank=2), Spectral(rank=2, refresh=1)
-    own = LargestColumns(count=2)
+    own = as_conditioning(LargestColumns(count=2))
     chains = {steps: Chain(steps=steps) for steps in ((anew, kept), (Mean(), kept), (own, kept))}
-    assert [needs_seed(how) for how in (kept, anew, own, *chains.values())] == [False, False, True, False, False, True]
+    assert [how.needs_seed for how in (kept, anew, own, *chains.values())] == [False, False, True, False, False, True]
     with_basis = [makes_basis(how, given=True) for how in (kept, anew, own, *chains.values())]
     assert with_basis == [False, True, False, True, False, False]
     without = [makes_basis(how, given=False) for how in (kept, anew, own, *chains.values())]

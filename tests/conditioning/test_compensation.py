@@ -7,7 +7,6 @@ import torch
 from anisotropic import anisotropic
 
 from metis_compile.conditioning import Chain, Mean, Spectral, prepare, split
-from metis_compile.conditioning.compensation import compensates
 from metis_compile.numerics import QuantSpec, fake_quantize
 from metis_compile.policy import Policy, PolicyError
 
@@ -54,9 +53,9 @@ def test_of_a_chain_the_last_step_alone() -> None:
 
 def test_who_compensates() -> None:
     chain = Chain(steps=(Mean(), Spectral(compensate=True)))
-    assert compensates(chain)
-    assert compensates(Spectral(compensate=True))
-    assert not any(map(compensates, (None, Mean(), Spectral(), Chain(steps=(Mean(), Spectral())))))
+    assert chain.compensate
+    assert Spectral(compensate=True).compensate
+    assert not any(how.compensate for how in (Mean(), Spectral(), Chain(steps=(Mean(), Spectral()))))
     with pytest.raises(ValueError, match="compensate must be false for all steps of a chain but the last"):
         Chain(steps=(Spectral(compensate=True), Mean()))
     with pytest.raises(ValueError, match="compensate must be false where adaptive_rate"):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from graphs import eager_backend
 from torch import nn
 
 from metis_compile.conditioning import KINDS, Mean, Spectral, split
@@ -95,10 +96,12 @@ def test_the_table_of_split_settings_is_complete_and_gives_the_defaults() -> Non
 @pytest.fixture
 def users_own(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The page's class, in a module that can be imported."""
-    (block,) = (block for language, block in BLOCKS if language == "python" and "class LargestColumns" in block)
     module = ModuleType("somebodys_splits")
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    exec(block, module.__dict__)
+    module.torch = torch  # type: ignore[attr-defined]
+    for language, block in BLOCKS:
+        if language == "python" and "class " in block:
+            exec(block, module.__dict__)
     return module.LargestColumns  # type: ignore[attr-defined]
 
 
@@ -108,6 +111,22 @@ def test_the_users_own_split_works(users_own: Any) -> None:
     assert torch.allclose(residual + left @ right, x, atol=1e-5)
     assert (residual == 0).all(0).sum() == 3
     assert split(x.bfloat16(), users_own(count=3)).residual.dtype == torch.float32
+
+
+def test_one_that_draws_stands_before_a_spectral_split(users_own: Any) -> None:
+    """In the graph too: it says nothing of a seed, and is given one; another in each step."""
+    steps = '["somebodys_splits:RandomDirection", { kind = "spectral", rank = 2 }]'
+    operand = f'{{ format = "nvfp4", split = {steps} }}'
+    policy = Policy.from_toml(
+        f'[recipe.own]\nweight = "nvfp4"\nactivation = {operand}\ngradient = "high"\n[[rule]]\nrecipe = "own"\n'
+    )
+    model, x = nn.Linear(64, 32, bias=False), torch.randn(40, 64)
+    compiled = torch.compile(model, backend=eager_backend(policy))
+    results = [compiled(x) for _ in range(3)]
+    results[0].sum().backward()
+    exact = model(x)
+    assert all((y - exact).norm() < 0.2 * exact.norm() for y in results)
+    assert not torch.equal(results[1], results[2])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
