@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_module, dist
 from wrapped import TOKENS, Block, done, make, one_process, sites_of_run
 
 import metis_compile
-from metis_compile import state
+from metis_compile.state import checkpoint
 
 IDS = torch.arange(16).view(2, 8)
 
@@ -112,7 +112,7 @@ def test_each_block_of_fsdp1_keeps_its_own_bases(tmp_path: Path) -> None:
         for _ in range(2):
             run(TOKENS).sum().backward()
     blocks = [module for module in model.modules() if isinstance(module, Block)]
-    kept = [state._STATES[block] for block in blocks]
+    kept = [checkpoint._STATES[block] for block in blocks]
     assert [len(found) for found in kept] == [1, 1, 1]
     forward = [found[0][0] for found in kept]
     assert not torch.equal(forward[0], forward[1])
