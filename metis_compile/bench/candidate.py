@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from rich.console import Console
+
 from metis_compile.bench.errors import BenchError
 from metis_compile.compare.run_config import BASELINE, RunConfig
+from metis_compile.compat import bf16_gemm
 from metis_compile.train.settings import Settings
 from metis_compile.train.trainer import Trainer
 from metis_compile.train.variant import FULL_PRECISION
 
-__all__ = ["AUTOCAST", "PLAIN", "check_policies", "name_of", "trainer"]
+__all__ = ["AUTOCAST", "PLAIN", "autocast", "check_policies", "name_of", "trainer"]
 
 PLAIN = BASELINE  # plain Inductor: what all ratios are to
 AUTOCAST = "bfloat16 autocast"  # plain Inductor too
@@ -27,6 +30,19 @@ def check_policies(policies: Sequence[str]) -> list[str]:
             raise BenchError(f"two policies have the name {name!r}: rename one of the files")
         RunConfig(text=text).variant()
     return texts
+
+
+def autocast(settings: Settings, console: Console) -> list[str]:
+    """Plain Inductor under bfloat16 autocast, which is measured beside float32 unasked.
+
+    Not on a CPU without bfloat16 instructions, where a round of it takes minutes: a line says so.
+    """
+    if settings.dtype != "float32":
+        return []
+    if settings.device.startswith("cpu") and bf16_gemm() is None:
+        console.print(f"{AUTOCAST} is left out: this CPU has no bfloat16 instructions", highlight=False)
+        return []
+    return [AUTOCAST]
 
 
 def name_of(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from metis_compile.bench.candidate import AUTOCAST, PLAIN, check_policies, name_of, trainer
+from metis_compile.bench.candidate import AUTOCAST, PLAIN, autocast, check_policies, name_of, trainer
 from metis_compile.bench.plot import bars
 from metis_compile.bench.report import Report
 from metis_compile.bench.runner import Options, Task, run_tasks
@@ -100,7 +100,7 @@ def bench_memory(policies: Sequence[str], settings: Settings, options: Options, 
     What forward keeps is the same in every round; the peak is what is measured again.
     """
     candidates = list(dict.fromkeys([PLAIN, *check_policies(policies)]))
-    candidates += [AUTOCAST] * (settings.dtype == "float32")
+    candidates += autocast(settings, console)
     tasks = {
         (text, i): Task(
             label=f"{name_of(text)} {i}", kind="memory", settings=settings, candidate=text, environment=MALLOC

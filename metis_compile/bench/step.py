@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from metis_compile.bench.candidate import AUTOCAST, PLAIN, check_policies, name_of, trainer
+from metis_compile.bench.candidate import PLAIN, autocast, check_policies, name_of, trainer
 from metis_compile.bench.plot import bars
 from metis_compile.bench.report import Report
 from metis_compile.bench.runner import Options, Task, run_tasks
@@ -67,7 +67,7 @@ def cells(numbers: dict[str, Any]) -> list[list[str]]:
 
 def bench_step(policies: Sequence[str], sizes: Sequence[Settings], options: Options, console: Console) -> Report:
     """Each policy at each size; beside float32, plain Inductor under bfloat16 autocast too."""
-    candidates = check_policies(policies) + [AUTOCAST] * (sizes[0].dtype == "float32")
+    candidates = check_policies(policies) + autocast(sizes[0], console)
     tasks = {
         (text, settings.width): step_task(text, settings, options.rounds, f"{name_of(text)}, width {settings.width}")
         for settings in sizes
