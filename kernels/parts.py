@@ -16,7 +16,7 @@ def tensor_target(spec: QuantSpec) -> float | None:
 
 
 def sum_anchor(spec: QuantSpec) -> float:
-    """What rounds terms so that their sums over a block are exact, in eden and four-over-six; 0 where nothing is summed."""
+    """What makes sums over a block exact, in eden and four-over-six; 0 for specs that sum nothing."""
     if spec.rounding == "eden":
         return eden_anchor(spec)
     return 0.0 if spec.select is None else error_anchor(spec)

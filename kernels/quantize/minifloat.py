@@ -72,11 +72,8 @@ def stochastic_code(a, noise, MANTISSA: tl.constexpr, LEAST: tl.constexpr):
 @triton.jit
 def nearest_code(a, MANTISSA: tl.constexpr, LEAST: tl.constexpr, LARGEST: tl.constexpr):
     """The code, in the low byte, of fp32 a in [0, LARGEST]: to nearest, ties to even."""
-    if MANTISSA == 1 and LEAST == 0 and LARGEST == 6.0:
-        code = nearest_e2m1_code(a)
-    else:
-        code = nearest(a, MANTISSA, LEAST)[1]
-    return code
+    IS_E2M1: tl.constexpr = MANTISSA == 1 and LEAST == 0 and LARGEST == 6.0
+    return nearest_e2m1_code(a) if IS_E2M1 else nearest(a, MANTISSA, LEAST)[1]
 
 
 @triton.jit

@@ -283,7 +283,8 @@ def quantize_tiles(
     grid = (batch * triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns),)
     quantize_tiles_kernel[grid](
         *source, amax, seed, *given[True], *given[False], tensor_scale,
-        rows, columns, triton.cdiv(columns, 2), triton.cdiv(columns, constants["BLOCK"]), source.rank, stream[True], stream[False],
+        rows, columns, triton.cdiv(columns, 2), triton.cdiv(columns, constants["BLOCK"]), source.rank,
+        stream[True], stream[False],
         ALONG_ROWS=given[True][0] is not None,
         ALONG_COLUMNS=given[False][0] is not None,
         ROW_SWIZZLED=last in swizzled,

@@ -155,9 +155,7 @@ def block_shape(block: str) -> tuple[int, int] | None:
     rows, _, columns = block.partition("x")
     sizes = [str(2**k) for k in range(4, 8)]
     if columns not in sizes or rows not in ("1", columns):
-        raise ValueError(
-            f"block must be 'row', 'tensor', or 1xN or NxN for N one of {', '.join(sizes)}, got {block!r}"
-        )
+        raise ValueError(f"block must be 'row', 'tensor', or 1xN or NxN for N one of {', '.join(sizes)}, got {block!r}")
     return int(rows), int(columns)
 
 
@@ -185,7 +183,9 @@ class Format:
         _require("scale", self.scale, SCALES, f"format {self.name!r}")
         for block in self.blocks:
             if block_shape(block) is None and self.scale_type.kind != "float32":
-                raise ValueError(f"blocks of format {self.name!r} must have a size under {self.scale} scales: {block!r}")
+                raise ValueError(
+                    f"blocks of format {self.name!r} must have a size under {self.scale} scales: {block!r}"
+                )
         if self.tensor_scale != (self.scale_type.kind == "minifloat"):
             raise ValueError(
                 f"tensor_scale of format {self.name!r} must be True for minifloat scales and False for others, "
@@ -215,7 +215,7 @@ class Format:
 
     @property
     def guards(self) -> tuple[str, ...]:
-        """What keeps stochastic rounding from clipping; 17/16 covers the error of scales with three bits of mantissa."""
+        """What keeps stochastic rounding from clipping; 17/16 covers the error of three bits of mantissa."""
         grid = self.scale_type.grid
         return ("round_up", "17/16", "none") if grid is not None and grid.mantissa_bits >= 3 else ("round_up", "none")
 
@@ -395,7 +395,7 @@ class QuantSpec:
 
     @property
     def tensor_target(self) -> float | None:
-        """What the largest magnitude of a tensor is scaled to, None where the format has no scale of the whole tensor."""
+        """What the largest magnitude of a tensor is scaled to, None where there is no scale of the whole tensor."""
         if self.fmt.tensor_scale:
             return self.largest_scale * self.element.max
         return self.element.max if self.block == "tensor" else None
@@ -425,7 +425,7 @@ class QuantSpec:
 
     @property
     def bits_per_element(self) -> float:
-        """Element plus its share of the block scale, as they are stored; scales per row and per tensor count as nothing."""
+        """Element plus its share of the block scale, as stored; scales per row and per tensor count as nothing."""
         scale_bits = 8 * self.fmt.scale_dtype.itemsize
         share = math.prod(self.block_shape) if self.block_shape else None
         return 8 / self.element.codes_per_byte + (scale_bits / share if share else 0.0)

@@ -34,7 +34,7 @@ def encode(x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None = None) -
     the sign of a NaN that it makes, as of infinity times 0. E2M1 has none, and its code is 0.
 
     Returns [codes, block_scales, tensor_scale], of these only what the format has (fp8 has block_scales or,
-    with block "tensor", tensor_scale). codes: uint8; one to a byte in x's shape, FP8 bit patterns; E2M1 two to a byte along
+    with block "tensor", tensor_scale). codes: uint8; one to a byte in x's shape; E2M1 two to a byte along
     ``axis`` (ceil(n / 2)), the lower index in the low nibble, 0 behind an odd end. block_scales: x's shape
     with the blocked dimensions replaced by ceil(n / size) ("row": by 1); of the scale's dtype, uint8 where torch has
     none, or float32 that codes are multiplied by. tensor_scale: 0-dim float32 that codes are multiplied by.

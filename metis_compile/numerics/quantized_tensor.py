@@ -17,7 +17,9 @@ class QuantizedTensor:
     """What :func:`quantize` made: exactly what a kernel reads, or a buffer saved for backward holds."""
 
     codes: Tensor  # uint8; of 4 bits: two to a byte along axis
-    block_scales: Tensor | None  # of the scale's dtype (float8_e4m3fn, float8_e8m0fnu, float32); None for block "tensor"
+    block_scales: (
+        Tensor | None
+    )  # of the scale's dtype (float8_e4m3fn, float8_e8m0fnu, float32); None for block "tensor"
     tensor_scale: Tensor | None  # 0-dim float32; nvfp4, and fp8 with block "tensor"
     spec: QuantSpec
     axis: int  # never negative
