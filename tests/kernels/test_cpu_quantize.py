@@ -7,12 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import specs
 import torch
 import value_families
 from cpu_quantize import all_parts, check_on_cpu, given_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from same_bytes import assert_same
+from specs import ALL
 from torch import Tensor
 
 from metis_compile.kernels.cpu import compile, launch, ops
@@ -20,34 +22,10 @@ from metis_compile.numerics import QuantSpec, encode, uniform_noise
 from metis_compile.numerics.blocks import BlockLayout
 from metis_compile.numerics.scales import nvfp4_ideal_scale, nvfp4_rounded_scale
 
-# All that choose between 6 and 4; then each format, block, guard and mode at least once. Each is a library to build.
-FOUR_OVER_SIX = [f"nvfp4 {block} nearest 4/6-{select}" for block in ("1x16", "16x16") for select in ("mse", "mae")]
-FOUR_OVER_SIX += [
-    f"nvfp4 {block} stochastic {guard} 4/6-expected"
-    for block in ("1x16", "16x16")
-    for guard in ("round_up", "17/16", "none")
-]
-EDEN = ["nvfp4 1x16 eden", "nvfp4 16x16 eden"]
-SPECS = [
-    *FOUR_OVER_SIX,
-    *EDEN,
-    "nvfp4 1x16 nearest",
-    "nvfp4 1x16 stochastic round_up",
-    "nvfp4 16x16 nearest",
-    "nvfp4 16x16 stochastic 17/16",
-    "mxfp4 1x32 nearest floor",
-    "mxfp4 1x32 stochastic round_up even",
-    "mxfp8 1x32 nearest rceil",
-    "mxfp8 1x32 nearest even",
-    "mxfp8_e5m2 1x32 stochastic none floor",
-    "fp8 tensor nearest",
-    "fp8 row nearest",
-    "fp8 1x128 stochastic round_up",
-    "fp8_e5m2 128x128 nearest",
-    "fp8_e5m2 tensor stochastic none",
-    "fp8 row nearest power_of_two",
-    "fp8_e5m2 128x128 stochastic none power_of_two",
-]
+# Each is a library to build.
+FOUR_OVER_SIX = [str(spec) for spec in ALL if spec.select]
+EDEN = [str(spec) for spec in ALL if spec.rounding == "eden"]
+SPECS = list(dict.fromkeys([*FOUR_OVER_SIX, *EDEN, *specs.SPECS]))
 # also built for 16-bit input
 NARROW_SPECS = ["nvfp4 1x16 nearest", "nvfp4 1x16 nearest 4/6-mse", "nvfp4 1x16 eden", "fp8 row nearest"]
 LAYOUTS = ["contiguous", "transposed", "every second", "expanded", "offset"]

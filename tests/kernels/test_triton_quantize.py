@@ -13,6 +13,7 @@ import value_families
 from cross_compile import CAPABILITIES
 from quantize_kernel import quantize_kernel
 from refusals import assert_refused
+from specs import TILED as SPECS
 from triton_quantize import NOTHING_ELSE, SEED, check_on_triton, quantized
 
 from metis_compile.kernels.quantize.ops import QUANTIZE_TILES, QUANTIZE_TILES_INTO, TILES_AMAX
@@ -23,28 +24,6 @@ tl = triton.language
 
 from metis_compile.kernels.quantize.noise import noise_at  # noqa: E402
 
-SPECS = [
-    "nvfp4 1x16 nearest",
-    "nvfp4 1x16 stochastic round_up",
-    "nvfp4 16x16 nearest",
-    "nvfp4 16x16 stochastic 17/16",
-    "nvfp4 1x16 nearest 4/6-mse",
-    "nvfp4 16x16 nearest 4/6-mae",
-    "nvfp4 1x16 stochastic round_up 4/6-expected",
-    "nvfp4 1x16 eden",
-    "nvfp4 16x16 eden",
-    "mxfp4 1x32 nearest floor",
-    "mxfp4 1x32 stochastic round_up even",
-    "mxfp8 1x32 nearest rceil",
-    "mxfp8 1x32 nearest even",
-    "mxfp8_e5m2 1x32 nearest floor",
-    "mxfp8_e5m2 1x32 stochastic none floor",
-    "fp8 1x128 nearest",
-    "fp8 1x128 stochastic round_up",
-    "fp8_e5m2 128x128 nearest",
-    "fp8 1x128 nearest power_of_two",
-    "fp8_e5m2 128x128 stochastic round_up power_of_two",
-]
 SHAPES = [(37, 70), (16, 32), (1, 33), (130, 7), (3, 20, 50), (64, 128), (2, 3, 17, 40)]
 
 

@@ -13,10 +13,12 @@ import value_families
 from cpu_quantize import check_on_cpu
 from gfloat import Domain, FormatInfo, RoundMode, decode_float, encode_float, round_float
 from gfloat.formats import format_info_ocp_e2m1, format_info_ocp_e2m3, format_info_ocp_e8m0
+from one_template import Compiler
+from packed_operands import RTOL, Packed, assert_near, expected, packed, product
 from triton_quantize import check_on_triton
 
 from metis_compile.kernels.cpu import compile
-from metis_compile.numerics import FORMATS, Format, QuantSpec, encode, fake_quantize, quantize
+from metis_compile.numerics import FORMATS, Format, QuantSpec, decode, encode, fake_quantize, quantize
 from metis_compile.numerics.elements import element_codes, element_values
 from metis_compile.numerics.formats import ELEMENTS, SCALES, Element, ScaleType
 
@@ -146,6 +148,41 @@ def test_triton_gives_the_bytes_of_plain_torch(triton_on_cpu: Any, text: str) ->
     spec = QuantSpec.parse(text)
     for number, x in enumerate(values()):
         check_on_triton(x, spec, [(-1, -2), (-2, -1), (-1,), (-2,)][number % 4], str(number))
+
+
+@pytest.mark.parametrize("capability", [90, 100])
+@pytest.mark.parametrize("transposed", [False, True], ids=["fprop", "wgrad"])
+@pytest.mark.parametrize("text", [SPECS[0], SPECS[3]])
+def test_products(
+    triton_on_cpu: Any, monkeypatch: pytest.MonkeyPatch, text: str, transposed: bool, capability: int
+) -> None:
+    """By the template, also where the GPU has instructions for other formats, and by plain torch."""
+    a, b = packed((37, 75), text, transposed=transposed), packed((21, 75), text, transposed=transposed)
+    assert_near(product(a, b), expected(a, b))
+    result, code = Compiler(triton_on_cpu, monkeypatch)(capability, product, a, b)
+    assert_near(result, expected(a, b))
+    assert "dot_scaled" not in code
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["plain", "transposed"])
+@pytest.mark.parametrize("text", [SPECS[0], SPECS[3]])
+def test_the_decoding_kernel(triton_on_cpu: Any, text: str, transposed: bool) -> None:
+    from metis_compile.kernels.gemm.decode import decode_to_bfloat16
+
+    a = packed((37, 75), text, transposed=transposed)
+    wanted = decode([*a.parts[:2], *[torch.ones(()) for _ in a.parts[2:]]], QuantSpec.parse(text), a.axis, a.length)
+    assert torch.equal(decode_to_bfloat16(a.parts, a.operand, a.length).float(), wanted)
+
+
+def test_every_scale_of_a_product(triton_on_cpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 2^-17 * 0.5 to 61440 * 6, each alone in its sum: none overflows on the way."""
+    scales = torch.arange(1, UE5M3.largest_code + 1, dtype=torch.int32).to(torch.uint8)[:, None]
+    codes = torch.full((len(scales), 8), 0x77, dtype=torch.uint8)
+    codes[: len(scales) // 2] = 0x11
+    a = Packed([codes, scales, torch.ones(())], SPECS[3], 1, 16, 1)
+    b = Packed(encode(torch.eye(3, 16), QuantSpec.parse(SPECS[3]), 1), SPECS[3], 1, 16, 1)
+    result, _ = Compiler(triton_on_cpu, monkeypatch)(90, product, a, b)
+    torch.testing.assert_close(result, expected(a, b), rtol=RTOL, atol=0)
 
 
 def test_what_is_stored() -> None:
