@@ -121,6 +121,8 @@ def quantize_tiles_kernel(
     TILE_ROWS: tl.constexpr,
     TILE_COLUMNS: tl.constexpr,
 ):
+    KNOWN: tl.constexpr = ROUNDING == "nearest" or ROUNDING == "stochastic" or ROUNDING == "eden"
+    tl.static_assert(KNOWN, "ROUNDING must be 'nearest', 'stochastic' or 'eden'")
     tiles_across = tl.cdiv(columns, TILE_COLUMNS)
     tiles_down = tl.cdiv(rows, TILE_ROWS)
     program = tl.program_id(0)

@@ -6,6 +6,8 @@ compiles it (its C++ does not vectorize bit casts).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -33,14 +35,17 @@ def rounded_product(product: Tensor) -> Tensor:
 def _anchor(magnitude: Tensor, element: Element) -> Tensor:
     """2^23 times the grid's spacing at a: where fp32's own spacing is the grid's."""
     if _has_few_binades(element):
-        anchor: float | Tensor = 2.0 ** (element.max_exponent + 23 - element.mantissa_bits)
-        for exponent in range(element.max_exponent, element.min_exponent, -1):
-            below = 2.0 ** (exponent + 22 - element.mantissa_bits)
-            anchor = torch.where(magnitude < 2.0**exponent, below, anchor)
-        if isinstance(anchor, Tensor):
-            return anchor
+        return _anchor_from(element.min_exponent, magnitude, element)
     lead = torch.clamp(_leading_power(magnitude), min=2.0**element.min_exponent)
     return lead * 2.0 ** (23 - element.mantissa_bits)
+
+
+def _anchor_from(exponent: int, magnitude: Tensor, element: Element) -> Tensor:
+    """The anchor of magnitudes of at least 2^exponent, binade by binade."""
+    here, next_one = 2.0 ** (exponent + 23 - element.mantissa_bits), exponent + 1
+    if next_one == element.max_exponent:
+        return torch.where(magnitude < 2.0**next_one, here, 2 * here)
+    return torch.where(magnitude < 2.0**next_one, here, _anchor_from(next_one, magnitude, element))
 
 
 def round_magnitude(magnitude: Tensor, element: Element) -> Tensor:
@@ -97,9 +102,7 @@ def element_codes(value: Tensor, element: Element) -> Tensor:
     magnitude = torch.abs(value)
     if _has_few_binades(element):
         # E2M1: 0 .5 1 1.5 2 | 2 3 4 | 4 6 -> 0 1 2 3 4 | 4 5 6 | 6 7: concave, so the least of the three lines.
-        code, *others = (_plus(_times(magnitude, slope), offset) for slope, offset in _lines(element))
-        for other in others:
-            code = torch.minimum(code, other)
+        code = _combined(torch.minimum, magnitude, _lines(element))
     else:
         lead = torch.clamp(_leading_power(magnitude), min=2.0**element.min_exponent)
         binade = (lead.view(torch.int32) >> 23) - (127 + element.min_exponent)
@@ -116,9 +119,8 @@ def element_values(code: Tensor, element: Element) -> Tensor:
     magnitude_code = code & (2**element.magnitude_bits - 1)
     if _has_few_binades(element):
         steps = magnitude_code.to(torch.float32)
-        value, *others = (_plus(_times(steps, 1 / slope), -offset / slope) for slope, offset in _lines(element))
-        for other in others:
-            value = torch.maximum(value, other)  # the same lines, inverted: convex
+        inverted = [(1 / slope, -offset / slope) for slope, offset in _lines(element)]
+        value = _combined(torch.maximum, steps, inverted)  # the same lines: convex
     else:
         shift = 23 - element.mantissa_bits
         normal = ((magnitude_code << shift) + ((element.min_exponent + 126) << 23)).view(torch.float32)
@@ -144,9 +146,12 @@ def _lines(element: Element) -> list[tuple[float, float]]:
     return [(steps * 2.0**-i, float(i << element.mantissa_bits)) for i in binades]
 
 
-def _times(x: Tensor, factor: float) -> Tensor:
-    return x if factor == 1 else x * factor
-
-
-def _plus(x: Tensor, offset: float) -> Tensor:
-    return x if offset == 0 else x + offset
+def _combined(combine: Callable[[Tensor, Tensor], Tensor], x: Tensor, lines: list[tuple[float, float]]) -> Tensor:
+    """The least, or the largest, of the lines at x."""
+    result: Tensor | None = None
+    for slope, offset in lines:
+        line = x if slope == 1 else x * slope
+        line = line - -offset if offset < 0 else line + offset if offset > 0 else line
+        result = line if result is None else combine(result, line)
+    assert result is not None
+    return result

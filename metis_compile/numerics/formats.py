@@ -128,7 +128,7 @@ class ScaleType:
     @property
     def minifloat(self) -> Element:
         """The grid. Raises ValueError for a kind that has none."""
-        if self.grid is None:
+        if self.kind != "minifloat" or self.grid is None:
             raise ValueError(f"scale must be a minifloat, got {self.name!r} of kind {self.kind!r}")
         return self.grid
 

@@ -47,7 +47,7 @@ def _block_error(x: Tensor, layout: BlockLayout, spec: QuantSpec, scales: Scalin
     else:
         magnitude = torch.abs(scaled)
         error = magnitude - round_magnitude(torch.clamp(magnitude, max=spec.element.max), spec.element)
-        error = torch.abs(error) if spec.select == "mae" else rounded_product(error * error)
+        error = torch.abs(error) if spec.select == "mae" else rounded_product(error * error)  # "mse"
     total = layout.sum(layout.join(_fixed_point(error, spec), x.shape)) * scales.scale
     return total if spec.select == "mae" else total * scales.scale
 

@@ -151,9 +151,8 @@ def _store(scale: Tensor, spec: QuantSpec) -> Tensor:
         return e8m0_from_bytes(scale.to(torch.uint8))
     if scale_type.kind == "float32":
         return scale
-    if scale_type.dtype == torch.uint8:
-        return element_codes(scale.abs(), scale_type.minifloat).to(torch.uint8)
-    return scale.abs().to(scale_type.dtype)
+    grid = scale_type.minifloat
+    return element_codes(scale.abs(), grid).to(torch.uint8) if grid.dtype is None else scale.abs().to(grid.dtype)
 
 
 def _load(stored: Tensor, spec: QuantSpec) -> Tensor:
@@ -161,9 +160,10 @@ def _load(stored: Tensor, spec: QuantSpec) -> Tensor:
     scale_type = spec.fmt.scale_type
     if scale_type.kind == "exponent":
         return e8m0_value(e8m0_to_bytes(stored).to(torch.int32))
-    if scale_type.dtype == torch.uint8:
-        return element_values(stored.to(torch.int32), scale_type.minifloat)
-    return stored.to(torch.float32)
+    if scale_type.kind == "float32":
+        return stored.to(torch.float32)
+    grid = scale_type.minifloat
+    return element_values(stored.to(torch.int32), grid) if grid.dtype is None else stored.to(torch.float32)
 
 
 def _check_dtype(x: Tensor) -> None:

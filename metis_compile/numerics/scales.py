@@ -31,7 +31,12 @@ class Scaling(NamedTuple):
 
 def scaling(block_amax: Tensor, spec: QuantSpec) -> Scaling:
     """The scales for fp32 block maxima of magnitude, as the spec's format defines them."""
-    return _SCALINGS[spec.fmt.scale_type.kind](block_amax, spec)
+    scale = spec.fmt.scale_type
+    if scale.kind not in _SCALINGS:
+        raise ValueError(
+            f"kind of scale {scale.name!r} must be one of {', '.join(map(repr, _SCALINGS))}, got {scale.kind!r}"
+        )
+    return _SCALINGS[scale.kind](block_amax, spec)
 
 
 def nvfp4_scaling(block_amax: Tensor, spec: QuantSpec) -> Scaling:
@@ -102,7 +107,11 @@ def e8m0_carry(spec: QuantSpec) -> int:
     if spec.guard == "round_up" or spec.scale_mode == "rceil":
         # Up to the mantissa field of element.max, whose leading one is at 2^max_exponent.
         return 2**23 - 1 - int((element.max / 2.0**element.max_exponent - 1) * 2**23)
-    return 2 ** (22 - element.mantissa_bits) if spec.scale_mode == "even" else 0
+    if spec.scale_mode == "even":
+        return 2 ** (22 - element.mantissa_bits)
+    if spec.scale_mode == "floor":
+        return 0
+    raise ValueError(f"scale_mode of E8M0 scales must be 'floor', 'rceil' or 'even', got {spec.scale_mode!r}")
 
 
 def _encode_scale(amax: Tensor, target: float) -> Tensor:

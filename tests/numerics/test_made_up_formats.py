@@ -18,6 +18,8 @@ from packed_operands import RTOL, Packed, assert_near, expected, packed, product
 from triton_quantize import check_on_triton
 
 from metis_compile.kernels.cpu import compile
+from metis_compile.kernels.gemm.constants import decoding
+from metis_compile.kernels.gemm.operand import Operand
 from metis_compile.numerics import FORMATS, Format, QuantSpec, decode, encode, fake_quantize, quantize
 from metis_compile.numerics.elements import element_codes, element_values
 from metis_compile.numerics.formats import ELEMENTS, SCALES, Element, ScaleType
@@ -248,6 +250,7 @@ def test_cpp_does_not_build_what_it_does_not_know(
     [
         ("mxfp6", {"SCALE": "ue8m0"}, "SCALE must be"),
         ("mxfp6", {"INSTRUCTION": "e2m3"}, "INSTRUCTION must be"),
+        ("mxfp6", {"ROUNDING": "up"}, "ROUNDING must be"),
         ("fp4_ue5m3", {"SELECT": "median"}, "four-over-six chooses by"),
     ],
 )
@@ -260,6 +263,44 @@ def test_triton_does_not_compile_what_it_does_not_know(
     monkeypatch.setattr(tiles, "constants_of", lambda *given: constants(*given) | changed)
     with pytest.raises(Exception, match=named):
         check_on_triton(torch.randn(32, 32), QuantSpec.make(format), (-1,))
+
+
+@pytest.mark.parametrize("language", ["plain torch", "decode", "C++", "Triton", "template", "decoding kernel"])
+def test_a_kind_of_scale_that_nothing_knows(triton_on_cpu: Any, monkeypatch: pytest.MonkeyPatch, language: str) -> None:
+    from metis_compile.kernels.gemm.decode import decode_to_bfloat16
+
+    x, spec = torch.randn(32, 32), QuantSpec.make("fp4_ue5m3")
+    operand = packed((32, 32), str(spec))
+    scale = ScaleType(name="ue5m3", kind="minifloat", dtype=torch.uint8, grid=UE5M3)
+    object.__setattr__(scale, "kind", "integer")  # as a later version may have it
+    monkeypatch.setitem(SCALES, "ue5m3", scale)
+    called = {
+        "plain torch": lambda: fake_quantize(x, spec, 1),
+        "decode": lambda: decode(operand.parts, spec, 1, 32),
+        "C++": lambda: compile.load.__wrapped__("quantize", spec, torch.float32),
+        "Triton": lambda: check_on_triton(x, spec, (-1,)),
+        "template": lambda: Compiler(triton_on_cpu, monkeypatch)(90, product, operand, operand),
+        "decoding kernel": lambda: decode_to_bfloat16(operand.parts, operand.operand, 32),
+    }
+    with pytest.raises(Exception, match=r"integer|SCALE must be"):
+        called[language]()
+
+
+@pytest.mark.parametrize(
+    "element",
+    [
+        Element(name="e3m1u", bits=4, exponent_bits=3, mantissa_bits=1, min_exponent=0, max=64.0, signed=False),
+        Element(name="e2m1n", bits=4, exponent_bits=2, mantissa_bits=1, min_exponent=0, max=4.0, nan=7),
+        Element(name="e1m4", bits=6, exponent_bits=1, mantissa_bits=4, min_exponent=0, max=1.9375),
+    ],
+    ids=lambda e: e.name,
+)
+def test_elements_that_no_template_decodes(monkeypatch: pytest.MonkeyPatch, element: Element) -> None:
+    monkeypatch.setitem(ELEMENTS, "new", element)
+    monkeypatch.setitem(FORMATS, "new", Format(name="new", element="new", scale="e8m0", blocks=("1x32",)))
+    operand = Operand(spec=QuantSpec.make("new"), axis=-1, contracted=-1)
+    with pytest.raises(ValueError, match=f"metis::gemm decodes .* got '{element.name}'"):
+        decoding(operand)
 
 
 def test_a_zero_tensor_and_a_short_block() -> None:
