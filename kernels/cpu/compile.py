@@ -16,7 +16,7 @@ import torch
 from metis_compile.compat import CppCodeCache, compile_phase
 from metis_compile.kernels.parts import e8m0_carry, sum_anchor
 from metis_compile.numerics import QuantSpec
-from metis_compile.numerics.formats import Element
+from metis_compile.numerics.number_types import Element
 
 FOLDER = Path(__file__).parent
 INPUTS = {torch.float32: "float", torch.bfloat16: "Bfloat16", torch.float16: "Float16"}

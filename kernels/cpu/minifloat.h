@@ -6,7 +6,7 @@
 INLINE I sum_of_bits(I a, I b) { return (I)((U)a + (U)b); }
 INLINE I difference_of_bits(I a, I b) { return (I)((U)a - (U)b); }
 
-// A minifloat with subnormals: `Element` of metis_compile/numerics/formats.py. Codes above that of the largest value are
+// A minifloat with subnormals: `Element` of metis_compile/numerics/number_types.py. Codes above that of the largest value are
 // infinity, if it has a code, and NaN. nan: the code that a NaN gets. -1 stands for a code that there is not.
 template <int bits_, bool is_signed, int mantissa_bits, int min_exponent, int largest_code, int infinity, int nan>
 struct Minifloat {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from metis_compile.kernels.gemm.operand import Operand
-from metis_compile.numerics.formats import Element
+from metis_compile.numerics.number_types import Element
 
 LARGEST_EXPONENT = 127  # of bfloat16
 

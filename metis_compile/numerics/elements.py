@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from metis_compile.numerics.formats import Element
+from metis_compile.numerics.number_types import Element
 
 _TWO23 = 2.0**23
 _FEW_BINADES = 3  # so few are told apart by comparisons and lines

@@ -11,7 +11,7 @@ from gfloat.formats import format_info_ocp_e2m1, format_info_ocp_e4m3, format_in
 
 from metis_compile.numerics import QuantSpec, decode, encode
 from metis_compile.numerics.elements import element_codes, element_values, round_magnitude_up, round_to_element
-from metis_compile.numerics.formats import ELEMENTS
+from metis_compile.numerics.number_types import ELEMENTS
 
 TYPES = {
     "e2m1": (ml_dtypes.float4_e2m1fn, format_info_ocp_e2m1),

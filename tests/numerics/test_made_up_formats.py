@@ -22,7 +22,7 @@ from metis_compile.kernels.gemm.constants import decoding
 from metis_compile.kernels.gemm.operand import Operand
 from metis_compile.numerics import FORMATS, Format, QuantSpec, decode, encode, fake_quantize, quantize
 from metis_compile.numerics.elements import element_codes, element_values
-from metis_compile.numerics.formats import ELEMENTS, SCALES, Element, ScaleType
+from metis_compile.numerics.number_types import ELEMENTS, SCALES, Element, ScaleType
 
 F32 = np.float32
 FP32_MAX = np.finfo(np.float32).max
