@@ -15,9 +15,10 @@ from gfloat import Domain, FormatInfo, RoundMode, decode_float, encode_float, ro
 from gfloat.formats import format_info_ocp_e2m1, format_info_ocp_e2m3, format_info_ocp_e8m0
 from one_template import Compiler
 from packed_operands import RTOL, Packed, assert_near, expected, packed, product
+from same_bytes import assert_same
 from triton_quantize import check_on_triton
 
-from metis_compile.kernels.cpu import compile
+from metis_compile.kernels.cpu import compile, ops
 from metis_compile.kernels.gemm.constants import decoding
 from metis_compile.kernels.gemm.operand import Operand
 from metis_compile.numerics import FORMATS, Format, QuantSpec, decode, encode, fake_quantize, quantize
@@ -143,6 +144,26 @@ def test_cpp_gives_the_bytes_of_plain_torch(text: str) -> None:
     spec = QuantSpec.parse(text)
     for number, x in enumerate(values()):
         check_on_cpu(x, spec, -1 - number % 2)
+
+
+@pytest.mark.parametrize("format", ["mxfp6", "mxfp8", "mxfp8_e5m2", "fp4_ue5m3"])
+def test_cpp_decodes_every_code_and_every_scale(format: str) -> None:
+    """Also those that nothing encodes to."""
+    spec = QuantSpec.make(format)
+    assert spec.block_shape is not None
+    every = torch.arange(2**spec.element.bits, dtype=torch.int32).to(torch.uint8)
+    codes = every.expand(256, len(every)).contiguous()
+    codes = codes[:, ::2] | codes[:, 1::2] << 4 if spec.element.codes_per_byte == 2 else codes
+    scales = (
+        torch.arange(256, dtype=torch.int32).to(torch.uint8)[:, None].expand(256, len(every) // spec.block_shape[1])
+    )
+    parts = [
+        codes,
+        scales.contiguous().view(spec.fmt.scale_dtype),
+        *[torch.ones(()) for _ in range(spec.fmt.tensor_scale)],
+    ]
+    wanted = decode(parts, spec, 1, len(every))
+    assert_same(ops.CPU_DECODE(parts, str(spec), 1, len(every), False), wanted, "decoded")
 
 
 @pytest.mark.parametrize("text", SPECS)
