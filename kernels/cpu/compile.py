@@ -14,14 +14,12 @@ from typing import Any
 import torch
 
 from metis_compile.compat import CppCodeCache, compile_phase
-from metis_compile.kernels.parts import e8m0_carry
+from metis_compile.kernels.parts import e8m0_carry, sum_anchor
 from metis_compile.numerics import QuantSpec
-from metis_compile.numerics.formats import BLOCK_ELEMENTS
+from metis_compile.numerics.number_types import Element
 
 FOLDER = Path(__file__).parent
 INPUTS = {torch.float32: "float", torch.bfloat16: "Bfloat16", torch.float16: "Float16"}
-_BLOCKS = {"row": ("row", 1), "tensor": ("tensor", 1), "16x16": ("square", 16), "128x128": ("square", 128)}
-_GUARDS = {None: "none", "none": "none", "round_up": "round_up", "17/16": "seventeen_sixteenths"}
 _I64, _INT, _PTR = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
 _SIGNATURES = {
     "tensor_scale": [_PTR, _I64, ctypes.c_float, _PTR, _PTR, _INT],
@@ -69,22 +67,34 @@ def source(kernel: str, spec: QuantSpec | None, dtype: torch.dtype) -> str:
 
 
 def _constants(spec: QuantSpec) -> dict[str, Any]:
-    element = spec.element
-    kind, size = _BLOCKS.get(spec.block) or ("line", BLOCK_ELEMENTS[spec.block])
+    element, scale = spec.element, spec.fmt.scale_type
+    rows, size = spec.block_shape or (1, 1)
     return {
-        "MANTISSA_BITS": element.mantissa_bits,
-        "MIN_EXPONENT": element.min_exponent,
+        "ELEMENT": _minifloat(element),
+        "CODES_PER_BYTE": element.codes_per_byte,
         "ELEMENT_MAX": f"{element.max}f",
+        "INVERSE_ELEMENT_MAX": f"(float)({1 / element.max!r})",
         "MAX_EXPONENT": element.max_exponent,
-        "SCALE": spec.fmt.scale,
-        "BLOCKS": kind,
+        "SCALE": scale.kind,
+        "SCALE_GRID": _minifloat(scale.grid or element),  # of no meaning for scales that are not minifloats
+        "SCALE_MAX": f"{(scale.grid or element).max}f",
+        "BLOCKS": spec.block if spec.block_shape is None else "square" if rows > 1 else "line",
         "BLOCK": size,
         "ROUNDING": spec.rounding,
-        "GUARD": _GUARDS[spec.guard],
+        "ROUND_UP": int(spec.guard == "round_up"),
+        "GUARD_FACTOR": f"{spec.guard_factor!r}f",
         "SELECT": spec.select or "none",
+        "SUM_ANCHOR": f"{sum_anchor(spec)!r}f",
         "E8M0_CARRY": e8m0_carry(spec),
         "POWER_OF_TWO": int(spec.scale_mode == "power_of_two"),
     }
+
+
+def _minifloat(element: Element) -> str:
+    """The arguments of the C++ template: -1 stands for a code that there is not."""
+    infinity, nan = (-1 if code is None else code for code in (element.infinity, element.nan))
+    numbers = (element.bits, int(element.signed), element.mantissa_bits, element.min_exponent, element.largest_code)
+    return f"Minifloat<{', '.join(map(str, (*numbers, infinity, nan)))}>"
 
 
 def inlined(name: str, seen: set[str] | None = None) -> str:

@@ -34,7 +34,7 @@ template <bool exact, bool pack_rows> INLINE void vector(const Row& row, int64_t
   if constexpr (exact) {
     write_some((uint16_t*)row.values + column, bfloat16_of(value), count);
   } else {
-    if constexpr (SCALE == ScaleFormat::e4m3) value = value * row.tensor;
+    if constexpr (SCALE == ScaleKind::minifloat) value = value * row.tensor;
     write_some((float*)row.values + column, value, count);
   }
 }
@@ -61,7 +61,7 @@ template <bool exact, bool pack_rows> void decode_row(Row row) {
   }
 }
 
-// values_kind: 1 fp32, 2 bfloat16 without the tensor scale. tensor_scale: NVFP4's; that of "tensor" lies in scales.
+// values_kind: 1 fp32, 2 bfloat16 without the tensor scale. tensor_scale: that of minifloat scales; that of "tensor" lies in scales.
 extern "C" void metis_decode(const uint8_t* codes, const void* scales_, const float* tensor_scale, int64_t outer, int64_t n,
                              int64_t inner, int pack_rows, int values_kind, void* values, int threads) {
   const Stored* stored = (const Stored*)scales_;
@@ -73,7 +73,7 @@ extern "C" void metis_decode(const uint8_t* codes, const void* scales_, const fl
   const int64_t size = values_kind == 1 ? sizeof(float) : sizeof(uint16_t);
   const int64_t high = BLOCKS == Blocks::line || BLOCKS == Blocks::square ? BLOCK : height;  // rows under one row of scales
   const int64_t wide = per_column ? columns : BLOCKS == Blocks::line || BLOCKS == Blocks::square ? ceil_div(columns, BLOCK) : 1;
-  const float tensor = SCALE == ScaleFormat::e4m3 ? *tensor_scale : 1.0f;
+  const float tensor = SCALE == ScaleKind::minifloat ? *tensor_scale : 1.0f;
   threads = threads_for(rows * columns, threads);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {

@@ -3,10 +3,7 @@
 #include "noise.h"
 #include "scales.h"
 
-// What rounds a product to the multiples whose sums are exact, where it is added and taken away again.
-constexpr float PRODUCT_ANCHOR = 1 << (BLOCKS == Blocks::square ? 13 : 9);
-
-INLINE F fixed_product(F a, F b) { return (a * b + PRODUCT_ANCHOR) - PRODUCT_ANCHOR; }
+INLINE F fixed_product(F a, F b) { return (a * b + SUM_ANCHOR) - SUM_ANCHOR; }
 
 // Adds the products of LANES elements with themselves, and with what they are rounded to.
 INLINE void add_products(Sums& sums, F x, F multiplier) {
@@ -21,6 +18,6 @@ INLINE Scales corrected_scales(I amax_bits, TensorScale tensor, uint64_t key, in
   const F ideal = ideal_scale(amax_bits, tensor), multiplier = multiplier_of(ideal, tensor);
   const Sums sums = sums_of(multiplier, multiplier);
   const F factor = sums.second == 0 ? splat(1.0f) : sums.first / sums.second;
-  const E4M3::Rounded scale = E4M3::stochastic(at_most(ideal * factor, 448.0f), noise_at(key, position));
-  return {multiplier, scale.magnitude, E4M3::signed_code(scale, splat(0.0f))};
+  const ScaleGrid::Rounded scale = ScaleGrid::stochastic(at_most(ideal * factor, SCALE_MAX), noise_at(key, position));
+  return {multiplier, scale.magnitude, ScaleGrid::code(scale)};
 }

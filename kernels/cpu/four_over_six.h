@@ -4,9 +4,6 @@
 
 #include "scales.h"
 
-// What rounds an error to the multiples whose sums are exact, where it is added and taken away again.
-constexpr float ERROR_ANCHOR = 1 << ((SELECT == Select::mae ? 5 : 7) + (BLOCKS == Blocks::square ? 4 : 0));
-
 // The errors of LANES elements under one multiplier, in fixed point.
 INLINE F error_of(F x, F multiplier) {
   const F magnitude = (F)magnitude_bits(x) * multiplier;
@@ -22,7 +19,7 @@ INLINE F error_of(F x, F multiplier) {
     error = magnitude - nearest;
     error = SELECT == Select::mae ? (F)magnitude_bits(error) : error * error;
   }
-  return (error + ERROR_ANCHOR) - ERROR_ANCHOR;
+  return (error + SUM_ANCHOR) - SUM_ANCHOR;
 }
 
 // Of blocks whose largest element becomes 6, and 4.

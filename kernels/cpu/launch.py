@@ -31,7 +31,7 @@ parse = cache(QuantSpec.parse)
 
 def is_exact(spec: QuantSpec) -> bool:
     """Whether bfloat16 holds element times block scale; with E8M0 scales, up to its subnormal numbers."""
-    return spec.fmt.scale != "fp32" or spec.block == "tensor"
+    return spec.is_exact or spec.block == "tensor"
 
 
 def tensor_scale(x: Tensor, target: float, enc: Tensor, dec: Tensor) -> None:

@@ -6,11 +6,13 @@
 INLINE I sum_of_bits(I a, I b) { return (I)((U)a + (U)b); }
 INLINE I difference_of_bits(I a, I b) { return (I)((U)a - (U)b); }
 
-// A signed minifloat with subnormals. E2M1: <1, 0>, E4M3: <3, -6>, E5M2: <2, -14>.
-template <int mantissa_bits, int min_exponent> struct Minifloat {
-  static constexpr int bits = mantissa_bits == 1 ? 4 : 8;
+// A minifloat with subnormals: `Element` of metis_compile/numerics/number_types.py. Codes above that of the largest value are
+// infinity, if it has a code, and NaN. nan: the code that a NaN gets. -1 stands for a code that there is not.
+template <int bits_, bool is_signed, int mantissa_bits, int min_exponent, int largest_code, int infinity, int nan>
+struct Minifloat {
+  static constexpr int bits = bits_;
   static constexpr int32_t least = (min_exponent + 127) << 23;  // fp32 bits of the smallest normal
-  static constexpr int32_t nan = 0x7F;                          // E2M1 has none
+  static_assert(bits <= 8 && mantissa_bits > 0 && min_exponent > -127 && min_exponent <= mantissa_bits);
 
   // The grid around magnitude a: the power of two at or below it, and what has the grid's spacing as fp32's own.
   struct Grid {
@@ -52,27 +54,33 @@ template <int mantissa_bits, int min_exponent> struct Minifloat {
     return {below + where(rises, step), grid.code(difference_of_bits((I)t, (I)grid.anchor) + above - rises)};
   }
 
-  // The code of a rounded value, with the sign of `value`; NaN is E2M1's 0, and has no sign in FP8.
-  static INLINE_MEMBER I signed_code(Rounded rounded, F value) {
-    const I sign = (I)((U)((I)value & SIGN) >> (bits == 4 ? 28 : 24));
+  // The code of a rounded value that is not negative.
+  static INLINE_MEMBER I code(Rounded rounded) {
     const I a_number = rounded.magnitude == rounded.magnitude;
-    if constexpr (bits == 4) return (rounded.code | sign) & a_number;
+    if constexpr (nan < 0) return rounded.code & a_number;
+    else return a_number ? rounded.code : splat(nan);
+  }
+
+  // The code of a rounded value, with the sign of `value`. That of a NaN, 0 where there is none, has no sign.
+  static INLINE_MEMBER I signed_code(Rounded rounded, F value) {
+    static_assert(is_signed);
+    const I sign = (I)((U)((I)value & SIGN) >> (32 - bits));
+    const I a_number = rounded.magnitude == rounded.magnitude;
+    if constexpr (nan < 0) return (rounded.code | sign) & a_number;
     else return a_number ? rounded.code | sign : splat(nan);
   }
 
   // fp32 values of codes.
   static INLINE_MEMBER F value(I code) {
-    constexpr int sign_bit = bits == 4 ? 8 : 128;
-    constexpr float smallest = 1.0f / (1 << (mantissa_bits - min_exponent));
-    const I m = code & (sign_bit - 1);
+    constexpr int sign_bit = is_signed ? 1 << (bits - 1) : 0, mask = (1 << (bits - is_signed)) - 1;
+    constexpr float smallest = 1.0f / ((int64_t)1 << (mantissa_bits - min_exponent));
+    const I m = code & mask;
     const I normal = (m << (23 - mantissa_bits)) + ((min_exponent + 126) << 23);
     const I subnormal = (I)(__builtin_convertvector(m, F) * smallest);
     I magnitude = m < (1 << mantissa_bits) ? subnormal : normal;
-    if constexpr (mantissa_bits == 3) magnitude = m == nan ? splat(0x7FC00000) : magnitude;
-    if constexpr (mantissa_bits == 2) {
-      magnitude = m == 0x7C ? splat(EXPONENT) : magnitude;
-      magnitude = m > 0x7C ? splat(0x7FC00000) : magnitude;
-    }
-    return (F)(magnitude | ((code & sign_bit) << (bits == 4 ? 28 : 24)));
+    if constexpr (largest_code < mask) magnitude = m > largest_code ? splat(0x7FC00000) : magnitude;
+    if constexpr (infinity >= 0) magnitude = m == infinity ? splat(EXPONENT) : magnitude;
+    if constexpr (is_signed) magnitude |= (code & sign_bit) << (32 - bits);
+    return (F)magnitude;
   }
 };

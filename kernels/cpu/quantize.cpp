@@ -34,7 +34,7 @@ template <Values V, bool C> INLINE I element(const Job& job, F x, F multiplier, 
     F result = (F)((I)rounded.magnitude | ((I)value & SIGN));
     if constexpr (V == full || BLOCKS != Blocks::tensor) result = result * scale;
     if constexpr (V == full) {
-      if constexpr (SCALE == ScaleFormat::e4m3) result = result * job.tensor.dec;
+      if constexpr (SCALE == ScaleKind::minifloat) result = result * job.tensor.dec;
       write_some((float*)job.values + position, result, count);
     } else {
       write_some((uint16_t*)job.values + position, bfloat16_of(result), count);
@@ -295,7 +295,7 @@ extern "C" void metis_quantize(const void* x, int64_t outer, int64_t n, int64_t 
                                const int64_t* seed, int64_t stream, int threads) {
   Job job{(const Input*)x, outer, n, inner, pack_rows != 0, values, (uint8_t*)codes, (Stored*)scales, 0, {1, 1}};
   if (ROUNDING != Rounding::nearest) job.key = (uint64_t)*seed + (uint64_t)stream * 0x9E3779B97F4A7C15u;
-  if (SCALE == ScaleFormat::e4m3 || BLOCKS == Blocks::tensor) job.tensor = {*enc, *dec};
+  if (SCALE == ScaleKind::minifloat || BLOCKS == Blocks::tensor) job.tensor = {*enc, *dec};
   const int64_t numel = outer * n * inner;
   if (BLOCKS == Blocks::line && inner == 1 && n % BLOCK == 0 && numel % GROUP == 0) {  // one long line of blocks
     job.outer = numel / GROUP;

@@ -13,8 +13,8 @@ struct TensorScale {
 
 struct Scales {
   F multiplier;  // an element is rounded after multiplying by this
-  F scale;       // a rounded element is multiplied by this (NVFP4: and by dec)
-  I stored;      // the E4M3 or E8M0 byte
+  F scale;       // a rounded element is multiplied by this (under minifloat scales: and by dec)
+  I stored;      // the byte of a minifloat or an exponent
 };
 
 // Two sums over each of LANES blocks.
@@ -28,26 +28,26 @@ INLINE F e8m0_value(I byte) {
   return (F)(byte == E8M0_NAN ? splat(0x7FC00000) : bits);
 }
 
-// NVFP4: before the scale is rounded to E4M3.
+// Minifloat scales: before they are rounded.
 INLINE F ideal_scale(I amax_bits, TensorScale tensor) {
-  const F ideal = (F)amax_bits * (tensor.enc * (float)(1.0 / 6));
-  return GUARD == Guard::seventeen_sixteenths ? ideal * (17.0f / 16) : ideal;
+  const F ideal = (F)amax_bits * (tensor.enc * INVERSE_ELEMENT_MAX);
+  return GUARD_FACTOR != 1 ? ideal * GUARD_FACTOR : ideal;
 }
 
-// NVFP4: what elements are multiplied by before rounding.
+// Minifloat scales: what elements are multiplied by before rounding.
 INLINE F multiplier_of(F scale, TensorScale tensor) { return at_most(1.0f / (scale * tensor.dec), FLT_MAX); }
 
 INLINE Scales rounded_scale(F ideal, TensorScale tensor) {
-  ideal = at_most(ideal, 448.0f);
-  const E4M3::Rounded scale = GUARD == Guard::round_up ? E4M3::up(ideal) : E4M3::nearest(ideal);
-  return {multiplier_of(scale.magnitude, tensor), scale.magnitude, E4M3::signed_code(scale, splat(0.0f))};
+  ideal = at_most(ideal, SCALE_MAX);
+  const ScaleGrid::Rounded scale = ROUND_UP ? ScaleGrid::up(ideal) : ScaleGrid::nearest(ideal);
+  return {multiplier_of(scale.magnitude, tensor), scale.magnitude, ScaleGrid::code(scale)};
 }
 
 INLINE Scales scales_of(I amax_bits, TensorScale tensor) {
   const F amax = (F)amax_bits;
-  if constexpr (SCALE == ScaleFormat::e4m3) {
+  if constexpr (SCALE == ScaleKind::minifloat) {
     return rounded_scale(ideal_scale(amax_bits, tensor), tensor);
-  } else if constexpr (SCALE == ScaleFormat::e8m0) {
+  } else if constexpr (SCALE == ScaleKind::exponent) {
     I byte = (I)(((U)amax_bits + (uint32_t)E8M0_CARRY) >> 23) - MAX_EXPONENT;
     byte = amax_bits >= EXPONENT ? splat(E8M0_NAN) : larger(byte, I{});
     const I inverse = byte == E8M0_NAN ? splat(0x7FC00000) : (254 - byte) << 23;
@@ -63,12 +63,12 @@ INLINE Scales scales_of(I amax_bits, TensorScale tensor) {
 
 // Stores the first `count` lanes.
 INLINE void write_scales(Stored* p, const Scales& scales, int64_t count) {
-  if constexpr (SCALE == ScaleFormat::fp32) write_some(p, scales.scale, count);
+  if constexpr (SCALE == ScaleKind::float32) write_some(p, scales.scale, count);
   else write_some(p, bytes_of(scales.stored), count);
 }
 
 INLINE F scale_value(F stored) { return stored; }
-INLINE F scale_value(I stored) { return SCALE == ScaleFormat::e4m3 ? E4M3::value(stored) : e8m0_value(stored); }
+INLINE F scale_value(I stored) { return SCALE == ScaleKind::minifloat ? ScaleGrid::value(stored) : e8m0_value(stored); }
 
 // fp32 values of `count` stored scales, LANES at most.
 INLINE F read_scales(const Stored* p, int64_t count) { return scale_value(load_some(p, count)); }

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from metis_compile.compat import TritonTemplate
 from metis_compile.kernels.capability import copies_scales
 from metis_compile.kernels.gemm.operand import Operand
@@ -53,6 +55,10 @@ CONFIGS = {
     ),
 }
 
+# What the instructions take, elements by the names that `tl.dot_scaled` has for them.
+ELEMENTS = {"e2m1", "e4m3", "e5m2"}
+SCALES = {torch.float8_e4m3fn, torch.float8_e8m0fnu}
+
 LOOP = """
     for step in range(first_step, end_step):
         {% for X, x, PACKED_K, E4M3_SCALES, SWIZZLED, ROW_AXIS, K_AXIS, SIZE, pid in [
@@ -88,10 +94,12 @@ TEMPLATE = TritonTemplate(name="metis_gemm_block_scaled", grid=grid, source=PROL
 
 def supports(a: Operand, b: Operand, capability: int) -> bool:
     """Whether this template multiplies them on such a GPU: packed along k, under scales of one kind."""
-    scales = {a.spec.fmt.scale, b.spec.fmt.scale}
+    scales = {x.spec.fmt.scale_dtype for x in (a, b)}
+    if not (scales <= SCALES and {x.spec.element.name for x in (a, b)} <= ELEMENTS):
+        return False
     if capability < 100 or ((a.swizzled or b.swizzled) and not copies_scales(capability)):
         return False
-    return len(scales) == 1 and "fp32" not in scales and "rows" not in (a.packed, b.packed)
+    return len(scales) == 1 and "rows" not in (a.packed, b.packed)
 
 
 def configs(a: Operand, b: Operand, capability: int) -> Sequence[Config]:

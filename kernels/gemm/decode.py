@@ -17,8 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from metis_compile.kernels.gemm.constants import decoding
 from metis_compile.kernels.gemm.operand import Operand
-from metis_compile.kernels.gemm.tiles import e4m3_values, e5m2_values, e8m0_values, high_e2m1, low_e2m1
+from metis_compile.kernels.gemm.tiles import e8m0_values, high_codes, low_codes, minifloat_values
 from metis_compile.kernels.swizzle import swizzled_in
 
 TILE_ROWS, TILE_COLUMNS, WARPS = 32, 128, 4
@@ -38,8 +39,17 @@ def decode_kernel(
     out,
     rows,
     columns,
-    ELEMENT: tl.constexpr,
     SCALE: tl.constexpr,
+    PAIRED_CODES: tl.constexpr,
+    BITS: tl.constexpr,
+    MANTISSA: tl.constexpr,
+    EXCESS: tl.constexpr,
+    LARGEST_CODE: tl.constexpr,
+    SCALE_BITS: tl.constexpr,
+    SCALE_MANTISSA: tl.constexpr,
+    SCALE_EXCESS: tl.constexpr,
+    SCALE_LARGEST_CODE: tl.constexpr,
+    SCALE_SIGNED: tl.constexpr,
     PACKED_ROWS: tl.constexpr,
     PACKED_COLUMNS: tl.constexpr,
     SWIZZLED: tl.constexpr,
@@ -62,10 +72,16 @@ def decode_kernel(
         at = (batch * scale_rows + scale_m)[:, None] * scale_columns + scale_n[None, :]
     inside = (scale_m < scale_rows)[:, None] & (scale_n < scale_columns)[None, :]
     scale = tl.load(scales + at, mask=inside, other=0).to(tl.uint16)
-    factor = e4m3_values(scale) * (2.0**120) if SCALE == "e4m3" else e8m0_values(scale)
+    if SCALE == "minifloat":
+        factor = minifloat_values(
+            scale, SCALE_BITS, SCALE_MANTISSA, SCALE_EXCESS, SCALE_LARGEST_CODE, SCALE_SIGNED
+        ) * (2.0**SCALE_EXCESS)  # fmt: skip
+    else:
+        tl.static_assert(SCALE == "exponent", "SCALE must be 'minifloat' or 'exponent'")
+        factor = e8m0_values(scale)
 
     start = out + (batch * rows + top) * columns + left
-    if ELEMENT == "e2m1":
+    if PAIRED_CODES:
         HEIGHT: tl.constexpr = ROWS // 2 if PACKED_ROWS else ROWS
         WIDTH: tl.constexpr = COLUMNS // 2 if PACKED_COLUMNS else COLUMNS
         stored_rows = tl.cdiv(rows, 2) if PACKED_ROWS else rows
@@ -74,7 +90,8 @@ def decode_kernel(
         j = (left // 2 if PACKED_COLUMNS else left) + tl.arange(0, WIDTH)
         pointers = codes + (batch * stored_rows + i)[:, None] * stored_columns + j[None, :]
         pairs = tl.load(pointers, mask=(i < stored_rows)[:, None] & (j < stored_columns)[None, :], other=0)
-        low, high = low_e2m1(pairs.to(tl.uint16)) * (2.0**126), high_e2m1(pairs.to(tl.uint16)) * (2.0**126)
+        low = low_codes(pairs.to(tl.uint16), MANTISSA) * (2.0**EXCESS)
+        high = high_codes(pairs.to(tl.uint16), MANTISSA) * (2.0**EXCESS)
         HALF_DOWN: tl.constexpr = DOWN // 2 if PACKED_ROWS and DOWN > 1 else DOWN
         HALF_ALONG: tl.constexpr = ALONG // 2 if PACKED_COLUMNS and ALONG > 1 else ALONG
         low = times_scales(low, factor, HEIGHT, WIDTH, HALF_DOWN, HALF_ALONG)
@@ -92,7 +109,9 @@ def decode_kernel(
         inside = (top + m < rows)[:, None] & (left + n < columns)[None, :]
         offsets = m[:, None].to(tl.int64) * columns + n[None, :]
         byte = tl.load(codes + (batch * rows + top) * columns + left + offsets, mask=inside, other=0).to(tl.uint16)
-        values = e4m3_values(byte) * (2.0**120) if ELEMENT == "e4m3" else e5m2_values(byte)
+        values = minifloat_values(byte, BITS, MANTISSA, EXCESS, LARGEST_CODE, True)
+        if EXCESS != 0:
+            values = values * (2.0**EXCESS)
         tl.store(start + offsets, times_scales(values, factor, ROWS, COLUMNS, DOWN, ALONG), mask=inside)
 
 
@@ -108,13 +127,15 @@ def decode_to_bfloat16(parts: Sequence[Tensor], operand: Operand, length: int) -
     rows, columns = sizes[-2:]
     across, along = operand.block
     block = (across, along) if operand.axis == -1 or across > 1 else (along, across)
-    packed = operand.spec.element.bits == 4
+    constants = decoding(operand)
+    del constants["DOWN"]  # here of rows and columns that share a scale
+    packed = constants["PAIRED_CODES"]
     tiles = triton.cdiv(rows, TILE_ROWS) * triton.cdiv(columns, TILE_COLUMNS)
     if out.numel() > 0:
         decode_kernel[(tiles * (out.numel() // (rows * columns)),)](
             codes, scales, out, rows, columns,
-            ELEMENT=operand.spec.element.name,
-            SCALE=operand.spec.fmt.scale,
+            SCALE=operand.spec.fmt.scale_type.kind,
+            **constants,
             PACKED_ROWS=packed and operand.axis == -2,
             PACKED_COLUMNS=packed and operand.axis == -1,
             SWIZZLED=operand.swizzled,

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from metis_compile.compat import TritonTemplate
+from metis_compile.kernels.gemm.constants import scaled_down
 from metis_compile.kernels.gemm.operand import Operand
 from metis_compile.kernels.gemm.template_base import EPILOGUE, PROLOGUE, Config, grid
 
@@ -29,6 +30,7 @@ SMALL = (
 LARGE = (Config(128, 256, 64, 3, 8), Config(256, 128, 64, 3, 8), Config(128, 128, 128, 3, 8))
 
 LOOP = """
+    {% macro arguments(X) %}{% for name in varargs %}{{X}}_{{name}}{{", " if not loop.last}}{% endfor %}{% endmacro %}
     k = tl.arange(0, BLOCK_K // 2 if PAIRED else BLOCK_K).to(INDEX_DTYPE)
     for step in range(first_step, end_step):
         {% if PAIRED %}
@@ -41,6 +43,9 @@ LOOP = """
             ("B", "b", "BLOCK_N", B_PACKED_K, B_IN_REGISTERS, B_PER_STEP, B_ROW_AXIS, B_K_AXIS),
         ] %}
         {% set strides = stride(X, ROW_AXIS) ~ ", " ~ stride(X, K_AXIS) %}
+        {% set element = arguments(X, "PAIRED_CODES", "BITS", "MANTISSA", "EXCESS", "LARGEST_CODE") %}
+        {% set scale = arguments(X, "EXCESS", "SCALE", "SCALE_BITS", "SCALE_MANTISSA", "SCALE_EXCESS",
+                                 "SCALE_LARGEST_CODE", "SCALE_SIGNED", "DOWN") %}
         {% if IN_REGISTERS %}
         {{x}}_scales = load_scales(
             {{X}}_SCALES, {{x}}_rows, step * (BLOCK_K // {{X}}_ALONG), tl.cdiv(K, {{X}}_ALONG),
@@ -52,23 +57,23 @@ LOOP = """
         {% endif %}
         {% if PACKED_K %}
         {{x}}_pairs = load_bytes({{X}}, {{x}}_rows, at, (K + 1) // 2, {{strides}}, EVEN_K).to(tl.uint16)
-        {{x}} = low_e2m1({{x}}_pairs)
-        {{x}}_odd = high_e2m1({{x}}_pairs)
+        {{x}} = low_codes({{x}}_pairs, {{X}}_MANTISSA)
+        {{x}}_odd = high_codes({{x}}_pairs, {{X}}_MANTISSA)
         {% elif PAIRED %}
         {{x}} = unscaled_tile(
-            {{X}}, {{x}}_rows, {{x}}_bytes, 2 * at, K, {{strides}}, {{X}}_ELEMENT, {{ROWS}}, BLOCK_K // 2, EVEN_K
+            {{X}}, {{x}}_rows, {{x}}_bytes, 2 * at, K, {{strides}}, {{element}}, {{ROWS}}, BLOCK_K // 2, EVEN_K,
         )
         {{x}}_odd = unscaled_tile(
-            {{X}}, {{x}}_rows, {{x}}_bytes, 2 * at + 1, K, {{strides}}, {{X}}_ELEMENT, {{ROWS}}, BLOCK_K // 2, EVEN_K
+            {{X}}, {{x}}_rows, {{x}}_bytes, 2 * at + 1, K, {{strides}}, {{element}}, {{ROWS}}, BLOCK_K // 2, EVEN_K,
         )
         {% else %}
         {{x}} = unscaled_tile(
-            {{X}}, {{x}}_rows, {{x}}_bytes, at, K, {{strides}}, {{X}}_ELEMENT, {{ROWS}}, BLOCK_K, EVEN_K
+            {{X}}, {{x}}_rows, {{x}}_bytes, at, K, {{strides}}, {{element}}, {{ROWS}}, BLOCK_K, EVEN_K,
         )
         {% endif %}
-        {{x}} = scaled({{x}}, {{x}}_scales, {{X}}_ELEMENT, {{X}}_SCALE, {{X}}_ALONG // 2 if PAIRED else {{X}}_ALONG)
+        {{x}} = scaled({{x}}, {{x}}_scales, {{scale}}, {{X}}_ALONG // 2 if PAIRED else {{X}}_ALONG)
         {% if PAIRED %}
-        {{x}}_odd = scaled({{x}}_odd, {{x}}_scales, {{X}}_ELEMENT, {{X}}_SCALE, {{X}}_ALONG // 2)
+        {{x}}_odd = scaled({{x}}_odd, {{x}}_scales, {{scale}}, {{X}}_ALONG // 2)
         {% endif %}
         {% if GROUPED_K %}
         {{x}} = within({{x}}, 2 * at if PAIRED else at, first_k, end_k)
@@ -115,5 +120,4 @@ def configs(a: Operand, b: Operand, capability: int) -> Sequence[Config]:
 
 def extra_constants(a: Operand, b: Operand) -> dict[str, Any]:
     """The constants of the loop."""
-    scaled_down = sum(x.spec.fmt.scale == "e4m3" for x in (a, b))
-    return {"PAIRED": "k" in (a.packed, b.packed), "UNSCALE": 2.0 ** (7 * scaled_down)}
+    return {"PAIRED": "k" in (a.packed, b.packed), "UNSCALE": 2.0 ** (scaled_down(a) + scaled_down(b))}

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from metis_compile.compat import TritonTemplate
 from metis_compile.kernels.gemm.operand import Operand
 from metis_compile.kernels.gemm.template_base import EPILOGUE, PROLOGUE, Config, grid
@@ -42,7 +44,7 @@ CONSUMER = (
     Config(64, 64, 128, 4, 4),
     Config(16, 64, 128, 4, 4),
 )
-TYPES = {"e4m3": "tl.float8e4nv", "e5m2": "tl.float8e5"}
+TYPES = {torch.float8_e4m3fn: "tl.float8e4nv", torch.float8_e5m2: "tl.float8e5"}
 
 LOOP = """
     {% for X, TYPE, K_AXIS in [("A", A_TYPE, A_K_AXIS), ("B", B_TYPE, B_K_AXIS)] %}
@@ -72,7 +74,8 @@ TEMPLATE = TritonTemplate(name="metis_gemm_fp8", grid=grid, source=PROLOGUE + LO
 
 def supports(a: Operand, b: Operand, capability: int) -> bool:
     """Whether this template multiplies them on such a GPU."""
-    return capability >= 90 and all(x.spec.element.bits == 8 and x.spec.fmt.scale == "fp32" for x in (a, b))
+    known = all(x.spec.element.dtype in TYPES and x.spec.fmt.scale_type.kind == "float32" for x in (a, b))
+    return capability >= 90 and known
 
 
 def configs(a: Operand, b: Operand, capability: int) -> Sequence[Config]:
@@ -86,4 +89,5 @@ def configs(a: Operand, b: Operand, capability: int) -> Sequence[Config]:
 
 def extra_constants(a: Operand, b: Operand) -> dict[str, str]:
     """The constants of the loop."""
-    return {"A_TYPE": TYPES[a.spec.element.name], "B_TYPE": TYPES[b.spec.element.name]}
+    types = {name: x.spec.element.dtype for name, x in (("A_TYPE", a), ("B_TYPE", b))}
+    return {name: TYPES[dtype] for name, dtype in types.items() if dtype is not None}

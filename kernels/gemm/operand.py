@@ -33,7 +33,7 @@ class Operand:
     @property
     def packed(self) -> str:
         """Where the two codes of a byte lie: "k", "rows", or "none" for one code to a byte."""
-        if self.spec.element.bits == 8:
+        if self.spec.element.codes_per_byte == 1:
             return "none"
         return "k" if self.axis == self.contracted else "rows"
 
@@ -45,12 +45,9 @@ class Operand:
     @property
     def block(self) -> tuple[int, int]:
         """(rows, k) that share a block scale; 0 stands for all of them."""
-        if self.spec.block == "tensor":
-            return 0, 0
-        if self.spec.block == "row":
-            return 1, 0
-        across, along = map(int, self.spec.block.split("x"))
-        return across, along
+        if self.spec.block_shape is not None:
+            return self.spec.block_shape
+        return (0, 0) if self.spec.block == "tensor" else (1, 0)
 
     @property
     def dec(self) -> bool:
@@ -69,12 +66,12 @@ class Operand:
     @property
     def in_registers(self) -> bool:
         """Whether bfloat16 holds an element times its block scale, so that it is applied before the product."""
-        return self.spec.fmt.scale != "fp32"
+        return self.spec.is_exact
 
     @property
     def per_step(self) -> bool:
         """Whether float32 block scales change along k, and are applied to partial sums."""
-        return self.spec.fmt.scale == "fp32" and self.block[1] > 0
+        return self.spec.fmt.scale_type.kind == "float32" and self.block[1] > 0
 
 
 def operand_of(parts: Sequence[Any], spec: str, axis: int, contracted: int) -> Operand:
@@ -113,7 +110,7 @@ def _check_parts(op: str, argument: str, parts: Sequence[torch.Tensor], operand:
     names = ["codes", *(["block_scales"] if operand.scaled else []), *(["tensor_scale"] if operand.dec else [])]
     dtypes = {"codes": torch.uint8, "block_scales": spec.fmt.scale_dtype, "tensor_scale": torch.float32}
     sizes = list(codes.shape)
-    stored = (length + 1) // 2 if spec.element.bits == 4 else length
+    stored = (length + 1) // 2 if spec.element.codes_per_byte == 2 else length
     sizes[operand.axis] = length
     shapes: dict[str, list[Any]] = {"codes": list(codes.shape), "tensor_scale": []}
     shapes["codes"][operand.axis] = stored

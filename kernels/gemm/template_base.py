@@ -13,7 +13,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
+
 from metis_compile.compat import SymbolicGridFn
+from metis_compile.kernels.gemm.constants import decoding
 from metis_compile.kernels.gemm.operand import Operand
 
 GROUP_M = 8
@@ -126,7 +129,7 @@ EPILOGUE = """
     {% endif %}
 
 from metis_compile.kernels.gemm.tiles import (
-    high_e2m1, load_bytes, load_scales, load_swizzled_scales, low_e2m1, rows_of_tile, scaled, tail_of, unscaled_tile,
+    high_codes, load_bytes, load_scales, load_swizzled_scales, low_codes, rows_of_tile, scaled, tail_of, unscaled_tile,
     within,
 )
 """
@@ -185,8 +188,9 @@ def constants(
         across, along = operand.block
         result |= {
             f"{name}_ELEMENT": repr(operand.spec.element.name),
-            f"{name}_SCALE": repr(operand.spec.fmt.scale),
-            f"{name}_E4M3_SCALES": operand.spec.fmt.scale == "e4m3",
+            f"{name}_SCALE": repr(operand.spec.fmt.scale_type.kind),
+            f"{name}_E4M3_SCALES": operand.spec.fmt.scale_dtype == torch.float8_e4m3fn,
+            **{f"{name}_{constant}": value for constant, value in decoding(operand).items()},
             f"{name}_ACROSS": max(across, 1),
             f"{name}_ALONG": along,
             f"{name}_HAS_SCALES": operand.scaled,

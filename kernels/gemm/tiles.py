@@ -4,10 +4,11 @@ What templates call; Triton compiles these functions into them. Tiles are [rows,
 
 E2M1 is a sign, two bits of exponent and one of mantissa: moved to where bfloat16 has its own, they spell the value
 times 2^-126, its subnormal 0.5 included, since bfloat16's subnormals continue the same way. So do E4M3's bits, times
-2^-120. A product with a power of two, or with a scale times one, then gives the value: exact, without tables.
+2^-120, and any minifloat's: EXCESS is what the power of two then lacks. A product with a power of two, or with a scale
+times one, gives the value: exact, without tables.
 
-Under an E4M3 scale a tile holds its values times 2^-7 (SCALED_DOWN), so that 448 * 2^119 is in range and one
-multiplication does.
+Under a minifloat scale a tile holds its values times 2^-DOWN, so that the largest scale times 2^(EXCESS - DOWN) is in
+range (448 * 2^119 under E4M3) and one multiplication does.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -17,32 +18,42 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-SCALED_DOWN = 2.0**-7
+
+@triton.jit
+def low_codes(byte, MANTISSA: tl.constexpr):
+    """The lower of two codes of 4 bits in uint16 bytes, bfloat16, times 2^-EXCESS."""
+    return (((byte & 0x8) << 12) | ((byte & 0x7) << (7 - MANTISSA))).to(tl.bfloat16, bitcast=True)
 
 
 @triton.jit
-def low_e2m1(byte):
-    """The lower codes of uint16 bytes, bfloat16, times 2^-126."""
-    return (((byte & 0x8) << 12) | ((byte & 0x7) << 6)).to(tl.bfloat16, bitcast=True)
+def high_codes(byte, MANTISSA: tl.constexpr):
+    """The upper of two codes of 4 bits in uint16 bytes, bfloat16, times 2^-EXCESS."""
+    return (((byte & 0x80) << 8) | ((byte & 0x70) << (3 - MANTISSA))).to(tl.bfloat16, bitcast=True)
 
 
 @triton.jit
-def high_e2m1(byte):
-    """The upper codes of uint16 bytes, bfloat16, times 2^-126."""
-    return (((byte & 0x80) << 8) | ((byte & 0x70) << 2)).to(tl.bfloat16, bitcast=True)
+def minifloat_values(
+    byte, BITS: tl.constexpr, MANTISSA: tl.constexpr, EXCESS: tl.constexpr, LARGEST_CODE: tl.constexpr,
+    SIGNED: tl.constexpr,
+):  # fmt: skip
+    """bfloat16 of uint16 codes, times 2^-EXCESS. Codes above the largest are NaN; EXCESS 0: see half_values."""
+    if EXCESS == 0:
+        values = half_values(byte, BITS)
+    else:
+        MASK: tl.constexpr = (1 << (BITS - 1 if SIGNED else BITS)) - 1
+        bits = (byte & MASK) << (7 - MANTISSA)
+        if SIGNED:
+            bits = bits | ((byte & (1 << (BITS - 1))) << (16 - BITS))
+        if LARGEST_CODE < MASK:
+            bits = tl.where((byte & MASK) > LARGEST_CODE, 0x7FC0, bits)
+        values = bits.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return values
 
 
 @triton.jit
-def e4m3_values(byte):
-    """bfloat16 of uint16 bytes, times 2^-120; NaN stays NaN."""
-    bits = ((byte & 0x80) << 8) | ((byte & 0x7F) << 4)
-    return tl.where((byte & 0x7F) == 0x7F, 0x7FC0, bits).to(tl.uint16).to(tl.bfloat16, bitcast=True)
-
-
-@triton.jit
-def e5m2_values(byte):
-    """bfloat16 of uint16 bytes: the upper halves of float16."""
-    return (byte << 8).to(tl.float16, bitcast=True).to(tl.float32).to(tl.bfloat16)
+def half_values(byte, BITS: tl.constexpr):
+    """bfloat16 of uint16 codes that are the upper bits of float16, as E5M2's are, infinity included."""
+    return (byte << (16 - BITS)).to(tl.float16, bitcast=True).to(tl.float32).to(tl.bfloat16)
 
 
 @triton.jit
@@ -138,31 +149,38 @@ def interleaved(low, high, ROWS: tl.constexpr, K: tl.constexpr):
 @triton.jit
 def unscaled_tile(
     codes, rows, byte_rows, k, K, row_stride, k_stride,
-    ELEMENT: tl.constexpr, ROWS: tl.constexpr, COUNT: tl.constexpr, EVEN_K: tl.constexpr,
+    PAIRED: tl.constexpr, BITS: tl.constexpr, MANTISSA: tl.constexpr, EXCESS: tl.constexpr, LARGEST_CODE: tl.constexpr,
+    ROWS: tl.constexpr, COUNT: tl.constexpr, EVEN_K: tl.constexpr,
 ):  # fmt: skip
-    """bfloat16 [rows, k] of codes not packed along k. E2M1 is times 2^-126, E4M3 times 2^-120."""
-    if ELEMENT == "e2m1":
+    """bfloat16 [rows, k] of codes not packed along k, times 2^-EXCESS. PAIRED: two to a byte along the rows."""
+    if PAIRED:
         byte = load_bytes(codes, byte_rows, k, K, row_stride, k_stride, EVEN_K).to(tl.uint16)
-        return interleaved(low_e2m1(byte), high_e2m1(byte), ROWS, COUNT)
+        return interleaved(low_codes(byte, MANTISSA), high_codes(byte, MANTISSA), ROWS, COUNT)
     byte = load_bytes(codes, rows, k, K, row_stride, k_stride, EVEN_K).to(tl.uint16)
-    if ELEMENT == "e4m3":
-        return e4m3_values(byte)
-    return e5m2_values(byte)
+    return minifloat_values(byte, BITS, MANTISSA, EXCESS, LARGEST_CODE, True)
 
 
 @triton.jit
-def scaled(values, scale_bytes, ELEMENT: tl.constexpr, SCALE: tl.constexpr, EACH: tl.constexpr):
-    """Values under their scales, bfloat16, EACH columns under one; times 2^-7 where SCALE is "e4m3"."""
-    if SCALE == "e4m3":
-        factor = e4m3_values(scale_bytes.to(tl.uint16)) * (2.0**120) * (2.0**119)  # 2^126 of the element, less 7
-        return values * spread(factor, values.shape[0], scale_bytes.shape[1], EACH)
-    if ELEMENT == "e2m1":
-        values = values * (2.0**126)
-    elif ELEMENT == "e4m3":
-        values = values * (2.0**120)
-    if SCALE == "e8m0":
-        factor = e8m0_values(scale_bytes.to(tl.uint16))
-        return values * spread(factor, values.shape[0], scale_bytes.shape[1], EACH)
+def scaled(
+    values, scale_bytes, EXCESS: tl.constexpr, SCALE: tl.constexpr, SCALE_BITS: tl.constexpr,
+    SCALE_MANTISSA: tl.constexpr, SCALE_EXCESS: tl.constexpr, SCALE_LARGEST_CODE: tl.constexpr,
+    SCALE_SIGNED: tl.constexpr, DOWN: tl.constexpr, EACH: tl.constexpr,
+):  # fmt: skip
+    """Values times 2^EXCESS under their scales, bfloat16, EACH columns under one; times 2^-DOWN under minifloats."""
+    if SCALE == "minifloat":
+        factor = minifloat_values(
+            scale_bytes.to(tl.uint16), SCALE_BITS, SCALE_MANTISSA, SCALE_EXCESS, SCALE_LARGEST_CODE, SCALE_SIGNED
+        )
+        factor = factor * (2.0**SCALE_EXCESS) * (2.0 ** (EXCESS - DOWN))
+        values = values * spread(factor, values.shape[0], scale_bytes.shape[1], EACH)
+    else:
+        if EXCESS != 0:
+            values = values * (2.0**EXCESS)
+        if SCALE == "exponent":
+            factor = e8m0_values(scale_bytes.to(tl.uint16))
+            values = values * spread(factor, values.shape[0], scale_bytes.shape[1], EACH)
+        else:
+            tl.static_assert(SCALE == "float32", "SCALE must be 'minifloat', 'exponent' or 'float32'")
     return values
 
 

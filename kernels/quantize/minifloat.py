@@ -1,4 +1,6 @@
-"""Rounding to the grids of E2M1, E4M3 and E5M2 in Triton, and their codes; `numerics/elements.py` is the definition.
+"""Rounding to the grid of an element in Triton, and its codes; `numerics/elements.py` is the definition.
+
+MANTISSA and LEAST are the element's bits of mantissa and the exponent of its smallest normal.
 
 A magnitude a lies between multiples of step = 2^(floor(log2 a) - mantissa bits), or of the smallest number. Adding
 anchor = 2^23 step rounds it to one, and leaves the number of steps in the sum's mantissa. Everything else is exact.
@@ -65,6 +67,13 @@ def stochastic_code(a, noise, MANTISSA: tl.constexpr, LEAST: tl.constexpr):
     steps_in_one = ((127 + MANTISSA + 24) << 23) - (lead - (127 << 23))  # the bits of 2^24 / step
     fixed = (a * steps_in_one.to(tl.float32, bitcast=True)).to(tl.int32)
     return ((fixed + noise) >> 24) + ((lead - ((LEAST + 127) << 23)) >> (23 - MANTISSA))
+
+
+@triton.jit
+def nearest_code(a, MANTISSA: tl.constexpr, LEAST: tl.constexpr, LARGEST: tl.constexpr):
+    """The code, in the low byte, of fp32 a in [0, LARGEST]: to nearest, ties to even."""
+    IS_E2M1: tl.constexpr = MANTISSA == 1 and LEAST == 0 and LARGEST == 6.0
+    return nearest_e2m1_code(a) if IS_E2M1 else nearest(a, MANTISSA, LEAST)[1]
 
 
 @triton.jit

@@ -25,11 +25,11 @@ def power_of_two_below(enc):
 
 
 @triton.jit
-def ideal_e4m3_scales(amax, enc, GUARD: tl.constexpr):
-    """NVFP4's block scales before they are rounded. enc: the tensor's."""
-    ideal = amax * (enc * 0.16666666666666666)
-    if GUARD == "17/16":
-        ideal = ideal * 1.0625
+def ideal_scales(amax, enc, INVERSE_LARGEST: tl.constexpr, GUARD_FACTOR: tl.constexpr):
+    """Minifloat block scales before they are rounded. enc: the tensor's. INVERSE_LARGEST: of the elements."""
+    ideal = amax * (enc * INVERSE_LARGEST)
+    if GUARD_FACTOR != 1.0:
+        ideal = ideal * GUARD_FACTOR
     return ideal
 
 
@@ -41,25 +41,36 @@ def multiplier_of(scale, dec):
 
 
 @triton.jit
-def e4m3_multipliers(dec):
-    """[128] fp32: what elements are multiplied by under each E4M3 scale, by its byte. dec: the tensor's.
+def scale_multipliers(
+    dec, COUNT: tl.constexpr, MANTISSA: tl.constexpr, LEAST: tl.constexpr, LARGEST_CODE: tl.constexpr
+):  # fmt: skip
+    """[COUNT] fp32: what elements are multiplied by under each minifloat scale, by its byte. dec: the tensor's.
 
     There are fewer scales than blocks in a tile, and a division takes longer than a look-up.
     """
-    byte = tl.arange(0, 128)
-    normal = ((byte << 20) + (120 << 23)).to(tl.float32, bitcast=True)
-    scale = tl.where(byte < 8, byte.to(tl.float32) * 0.001953125, normal)
-    return multiplier_of(tl.where(byte == 127, float("nan"), scale), dec)
+    byte = tl.arange(0, COUNT)
+    normal = ((byte << (23 - MANTISSA)) + ((LEAST + 126) << 23)).to(tl.float32, bitcast=True)
+    SMALLEST: tl.constexpr = 2.0 ** (LEAST - MANTISSA)
+    scale = tl.where(byte < (1 << MANTISSA), byte.to(tl.float32) * SMALLEST, normal)
+    return multiplier_of(tl.where(byte > LARGEST_CODE, float("nan"), scale), dec)
 
 
 @triton.jit
-def e4m3_scales(ideal, multipliers, GUARD: tl.constexpr):
+def rounded_scales(
+    ideal,
+    multipliers,
+    ROUND_UP: tl.constexpr,
+    MANTISSA: tl.constexpr,
+    LEAST: tl.constexpr,
+    LARGEST: tl.constexpr,
+    NAN: tl.constexpr,
+):
     """(multiplier, scale, byte) of ideal block scales."""
-    if GUARD == "round_up":
-        scale, code = upwards(at_most(ideal, 448.0), 3, -6)
+    if ROUND_UP:
+        scale, code = upwards(at_most(ideal, LARGEST), MANTISSA, LEAST)
     else:
-        scale, code = nearest(at_most(ideal, 448.0), 3, -6)
-    byte = tl.where(scale == scale, code, 0x7F)
+        scale, code = nearest(at_most(ideal, LARGEST), MANTISSA, LEAST)
+    byte = tl.where(scale == scale, code, NAN)
     multiplier = tl.reshape(tl.gather(multipliers, tl.reshape(byte, (byte.numel,)), 0), byte.shape)
     return multiplier, scale, byte
 

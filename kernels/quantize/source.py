@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metis_compile.numerics import QuantSpec
-from metis_compile.numerics.formats import BLOCK_ELEMENTS
+from metis_compile.numerics.formats import tiled_blocks
 from metis_compile.numerics.quantize import part_shapes
 from metis_compile.ops.checks import (
     axis_of,
@@ -128,8 +128,8 @@ def check_tiles(
 ) -> tuple[QuantSpec, list[int], list[int]]:
     """The spec, and axes and swizzled from 0, if it can quantize so. Raises TypeError, ValueError or IndexError."""
     spec = spec_of(op, "spec", text)
-    if spec.block not in BLOCK_ELEMENTS:
-        raise ValueError(f"{op}: spec's block must be one of {', '.join(BLOCK_ELEMENTS)}, got {text!r}")
+    if spec.block_shape is None:
+        raise ValueError(f"{op}: spec's block must be one of {', '.join(tiled_blocks())}, got {text!r}")
     source.check(op)
     x, last = source.x, source.x.dim() - 1
     given = list(axes)

@@ -24,15 +24,15 @@ def store_row_codes(
     rows,
     columns,
     packed,
-    ELEMENT: tl.constexpr,
+    PAIRED: tl.constexpr,
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Codes of a tile at (top, left), E2M1 packed along rows."""
+    """Codes of a tile at (top, left), one to a byte or PAIRED along rows."""
     m = tl.arange(0, HEIGHT)
     row = (batch * rows + top + m)[:, None]
     inside = (top + m < rows)[:, None]
-    if ELEMENT == "e2m1":
+    if PAIRED:
         n = left // 2 + tl.arange(0, WIDTH // 2)[None, :]
         low, high = tl.split(tl.reshape(codes, (HEIGHT, WIDTH // 2, 2)))
         tl.store(out + row * packed + n, pair(low, high), mask=inside & (n < packed))
@@ -43,11 +43,11 @@ def store_row_codes(
 
 @triton.jit
 def store_column_codes(
-    out, codes, batch, top, left, rows, columns, ELEMENT: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr
+    out, codes, batch, top, left, rows, columns, PAIRED: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr
 ):
-    """Codes of a tile at (top, left), E2M1 packed along columns."""
+    """Codes of a tile at (top, left), one to a byte or PAIRED along columns."""
     n = left + tl.arange(0, WIDTH)[None, :]
-    if ELEMENT == "e2m1":
+    if PAIRED:
         height = tl.cdiv(rows, 2)
         m = top // 2 + tl.arange(0, HEIGHT // 2)[:, None]
         low, high = tl.split(tl.permute(tl.reshape(codes, (HEIGHT // 2, 2, WIDTH)), (0, 2, 1)))

@@ -24,11 +24,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from metis_compile.kernels.parts import e8m0_carry
 from metis_compile.kernels.quantize.blocks import encode_blocks
 from metis_compile.kernels.quantize.conditioned import conditioned_tile
+from metis_compile.kernels.quantize.constants import constants_of
 from metis_compile.kernels.quantize.noise import noise_in, stream_key
-from metis_compile.kernels.quantize.scales import e4m3_multipliers, encode_scale
+from metis_compile.kernels.quantize.scales import encode_scale, scale_multipliers
 from metis_compile.kernels.quantize.source import Source
 from metis_compile.kernels.quantize.stores import store_column_codes, store_row_codes, store_scales
 from metis_compile.numerics import QuantSpec
@@ -50,7 +50,8 @@ def tile_for(spec: QuantSpec, columns: int, itemsize: int, rank: int = 0, hadama
     right factor less often. hadamard: the axis of the transform, if any; along columns all of a block has to be in one
     thread.
     """
-    block = int(spec.block.split("x")[1])
+    assert spec.block_shape is not None
+    block = spec.block_shape[1]
     if block == 128:
         return Tile(128, 128, 8)
     if rank:
@@ -85,13 +86,30 @@ def quantize_tiles_kernel(
     column_stream,
     BLOCK: tl.constexpr,
     SQUARE: tl.constexpr,
-    ELEMENT: tl.constexpr,
+    BITS: tl.constexpr,
+    PAIRED: tl.constexpr,
+    MANTISSA: tl.constexpr,
+    LEAST: tl.constexpr,
+    LARGEST: tl.constexpr,
+    INVERSE_LARGEST: tl.constexpr,
+    MAX_EXPONENT: tl.constexpr,
+    NAN: tl.constexpr,
     SCALE: tl.constexpr,
+    SCALE_COUNT: tl.constexpr,
+    SCALE_MANTISSA: tl.constexpr,
+    SCALE_LEAST: tl.constexpr,
+    SCALE_LARGEST: tl.constexpr,
+    SCALE_LARGEST_CODE: tl.constexpr,
+    SCALE_NAN: tl.constexpr,
+    TARGET: tl.constexpr,
+    POWER_OF_TWO: tl.constexpr,
     ROUNDING: tl.constexpr,
-    LARGEST_SCALE: tl.constexpr,
-    GUARD: tl.constexpr,
+    ROUND_UP: tl.constexpr,
+    GUARD_FACTOR: tl.constexpr,
     SELECT: tl.constexpr,
+    SUM_ANCHOR: tl.constexpr,
     CARRY: tl.constexpr,
+    INSTRUCTION: tl.constexpr,
     ALONG_ROWS: tl.constexpr,
     ALONG_COLUMNS: tl.constexpr,
     ROW_SWIZZLED: tl.constexpr,
@@ -99,11 +117,12 @@ def quantize_tiles_kernel(
     SUBTRACT: tl.constexpr,
     RANK: tl.constexpr,
     HADAMARD: tl.constexpr,
-    HARDWARE_FP8: tl.constexpr,
     WIDE: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     TILE_COLUMNS: tl.constexpr,
 ):
+    KNOWN: tl.constexpr = ROUNDING == "nearest" or ROUNDING == "stochastic" or ROUNDING == "eden"
+    tl.static_assert(KNOWN, "ROUNDING must be 'nearest', 'stochastic' or 'eden'")
     tiles_across = tl.cdiv(columns, TILE_COLUMNS)
     tiles_down = tl.cdiv(rows, TILE_ROWS)
     program = tl.program_id(0)
@@ -118,10 +137,10 @@ def quantize_tiles_kernel(
     )  # fmt: skip
 
     enc, dec, multipliers, key_low, key_high = 1.0, 1.0, 1.0, 0, 0
-    if SCALE == "e4m3":
-        enc = encode_scale(tl.load(amax), LARGEST_SCALE * 6.0)
+    if SCALE == "minifloat":
+        enc = encode_scale(tl.load(amax), TARGET)
         dec = tl.div_rn(1.0, enc)
-        multipliers = e4m3_multipliers(dec)
+        multipliers = scale_multipliers(dec, SCALE_COUNT, SCALE_MANTISSA, SCALE_LEAST, SCALE_LARGEST_CODE)
         if program == 0:
             tl.store(tensor_scale, dec)
 
@@ -143,20 +162,22 @@ def quantize_tiles_kernel(
             noise = tl.reshape(noise, (HEIGHT, 1, WIDTH, 1))
         codes, stored = encode_blocks(
             tl.reshape(tile, SHAPE), noise, enc, dec, multipliers, 3, True,
-            ELEMENT, SCALE, ROUNDING, GUARD, SELECT, CARRY, HARDWARE_FP8,
+            BITS, MANTISSA, LEAST, LARGEST, INVERSE_LARGEST, MAX_EXPONENT, NAN,
+            SCALE, SCALE_MANTISSA, SCALE_LEAST, SCALE_LARGEST, SCALE_NAN, POWER_OF_TWO,
+            ROUNDING, ROUND_UP, GUARD_FACTOR, SELECT, SUM_ANCHOR, CARRY, INSTRUCTION,
         )  # fmt: skip
         codes = tl.reshape(codes, (TILE_ROWS, TILE_COLUMNS))
         stored = tl.reshape(stored, (HEIGHT, WIDTH))
         if ALONG_ROWS:
             store_row_codes(
-                row_codes, codes, batch, top, left, rows, columns, packed_columns, ELEMENT, TILE_ROWS, TILE_COLUMNS
+                row_codes, codes, batch, top, left, rows, columns, packed_columns, PAIRED, TILE_ROWS, TILE_COLUMNS
             )
             store_scales(
                 row_scales, stored, batch, top // BLOCK, block_left, block_rows, scale_columns,
                 HEIGHT, WIDTH, False, False,
             )  # fmt: skip
         if ALONG_COLUMNS:
-            store_column_codes(column_codes, codes, batch, top, left, rows, columns, ELEMENT, TILE_ROWS, TILE_COLUMNS)
+            store_column_codes(column_codes, codes, batch, top, left, rows, columns, PAIRED, TILE_ROWS, TILE_COLUMNS)
             store_scales(
                 column_scales, stored, batch, top // BLOCK, block_left, block_rows, scale_columns,
                 HEIGHT, WIDTH, False, False,
@@ -177,12 +198,14 @@ def quantize_tiles_kernel(
                 noise = tl.reshape(noise, (TILE_ROWS, WIDTH, 1))
             codes, stored = encode_blocks(
                 tl.reshape(tile, ACROSS), noise, enc, dec, multipliers, 2, False,
-                ELEMENT, SCALE, ROUNDING, GUARD, SELECT, CARRY, HARDWARE_FP8,
+                BITS, MANTISSA, LEAST, LARGEST, INVERSE_LARGEST, MAX_EXPONENT, NAN,
+                SCALE, SCALE_MANTISSA, SCALE_LEAST, SCALE_LARGEST, SCALE_NAN, POWER_OF_TWO,
+                ROUNDING, ROUND_UP, GUARD_FACTOR, SELECT, SUM_ANCHOR, CARRY, INSTRUCTION,
             )  # fmt: skip
             codes = tl.reshape(codes, (TILE_ROWS, TILE_COLUMNS))
             stored = tl.reshape(stored, (TILE_ROWS, WIDTH))
             store_row_codes(
-                row_codes, codes, batch, top, left, rows, columns, packed_columns, ELEMENT, TILE_ROWS, TILE_COLUMNS
+                row_codes, codes, batch, top, left, rows, columns, packed_columns, PAIRED, TILE_ROWS, TILE_COLUMNS
             )
             store_scales(
                 row_scales, stored, batch, top, block_left, rows, scale_columns,
@@ -202,11 +225,13 @@ def quantize_tiles_kernel(
                 noise = tl.reshape(noise, (HEIGHT, 1, TILE_COLUMNS))
             codes, stored = encode_blocks(
                 tl.reshape(tile, DOWN), noise, enc, dec, multipliers, 1, False,
-                ELEMENT, SCALE, ROUNDING, GUARD, SELECT, CARRY, HARDWARE_FP8,
+                BITS, MANTISSA, LEAST, LARGEST, INVERSE_LARGEST, MAX_EXPONENT, NAN,
+                SCALE, SCALE_MANTISSA, SCALE_LEAST, SCALE_LARGEST, SCALE_NAN, POWER_OF_TWO,
+                ROUNDING, ROUND_UP, GUARD_FACTOR, SELECT, SUM_ANCHOR, CARRY, INSTRUCTION,
             )  # fmt: skip
             codes = tl.reshape(codes, (TILE_ROWS, TILE_COLUMNS))
             stored = tl.reshape(stored, (HEIGHT, TILE_COLUMNS))
-            store_column_codes(column_codes, codes, batch, top, left, rows, columns, ELEMENT, TILE_ROWS, TILE_COLUMNS)
+            store_column_codes(column_codes, codes, batch, top, left, rows, columns, PAIRED, TILE_ROWS, TILE_COLUMNS)
             store_scales(
                 column_scales, stored, batch, top // BLOCK, left, block_rows, columns,
                 HEIGHT, TILE_COLUMNS, True, COLUMN_SWIZZLED,
@@ -249,34 +274,24 @@ def quantize_tiles(
     given: dict[bool, tuple[Tensor | None, ...]] = {True: (None, None), False: (None, None)}  # along rows?
     stream = {True: 0, False: 0}
     for axis, codes, scales, number in zip(axes, parts[::2], parts[1::2], streams, strict=True):
-        stored = scales if spec.fmt.scale == "fp32" else scales.view(torch.uint8)
+        stored = scales if spec.fmt.scale_type.kind == "float32" else scales.view(torch.uint8)
         if axis in swizzled and scales.numel() > prod(part_shapes(spec, x.shape, axis)[1] or ()):
             stored.zero_()  # the kernel does not write what fills up the last tiles
         given[axis == last], stream[axis == last] = (codes, stored), number
     if square:
         stream[True] = streams[0]  # the kernel's, of a block that lies along both
-    block = int(spec.block.split("x")[1])
-    constants = source.constants(axes[0])
+    constants = source.constants(axes[0]) | constants_of(spec, _capability())
     tile = tile_for(spec, columns, x.dtype.itemsize, source.rank, constants["HADAMARD"])
     grid = (batch * triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns),)
     quantize_tiles_kernel[grid](
         *source, amax, seed, *given[True], *given[False], tensor_scale,
-        rows, columns, triton.cdiv(columns, 2), triton.cdiv(columns, block), source.rank, stream[True], stream[False],
-        BLOCK=block,
-        SQUARE=square,
-        ELEMENT=spec.element.name,
-        SCALE=spec.scale_mode if spec.scale_mode == "power_of_two" else spec.fmt.scale,
-        ROUNDING=spec.rounding,
-        LARGEST_SCALE=spec.largest_scale if spec.fmt.scale == "e4m3" else None,
-        GUARD=spec.guard,
-        SELECT=spec.select,
-        CARRY=e8m0_carry(spec),
+        rows, columns, triton.cdiv(columns, 2), triton.cdiv(columns, constants["BLOCK"]), source.rank,
+        stream[True], stream[False],
         ALONG_ROWS=given[True][0] is not None,
         ALONG_COLUMNS=given[False][0] is not None,
         ROW_SWIZZLED=last in swizzled,
         COLUMN_SWIZZLED=any(axis != last for axis in swizzled),
         **constants,
-        HARDWARE_FP8=has_fp8(),
         WIDE=x.numel() > 2**32,
         TILE_ROWS=tile.rows,
         TILE_COLUMNS=tile.columns,
@@ -285,6 +300,6 @@ def quantize_tiles(
     )  # fmt: skip
 
 
-def has_fp8() -> bool:
-    """Whether the GPU has the instructions that round to FP8: compute capability 8.9 and newer."""
-    return bool(triton.runtime.driver.active.get_current_target().arch >= 89)
+def _capability() -> int:
+    """The GPU's compute capability, times 10."""
+    return int(triton.runtime.driver.active.get_current_target().arch)

@@ -24,7 +24,7 @@ from metis_compile.kernels.parts import tensor_target
 from metis_compile.kernels.quantize.ops import QUANTIZE_TILES, QUANTIZE_TILES_INTO, TILES_AMAX
 from metis_compile.measure.ratio import Ratio
 from metis_compile.numerics import QuantSpec
-from metis_compile.numerics.formats import BLOCK_ELEMENTS
+from metis_compile.numerics.formats import tiled_blocks
 from metis_compile.numerics.quantize import part_shapes
 from metis_compile.numerics.swizzle import can_swizzle
 
@@ -141,9 +141,9 @@ def bench_quantize(
     on_cpu = torch.device(device).type == "cpu"
     texts = list(dict.fromkeys(formats))
     for text in texts:
-        if not on_cpu and spec_of(text).block not in BLOCK_ELEMENTS:
+        if not on_cpu and spec_of(text).block_shape is None:
             raise BenchError(
-                f"on a GPU the blocks must be one of {', '.join(BLOCK_ELEMENTS)}, got {str(spec_of(text))!r}"
+                f"on a GPU the blocks must be one of {', '.join(tiled_blocks())}, got {str(spec_of(text))!r}"
             )
     tasks = {
         (shape, text): Task(

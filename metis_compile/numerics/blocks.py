@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -31,7 +32,9 @@ class BlockLayout:
         axis = normalize_axis(axis, ndim)
         if spec.block in ("row", "tensor"):
             return cls(axis=axis, row=spec.block == "row", tensor=spec.block == "tensor")
-        rows, columns = map(int, spec.block.split("x"))
+        shape = spec.block_shape
+        assert shape is not None
+        rows, columns = shape
         if rows == 1:
             return cls(axis=axis, tiles=((axis, columns),))
         if ndim < 2 or axis < ndim - 2:
@@ -134,6 +137,15 @@ def take_first(x: Tensor, dim: int, length: int) -> Tensor:
     turns the index, an arange, into plain addressing.
     """
     return x.index_select(dim, torch.arange(length, device=x.device))
+
+
+def anchor_of_sums(bits: int, spec: QuantSpec) -> float:
+    """What rounds a number of fp32 to a multiple of 2^-bits, where it is added and taken away again.
+
+    bits: for blocks of 16 elements. Larger ones have one less for each factor of 2, so that sums over them stay exact.
+    """
+    assert spec.block_shape is not None
+    return 2.0 ** (23 - bits + prod(spec.block_shape).bit_length() - 5)
 
 
 def _divides(size: int, length: int) -> bool:

@@ -28,9 +28,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metis_compile.numerics.blocks import BlockLayout
+from metis_compile.numerics.blocks import BlockLayout, anchor_of_sums
 from metis_compile.numerics.elements import round_magnitude, round_magnitude_stochastically, rounded_product
-from metis_compile.numerics.formats import BLOCK_ELEMENTS, ELEMENTS, QuantSpec
+from metis_compile.numerics.formats import QuantSpec
 from metis_compile.numerics.materialize import materialize
 from metis_compile.numerics.scales import Scaling, nvfp4_ideal_scale, nvfp4_multiplier
 
@@ -42,13 +42,18 @@ def eden_scaling(x: Tensor, layout: BlockLayout, spec: QuantSpec, noise: Tensor)
     v = torch.clamp(torch.abs(layout.split(x) * layout.spread(multiplier, x.shape)), max=spec.element.max)
     with_rounded = _dot(v, round_magnitude(v, spec.element), x, layout, spec)
     factor = torch.where(with_rounded == 0, 1.0, _dot(v, v, x, layout, spec) / with_rounded)
-    corrected = torch.clamp(ideal * factor, max=448.0)
-    scale = materialize(round_magnitude_stochastically(corrected, ELEMENTS["e4m3"], noise))
+    grid = spec.fmt.scale_type.minifloat
+    corrected = torch.clamp(ideal * factor, max=grid.max)
+    scale = materialize(round_magnitude_stochastically(corrected, grid, noise))
     return Scaling(multiplier, scale, scale, dec)
+
+
+def eden_anchor(spec: QuantSpec) -> float:
+    """What rounds a product to the multiples whose sums are exact, where it is added and taken away again."""
+    return anchor_of_sums(14, spec)
 
 
 def _dot(a: Tensor, b: Tensor, x: Tensor, layout: BlockLayout, spec: QuantSpec) -> Tensor:
     """The sum of a * b over each block, of x's elements split into blocks."""
-    bits = 14 - (4 if BLOCK_ELEMENTS[spec.block] == 256 else 0)
-    anchor = 2.0 ** (23 - bits)
+    anchor = eden_anchor(spec)
     return layout.sum(layout.join((rounded_product(a * b) + anchor) - anchor, x.shape))

@@ -1,4 +1,4 @@
-"""Rounding to the grids of E2M1, E4M3 and E5M2, and the codes of E2M1.
+"""Rounding to the grid of an element, such as E2M1 or E4M3, and the codes of elements that torch has no dtype of.
 
 Everything is fp32 arithmetic and comparisons: exact, without tables, and vectorized where Inductor
 compiles it (its C++ does not vectorize bit casts).
@@ -6,12 +6,15 @@ compiles it (its C++ does not vectorize bit casts).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from metis_compile.numerics.formats import Element
+from metis_compile.numerics.number_types import Element
 
 _TWO23 = 2.0**23
+_FEW_BINADES = 3  # so few are told apart by comparisons and lines
 
 
 def _leading_power(magnitude: Tensor) -> Tensor:
@@ -31,10 +34,18 @@ def rounded_product(product: Tensor) -> Tensor:
 
 def _anchor(magnitude: Tensor, element: Element) -> Tensor:
     """2^23 times the grid's spacing at a: where fp32's own spacing is the grid's."""
-    if element.name == "e2m1":
-        return torch.where(magnitude < 2, 2.0**22, torch.where(magnitude < 4, 2.0**23, 2.0**24))
+    if _has_few_binades(element):
+        return _anchor_from(element.min_exponent, magnitude, element)
     lead = torch.clamp(_leading_power(magnitude), min=2.0**element.min_exponent)
     return lead * 2.0 ** (23 - element.mantissa_bits)
+
+
+def _anchor_from(exponent: int, magnitude: Tensor, element: Element) -> Tensor:
+    """The anchor of magnitudes of at least 2^exponent, binade by binade."""
+    here, next_one = 2.0 ** (exponent + 23 - element.mantissa_bits), exponent + 1
+    if next_one == element.max_exponent:
+        return torch.where(magnitude < 2.0**next_one, here, 2 * here)
+    return torch.where(magnitude < 2.0**next_one, here, _anchor_from(next_one, magnitude, element))
 
 
 def round_magnitude(magnitude: Tensor, element: Element) -> Tensor:
@@ -86,17 +97,61 @@ def round_to_element(value: Tensor, element: Element, noise: Tensor | None = Non
     return torch.copysign(rounded, value)
 
 
-def e2m1_codes(value: Tensor) -> Tensor:
-    """The 4-bit codes, still fp32, of fp32 values on the E2M1 grid. NaN, which E2M1 lacks, becomes 0."""
-    a = torch.abs(value)
-    # 0 .5 1 1.5 2 | 2 3 4 | 4 6 -> 0 1 2 3 4 | 4 5 6 | 6 7: concave, so the least of the three lines.
-    code = torch.minimum(torch.minimum(a * 2, a + 2), a * 0.5 + 4)
-    sign = 4 - torch.copysign(torch.full_like(value, 4.0), value)
-    return torch.where(value == value, code + sign, 0.0)
+def element_codes(value: Tensor, element: Element) -> Tensor:
+    """The codes, still fp32, of fp32 values on the element's grid. A NaN gets `element.nan`, or 0 where it has none."""
+    magnitude = torch.abs(value)
+    if _has_few_binades(element):
+        # E2M1: 0 .5 1 1.5 2 | 2 3 4 | 4 6 -> 0 1 2 3 4 | 4 5 6 | 6 7: concave, so the least of the three lines.
+        code = _combined(torch.minimum, magnitude, _lines(element))
+    else:
+        lead = torch.clamp(_leading_power(magnitude), min=2.0**element.min_exponent)
+        binade = (lead.view(torch.int32) >> 23) - (127 + element.min_exponent)
+        steps = magnitude / (lead * 2.0**-element.mantissa_bits)
+        code = steps + (binade << element.mantissa_bits).to(torch.float32)
+    if element.signed:
+        half = 2.0 ** (element.bits - 2)
+        code = code + (half - torch.copysign(torch.full_like(value, half), value))
+    return torch.where(value == value, code, float(element.nan or 0))
 
 
-def e2m1_values(code: Tensor) -> Tensor:
-    """fp32 values of int32 E2M1 codes in 0..15."""
-    m = (code & 7).to(torch.float32)
-    a = torch.maximum(torch.maximum(m * 0.5, m - 2), m * 2 - 8)  # the same lines, inverted: convex
-    return torch.where(code > 7, -a, a)
+def element_values(code: Tensor, element: Element) -> Tensor:
+    """fp32 values of int32 codes below 2^element.bits."""
+    magnitude_code = code & (2**element.magnitude_bits - 1)
+    if _has_few_binades(element):
+        steps = magnitude_code.to(torch.float32)
+        inverted = [(1 / slope, -offset / slope) for slope, offset in _lines(element)]
+        value = _combined(torch.maximum, steps, inverted)  # the same lines: convex
+    else:
+        shift = 23 - element.mantissa_bits
+        normal = ((magnitude_code << shift) + ((element.min_exponent + 126) << 23)).view(torch.float32)
+        subnormal = magnitude_code.to(torch.float32) * element.least
+        value = torch.where(magnitude_code < 2**element.mantissa_bits, subnormal, normal)
+    if element.largest_code < 2**element.magnitude_bits - 1:
+        value = torch.where(magnitude_code > element.largest_code, torch.nan, value)
+        if element.infinity is not None:
+            value = torch.where(magnitude_code == element.infinity, torch.inf, value)
+    if not element.signed:
+        return value
+    return torch.where(code > 2**element.magnitude_bits - 1, -value, value)
+
+
+def _has_few_binades(element: Element) -> bool:
+    return 0 < element.max_exponent - element.min_exponent < _FEW_BINADES
+
+
+def _lines(element: Element) -> list[tuple[float, float]]:
+    """(slope, offset) of the code as a function of the magnitude, in each binade."""
+    steps = 2.0 ** (element.mantissa_bits - element.min_exponent)
+    binades = range(element.max_exponent - element.min_exponent + 1)
+    return [(steps * 2.0**-i, float(i << element.mantissa_bits)) for i in binades]
+
+
+def _combined(combine: Callable[[Tensor, Tensor], Tensor], x: Tensor, lines: list[tuple[float, float]]) -> Tensor:
+    """The least, or the largest, of the lines at x."""
+    result: Tensor | None = None
+    for slope, offset in lines:
+        line = x if slope == 1 else x * slope
+        line = line - -offset if offset < 0 else line + offset if offset > 0 else line
+        result = line if result is None else combine(result, line)
+    assert result is not None
+    return result

@@ -2,52 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
 from dataclasses import dataclass
 
 import torch
 
-from metis_compile.spelling import did_you_mean
+from metis_compile.numerics.number_types import ELEMENTS, SCALES, Element, ScaleType, require
+
+# Of each guard, what scales are multiplied by before they are rounded.
+GUARD_FACTORS = {"round_up": 1.0, "17/16": 17 / 16, "none": 1.0}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Element:
-    """A signed minifloat with subnormals: its grid is all that rounding needs to know."""
+def block_shape(block: str) -> tuple[int, int] | None:
+    """(rows, elements along the axis) that share a block scale; None for "row" and "tensor", which take what is there.
 
-    name: str
-    bits: int
-    mantissa_bits: int
-    min_exponent: int  # of the smallest normal
-    max: float
-    dtype: torch.dtype | None  # torch's dtype of the same encoding; None for E2M1, which torch cannot cast to
-
-    @property
-    def max_exponent(self) -> int:
-        """floor(log2(max)), the ``emax`` of OCP MX v1.0."""
-        return int(self.max).bit_length() - 1
+    Raises ValueError for other blocks than 1xN and NxN, N a power of two from 16 to 128.
+    """
+    if block in ("row", "tensor"):
+        return None
+    rows, _, columns = block.partition("x")
+    sizes = [str(2**k) for k in range(4, 8)]
+    if columns not in sizes or rows not in ("1", columns):
+        raise ValueError(f"block must be 'row', 'tensor', or 1xN or NxN for N one of {', '.join(sizes)}, got {block!r}")
+    return int(rows), int(columns)
 
 
-ELEMENTS = {
-    "e2m1": Element(name="e2m1", bits=4, mantissa_bits=1, min_exponent=0, max=6.0, dtype=None),
-    "e4m3": Element(name="e4m3", bits=8, mantissa_bits=3, min_exponent=-6, max=448.0, dtype=torch.float8_e4m3fn),
-    "e5m2": Element(name="e5m2", bits=8, mantissa_bits=2, min_exponent=-14, max=57344.0, dtype=torch.float8_e5m2),
-}
-
-SCALE_DTYPES = {"e4m3": torch.float8_e4m3fn, "e8m0": torch.float8_e8m0fnu, "fp32": torch.float32}
-
-# Elements that share one block scale; "tensor" and "row" take whatever is there.
-BLOCK_ELEMENTS = {"1x16": 16, "16x16": 256, "1x32": 32, "1x128": 128, "128x128": 16384}
+def tiled_blocks() -> list[str]:
+    """The blocks of all formats that have a fixed size."""
+    return list(dict.fromkeys(b for f in FORMATS.values() for b in f.blocks if block_shape(b) is not None))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """A block format: what an element is, what a block scale is, which block shapes exist."""
+    """A block format: what an element is, what a block scale is, which block shapes exist.
+
+    Raises ValueError for an element, a scale or a block that does not exist, or a tensor scale that does not go with
+    the scale.
+    """
 
     name: str
     element: str  # a key of ELEMENTS
-    scale: str  # a key of SCALE_DTYPES
+    scale: str  # a key of SCALES
     blocks: tuple[str, ...]  # the first is the default
     tensor_scale: bool = False  # a second fp32 scale, one per tensor (nvfp4)
+
+    def __post_init__(self) -> None:
+        require("element", self.element, ELEMENTS, f"format {self.name!r}")
+        require("scale", self.scale, SCALES, f"format {self.name!r}")
+        for block in self.blocks:
+            if block_shape(block) is None and self.scale_type.kind != "float32":
+                raise ValueError(
+                    f"blocks of format {self.name!r} must have a size under {self.scale} scales: {block!r}"
+                )
+        if self.tensor_scale != (self.scale_type.kind == "minifloat"):
+            raise ValueError(
+                f"tensor_scale of format {self.name!r} must be True for minifloat scales and False for others, "
+                f"got {self.tensor_scale} for {self.scale!r}"
+            )
 
     @property
     def element_type(self) -> Element:
@@ -58,35 +69,41 @@ class Format:
         return self.element_type.max
 
     @property
-    def element_bits(self) -> int:
-        return self.element_type.bits
+    def scale_type(self) -> ScaleType:
+        return SCALES[self.scale]
 
     @property
     def scale_dtype(self) -> torch.dtype:
-        return SCALE_DTYPES[self.scale]
+        return self.scale_type.dtype
+
+    @property
+    def has_four_over_six(self) -> bool:
+        """Whether elements are E2M1, which has nothing between 4 and 6, under scales of which 1.5 is as fine as one."""
+        return self.element == "e2m1" and self.scale_type.kind == "minifloat"
 
     @property
     def guards(self) -> tuple[str, ...]:
-        """What keeps stochastic rounding from clipping; 17/16 covers the error of an E4M3 scale only."""
-        return ("round_up", "17/16", "none") if self.scale == "e4m3" else ("round_up", "none")
+        """What keeps stochastic rounding from clipping; 17/16 covers the error of three bits of mantissa."""
+        grid = self.scale_type.grid
+        return ("round_up", "17/16", "none") if grid is not None and grid.mantissa_bits >= 3 else ("round_up", "none")
 
     @property
     def scale_modes(self) -> tuple[str, ...]:
         """How an E8M0 scale is rounded, of which one must be chosen; the first is the default."""
-        return ("floor", "rceil", "even") if self.scale == "e8m0" else ()
+        return ("floor", "rceil", "even") if self.scale_type.kind == "exponent" else ()
 
     def optional_scale_modes(self, block: str | None) -> tuple[str, ...]:
         """How a fp32 scale may be rounded: those of rows and blocks alone, not the one of a tensor."""
-        return ("power_of_two",) if self.scale == "fp32" and block not in (None, "tensor") else ()
+        return ("power_of_two",) if self.scale_type.kind == "float32" and block not in (None, "tensor") else ()
 
     @property
     def roundings(self) -> tuple[str, ...]:
         """How it may be rounded; eden corrects a block by its scale, and needs one with a mantissa and few elements."""
-        return ROUNDINGS if (self.element, self.scale) == ("e2m1", "e4m3") else ROUNDINGS[:2]
+        return ROUNDINGS if self.has_four_over_six else ROUNDINGS[:2]
 
     def selects(self, rounding: str) -> tuple[str, ...]:
-        """By what error four-over-six may choose: E2M1 under E4M3 scales only, where 1.5 scales are as fine as one."""
-        if (self.element, self.scale) != ("e2m1", "e4m3") or rounding == "eden":
+        """By what error four-over-six may choose."""
+        if not self.has_four_over_six or rounding == "eden":
             return ()
         return ("expected",) if rounding == "stochastic" else ("mse", "mae")
 
@@ -138,29 +155,32 @@ class QuantSpec:
     select: str | None = None
 
     def __post_init__(self) -> None:
-        _require("format", self.format, FORMATS)
+        require("format", self.format, FORMATS)
         fmt = FORMATS[self.format]
-        _require("block", self.block, fmt.blocks, self.format)
-        _require("rounding", self.rounding, fmt.roundings, self.format)
+        require("block", self.block, fmt.blocks, self.format)
+        require("rounding", self.rounding, fmt.roundings, self.format)
         if self.rounding == "stochastic":
-            _require("guard", self.guard, fmt.guards, f"stochastic {self.format}")
+            require("guard", self.guard, fmt.guards, f"stochastic {self.format}")
         elif self.guard is not None:
             raise ValueError(f"guard must be None when rounding is {self.rounding!r}, got {self.guard!r}")
         if fmt.scale_modes:
-            _require("scale_mode", self.scale_mode, fmt.scale_modes, self.format)
+            require("scale_mode", self.scale_mode, fmt.scale_modes, self.format)
         elif self.scale_mode is not None and self.scale_mode not in fmt.optional_scale_modes(self.block):
             raise ValueError(
                 f"scale_mode must be None for {self.format}, whose scales are {fmt.scale}, "
-                f"got {self.scale_mode!r}; E8M0 scales (mxfp4, mxfp8, mxfp8_e5m2) have modes, "
-                "and fp8 and fp8_e5m2 by row or block have 'power_of_two'"
+                f"got {self.scale_mode!r}; E8M0 scales ({', '.join(_formats_with('exponent'))}) have modes, "
+                f"and {' and '.join(_formats_with('float32'))} by row or block have 'power_of_two'"
             )
         if self.select is not None and self.rounding == "eden":
             raise ValueError(f"select must be None when rounding is 'eden', got {self.select!r}; eden has no 4/6")
         if self.select is not None:
             selects = fmt.selects(self.rounding)
             if not selects:
-                raise ValueError(f"select must be None for {self.format}, got {self.select!r}; nvfp4 alone has 4/6")
-            _require("select", self.select, selects, f"{self.rounding} {self.format}")
+                raise ValueError(
+                    f"select must be None for {self.format}, got {self.select!r}; "
+                    f"{', '.join(f.name for f in FORMATS.values() if f.has_four_over_six)} alone has 4/6"
+                )
+            require("select", self.select, selects, f"{self.rounding} {self.format}")
 
     @classmethod
     def make(
@@ -176,9 +196,9 @@ class QuantSpec:
 
         Raises ValueError that names the field, the value, what is allowed and the nearest valid name.
         """
-        _require("format", format, FORMATS)
+        require("format", format, FORMATS)
         fmt = FORMATS[format]
-        _require("rounding", rounding, fmt.roundings, format)
+        require("rounding", rounding, fmt.roundings, format)
         if guard is None and rounding == "stochastic":
             guard = fmt.guards[0]
         elif guard == "none" and rounding != "stochastic":
@@ -237,27 +257,47 @@ class QuantSpec:
 
     @property
     def largest_scale(self) -> float:
-        """Of an nvfp4 block that holds the tensor's amax: 448, E4M3's largest, or with room for a larger scale."""
-        return 448.0 if self.select is None and self.rounding != "eden" else 256.0
+        """Of the block that holds the tensor's amax: the largest minifloat (448 in nvfp4), or with room above (256)."""
+        grid = self.fmt.scale_type.minifloat
+        return grid.max if self.select is None and self.rounding != "eden" else 2.0**grid.max_exponent
+
+    @property
+    def tensor_target(self) -> float | None:
+        """What the largest magnitude of a tensor is scaled to, None where there is no scale of the whole tensor."""
+        if self.fmt.tensor_scale:
+            return self.largest_scale * self.element.max
+        return self.element.max if self.block == "tensor" else None
+
+    @property
+    def guard_factor(self) -> float:
+        """What block scales are multiplied by before they are rounded."""
+        return 1.0 if self.guard is None else GUARD_FACTORS[self.guard]
+
+    @property
+    def block_shape(self) -> tuple[int, int] | None:
+        """(rows, elements along the axis) that share a block scale, None for "row" and "tensor"."""
+        return block_shape(self.block)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether bfloat16, whose significand has 8 bits, holds an element times its block scale."""
+        scale = self.fmt.scale_type
+        if scale.kind == "float32":
+            return False
+        return self.element.mantissa_bits + 1 + (scale.grid.mantissa_bits + 1 if scale.grid else 0) <= 8
 
     @property
     def orientation_free(self) -> bool:
         """Whether the values do not depend on the axis (the packing of codes still does)."""
-        return self.block in ("tensor", "16x16", "128x128")
+        return self.block == "tensor" or (self.block_shape is not None and self.block_shape[0] > 1)
 
     @property
     def bits_per_element(self) -> float:
-        """Element plus its share of the block scale; scales per row and per tensor count as nothing."""
+        """Element plus its share of the block scale, as stored; scales per row and per tensor count as nothing."""
         scale_bits = 8 * self.fmt.scale_dtype.itemsize
-        share = BLOCK_ELEMENTS.get(self.block)
-        return self.fmt.element_bits + (scale_bits / share if share else 0.0)
+        share = math.prod(self.block_shape) if self.block_shape else None
+        return 8 / self.element.codes_per_byte + (scale_bits / share if share else 0.0)
 
 
-def _require(field: str, value: object, allowed: Iterable[str], of: str | None = None) -> None:
-    names = list(allowed)
-    if value in names:
-        return
-    hint = did_you_mean(str(value), names, cutoff=0.4)
-    raise ValueError(
-        f"{field}{f' of {of}' if of else ''} must be one of {', '.join(map(repr, names))}, got {value!r}{hint}"
-    )
+def _formats_with(scale_kind: str) -> list[str]:
+    return [f.name for f in FORMATS.values() if f.scale_type.kind == scale_kind]

@@ -20,9 +20,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metis_compile.numerics.blocks import BlockLayout
+from metis_compile.numerics.blocks import BlockLayout, anchor_of_sums
 from metis_compile.numerics.elements import expected_square_error, round_magnitude, rounded_product
-from metis_compile.numerics.formats import BLOCK_ELEMENTS, QuantSpec
+from metis_compile.numerics.formats import QuantSpec
 from metis_compile.numerics.materialize import materialize
 from metis_compile.numerics.scales import Scaling, nvfp4_ideal_scale, nvfp4_rounded_scale
 
@@ -47,13 +47,17 @@ def _block_error(x: Tensor, layout: BlockLayout, spec: QuantSpec, scales: Scalin
     else:
         magnitude = torch.abs(scaled)
         error = magnitude - round_magnitude(torch.clamp(magnitude, max=spec.element.max), spec.element)
-        error = torch.abs(error) if spec.select == "mae" else rounded_product(error * error)
+        error = torch.abs(error) if spec.select == "mae" else rounded_product(error * error)  # "mse"
     total = layout.sum(layout.join(_fixed_point(error, spec), x.shape)) * scales.scale
     return total if spec.select == "mae" else total * scales.scale
 
 
-def _fixed_point(error: Tensor, spec: QuantSpec) -> Tensor:
+def error_anchor(spec: QuantSpec) -> float:
+    """What rounds an error to the multiples whose sums are exact, where it is added and taken away again."""
     # An element is off by less than 3, even where rounding a subnormal scale down pushes it from 6 to 9.
-    bits = (18 if spec.select == "mae" else 16) - (4 if BLOCK_ELEMENTS[spec.block] == 256 else 0)
-    anchor = 2.0 ** (23 - bits)
+    return anchor_of_sums(18 if spec.select == "mae" else 16, spec)
+
+
+def _fixed_point(error: Tensor, spec: QuantSpec) -> Tensor:
+    anchor = error_anchor(spec)
     return (error + anchor) - anchor

@@ -16,13 +16,11 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from metis_compile.numerics.blocks import BlockLayout, pad_to_multiple, take_first
 from metis_compile.numerics.e8m0 import e8m0_from_bytes, e8m0_to_bytes, e8m0_value
 from metis_compile.numerics.eden import eden_scaling
-from metis_compile.numerics.elements import e2m1_codes, e2m1_values, round_to_element
+from metis_compile.numerics.elements import element_codes, element_values, round_to_element
 from metis_compile.numerics.formats import QuantSpec
 from metis_compile.numerics.four_over_six import four_over_six_scaling
 from metis_compile.numerics.scales import Scaling, scaling
 from metis_compile.numerics.swizzle import is_swizzled, swizzled_shape, unswizzle
-
-FP8_NAN = 0x7F  # the one code of a NaN: of those that E4M3 has two of, and E5M2 six, the one that torch casts NaN to
 
 
 def encode(x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None = None) -> list[Tensor]:
@@ -32,25 +30,26 @@ def encode(x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None = None) -
     for stochastic rounding (of the elements) and eden (of the block scales) only: a magnitude goes up where
     frac(|v| / step) + noise >= 1.
 
-    The code of a NaN is 0x7F in E4M3 and E5M2, whatever its sign and payload: hardware differs in the sign of a NaN
-    that it makes, as of infinity times 0. E2M1 has none, and its code is 0.
+    The code of a NaN is the element's `nan`, 0x7F in E4M3 and E5M2, whatever its sign and payload: hardware differs in
+    the sign of a NaN that it makes, as of infinity times 0. E2M1 has none, and its code is 0.
 
     Returns [codes, block_scales, tensor_scale], of these only what the format has (fp8 has block_scales or,
-    with block "tensor", tensor_scale). codes: uint8; FP8 bit patterns in x's shape; E2M1 two to a byte along
+    with block "tensor", tensor_scale). codes: uint8; one to a byte in x's shape; E2M1 two to a byte along
     ``axis`` (ceil(n / 2)), the lower index in the low nibble, 0 behind an odd end. block_scales: x's shape
-    with the blocked dimensions replaced by ceil(n / size) ("row": by 1); float8_e4m3fn, float8_e8m0fnu, or
-    float32 that codes are multiplied by. tensor_scale: 0-dim float32 that codes are multiplied by.
+    with the blocked dimensions replaced by ceil(n / size) ("row": by 1); of the scale's dtype, uint8 where torch has
+    none, or float32 that codes are multiplied by. tensor_scale: 0-dim float32 that codes are multiplied by.
 
     Raises TypeError for x's dtype, IndexError for the axis, ValueError for noise or a 2-D block that does
     not fit.
     """
     layout, rounded, scales = _quantize(x, spec, axis, noise)
     if spec.element.dtype is None:
-        codes = _pack(layout.join(e2m1_codes(rounded), x.shape), layout.axis)
+        codes = layout.join(element_codes(rounded, spec.element), x.shape)
+        codes = _pack(codes, layout.axis) if spec.element.codes_per_byte == 2 else codes.to(torch.uint8)
     else:
         rounded = layout.join(rounded, x.shape)
         codes = rounded.to(spec.element.dtype).view(torch.uint8)
-        codes = torch.where(rounded == rounded, codes, FP8_NAN)
+        codes = torch.where(rounded == rounded, codes, spec.element.nan or 0)
     parts = [codes, _store(scales.stored, spec)]
     return parts if scales.tensor_scale is None else [*parts, scales.tensor_scale]
 
@@ -76,7 +75,7 @@ def part_shapes(
     """The shapes of the codes and of the block scales of a tensor; None for what the format has not."""
     layout = BlockLayout.of(spec, len(shape), axis)
     codes = list(shape)
-    if spec.element.dtype is None:
+    if spec.element.codes_per_byte == 2:
         codes[layout.axis] = (shape[layout.axis] + 1) // 2
     if layout.tensor:
         return codes, None
@@ -91,7 +90,8 @@ def decode(
     codes, stored = parts[0], parts[1]
     layout = BlockLayout.of(spec, codes.dim(), axis)
     if spec.element.dtype is None:
-        values = e2m1_values(_unpack(codes, layout.axis, length))
+        one_each = _unpack(codes, layout.axis, length) if spec.element.codes_per_byte == 2 else codes.to(torch.int32)
+        values = element_values(one_each, spec.element)
     else:
         values = codes.view(spec.element.dtype).to(torch.float32)
     if is_swizzled(spec, codes.dim(), stored.dim()):
@@ -145,15 +145,25 @@ def _quantize(x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None) -> tu
 
 
 def _store(scale: Tensor, spec: QuantSpec) -> Tensor:
-    """Scales in their own dtype, of fp32 values or int32 E8M0 bytes. A NaN may have any sign; its code has none."""
-    if spec.fmt.scale == "e8m0":
+    """Scales in their own dtype, of fp32 values or int32 exponents. A NaN may have any sign; its code has none."""
+    scale_type = spec.fmt.scale_type
+    if scale_type.kind == "exponent":
         return e8m0_from_bytes(scale.to(torch.uint8))
-    return scale.abs().to(torch.float8_e4m3fn) if spec.fmt.scale == "e4m3" else scale
+    if scale_type.kind == "float32":
+        return scale
+    grid = scale_type.minifloat
+    return element_codes(scale.abs(), grid).to(torch.uint8) if grid.dtype is None else scale.abs().to(grid.dtype)
 
 
 def _load(stored: Tensor, spec: QuantSpec) -> Tensor:
     """The fp32 values of stored scales."""
-    return e8m0_value(e8m0_to_bytes(stored).to(torch.int32)) if spec.fmt.scale == "e8m0" else stored.to(torch.float32)
+    scale_type = spec.fmt.scale_type
+    if scale_type.kind == "exponent":
+        return e8m0_value(e8m0_to_bytes(stored).to(torch.int32))
+    if scale_type.kind == "float32":
+        return stored.to(torch.float32)
+    grid = scale_type.minifloat
+    return element_values(stored.to(torch.int32), grid) if grid.dtype is None else stored.to(torch.float32)
 
 
 def _check_dtype(x: Tensor) -> None:

@@ -16,8 +16,10 @@ from metis_compile.numerics.quantize import decode, encode, noise_shape
 class QuantizedTensor:
     """What :func:`quantize` made: exactly what a kernel reads, or a buffer saved for backward holds."""
 
-    codes: Tensor  # uint8; E2M1: two to a byte along axis
-    block_scales: Tensor | None  # float8_e4m3fn, float8_e8m0fnu or float32; None for block "tensor"
+    codes: Tensor  # uint8; of 4 bits: two to a byte along axis
+    block_scales: (
+        Tensor | None
+    )  # of the scale's dtype (float8_e4m3fn, float8_e8m0fnu, float32); None for block "tensor"
     tensor_scale: Tensor | None  # 0-dim float32; nvfp4, and fp8 with block "tensor"
     spec: QuantSpec
     axis: int  # never negative

@@ -14,7 +14,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from metis_compile.numerics.e8m0 import E8M0_NAN, e8m0_inverse, e8m0_value
 from metis_compile.numerics.elements import round_magnitude, round_magnitude_up
-from metis_compile.numerics.formats import ELEMENTS, QuantSpec
+from metis_compile.numerics.formats import QuantSpec
 from metis_compile.numerics.materialize import materialize
 
 FP32_MAX = torch.finfo(torch.float32).max
@@ -31,16 +31,19 @@ class Scaling(NamedTuple):
 
 def scaling(block_amax: Tensor, spec: QuantSpec) -> Scaling:
     """The scales for fp32 block maxima of magnitude, as the spec's format defines them."""
-    if spec.fmt.scale == "e4m3":
-        return nvfp4_scaling(block_amax, spec)
-    if spec.fmt.scale == "e8m0":
-        return e8m0_scaling(block_amax, spec)
-    return fp32_scaling(block_amax, spec)
+    scale = spec.fmt.scale_type
+    if scale.kind not in _SCALINGS:
+        raise ValueError(
+            f"kind of scale {scale.name!r} must be one of {', '.join(map(repr, _SCALINGS))}, got {scale.kind!r}"
+        )
+    return _SCALINGS[scale.kind](block_amax, spec)
 
 
 def nvfp4_scaling(block_amax: Tensor, spec: QuantSpec) -> Scaling:
-    """enc = min(2688 / amax, fp32_max), 1 where amax is 0;  dec = 1 / enc;
-    scale = e4m3(min(block_amax * (enc * (1/6)), 448));  multiplier = min(1 / (scale * dec), fp32_max)."""
+    """enc = min(448*6 / amax, fp32_max), 1 where amax is 0;  dec = 1 / enc;
+    scale = e4m3(min(block_amax * (enc * (1/6)), 448));  multiplier = min(1 / (scale * dec), fp32_max).
+
+    6 and 448 are the largest element and the largest scale: other minifloats have theirs."""
     ideal, dec = nvfp4_ideal_scale(block_amax, spec)
     return nvfp4_rounded_scale(ideal, dec, spec)
 
@@ -48,16 +51,17 @@ def nvfp4_scaling(block_amax: Tensor, spec: QuantSpec) -> Scaling:
 def nvfp4_ideal_scale(block_amax: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
     """Block scales before they are rounded, the spec's largest_scale where the tensor's amax is; and `dec`."""
     amax = torch.amax(block_amax) if _has_elements(block_amax) else block_amax.new_zeros(())
-    enc = materialize(_encode_scale(amax, spec.largest_scale * 6.0))
+    enc = materialize(_encode_scale(amax, spec.largest_scale * spec.element.max))
     dec = materialize(_over(1.0, enc))
-    ideal = block_amax * (enc * (1 / 6))
-    return (ideal * (17 / 16) if spec.guard == "17/16" else ideal), dec
+    ideal = block_amax * (enc * (1 / spec.element.max))
+    return (ideal if spec.guard_factor == 1 else ideal * spec.guard_factor), dec
 
 
 def nvfp4_rounded_scale(ideal: Tensor, dec: Tensor, spec: QuantSpec) -> Scaling:
     """What :func:`nvfp4_scaling` makes of ideal block scales."""
     round_scale = round_magnitude_up if spec.guard == "round_up" else round_magnitude
-    scale = materialize(round_scale(torch.clamp(ideal, max=448.0), ELEMENTS["e4m3"]))
+    grid = spec.fmt.scale_type.minifloat
+    scale = materialize(round_scale(torch.clamp(ideal, max=grid.max), grid))
     return Scaling(nvfp4_multiplier(scale, dec), scale, scale, dec)
 
 
@@ -89,19 +93,25 @@ def e8m0_scaling(block_amax: Tensor, spec: QuantSpec) -> Scaling:
 
 def _e8m0_byte(block_amax: Tensor, spec: QuantSpec) -> Tensor:
     """int32 biased exponents, of amax's bits plus what carries into the exponent where the mode rounds up."""
-    element = spec.element
-    # Mantissa field of element_max, whose leading one is at 2^max_exponent.
-    max_mantissa = int((element.max / 2.0**element.max_exponent - 1) * 2**23)
-    if spec.guard == "round_up" or spec.scale_mode == "rceil":
-        carry = 2**23 - 1 - max_mantissa
-    elif spec.scale_mode == "even":
-        carry = 2 ** (22 - element.mantissa_bits)
-    else:
-        carry = 0
     bits = block_amax.view(torch.int32)
-    byte = torch.clamp(((bits + carry) >> 23) - element.max_exponent, min=0)
+    byte = torch.clamp(((bits + e8m0_carry(spec)) >> 23) - spec.element.max_exponent, min=0)
     # Compared as a float: a NaN may have any sign bit once a vectorized maximum has passed it on.
     return torch.where(block_amax <= FP32_MAX, byte, E8M0_NAN)
+
+
+def e8m0_carry(spec: QuantSpec) -> int:
+    """What is added to the bits of an amax before its exponent is taken, 0 for other scales."""
+    element = spec.element
+    if spec.fmt.scale_type.kind != "exponent":
+        return 0
+    if spec.guard == "round_up" or spec.scale_mode == "rceil":
+        # Up to the mantissa field of element.max, whose leading one is at 2^max_exponent.
+        return 2**23 - 1 - int((element.max / 2.0**element.max_exponent - 1) * 2**23)
+    if spec.scale_mode == "even":
+        return 2 ** (22 - element.mantissa_bits)
+    if spec.scale_mode == "floor":
+        return 0
+    raise ValueError(f"scale_mode of E8M0 scales must be 'floor', 'rceil' or 'even', got {spec.scale_mode!r}")
 
 
 def _encode_scale(amax: Tensor, target: float) -> Tensor:
@@ -116,3 +126,6 @@ def _over(numerator: float, x: Tensor) -> Tensor:
 
 def _has_elements(x: Tensor) -> bool:
     return not statically_known_true(x.numel() == 0)
+
+
+_SCALINGS = {"minifloat": nvfp4_scaling, "exponent": e8m0_scaling, "float32": fp32_scaling}

@@ -27,7 +27,7 @@ BANDS = 4  # of 32 rows, side by side in a tile
 
 def can_swizzle(spec: QuantSpec) -> bool:
     """Whether the format has scales of one byte, each of a block of one row."""
-    return spec.fmt.scale != "fp32" and spec.block.startswith("1x")
+    return spec.fmt.scale_dtype.itemsize == 1 and spec.block_shape is not None and spec.block_shape[0] == 1
 
 
 def swizzled_shape(shape: Sequence[Any], axis: int) -> list[Any]:

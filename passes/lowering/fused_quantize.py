@@ -31,7 +31,6 @@ from metis_compile.kernels.quantize.inductor import register_tile_lowering
 from metis_compile.kernels.quantize.ops import QUANTIZE_TILES, TILES_AMAX
 from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.blocks import normalize_axis
-from metis_compile.numerics.formats import BLOCK_ELEMENTS
 from metis_compile.ops.quantization import QUANTIZE
 from metis_compile.passes.context import PassContext, PassResult
 from metis_compile.passes.graph.builder import GraphBuilder
@@ -82,7 +81,7 @@ def is_fused(node: fx.Node) -> bool:
     """Whether the kernel takes this metis.quantize."""
     x: Any = node.args[0]
     spec, value = QuantSpec.parse(str(node.args[1])), x.meta["val"]
-    return lowers_to_triton(value.device) and value.dtype in INPUTS and spec.block in BLOCK_ELEMENTS
+    return lowers_to_triton(value.device) and value.dtype in INPUTS and spec.block_shape is not None
 
 
 class _Calls:

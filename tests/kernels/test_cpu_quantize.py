@@ -7,47 +7,25 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import specs
 import torch
 import value_families
+from cpu_quantize import all_parts, check_on_cpu, given_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from same_bytes import assert_same, assert_same_parts
+from same_bytes import assert_same
+from specs import ALL
 from torch import Tensor
 
 from metis_compile.kernels.cpu import compile, launch, ops
-from metis_compile.kernels.parts import tensor_target
-from metis_compile.numerics import QuantSpec, encode, fake_quantize, noise_shape, uniform_noise
+from metis_compile.numerics import QuantSpec, encode, uniform_noise
 from metis_compile.numerics.blocks import BlockLayout
 from metis_compile.numerics.scales import nvfp4_ideal_scale, nvfp4_rounded_scale
 
-# All that choose between 6 and 4; then each format, block, guard and mode at least once. Each is a library to build.
-FOUR_OVER_SIX = [f"nvfp4 {block} nearest 4/6-{select}" for block in ("1x16", "16x16") for select in ("mse", "mae")]
-FOUR_OVER_SIX += [
-    f"nvfp4 {block} stochastic {guard} 4/6-expected"
-    for block in ("1x16", "16x16")
-    for guard in ("round_up", "17/16", "none")
-]
-EDEN = ["nvfp4 1x16 eden", "nvfp4 16x16 eden"]
-SPECS = [
-    *FOUR_OVER_SIX,
-    *EDEN,
-    "nvfp4 1x16 nearest",
-    "nvfp4 1x16 stochastic round_up",
-    "nvfp4 16x16 nearest",
-    "nvfp4 16x16 stochastic 17/16",
-    "mxfp4 1x32 nearest floor",
-    "mxfp4 1x32 stochastic round_up even",
-    "mxfp8 1x32 nearest rceil",
-    "mxfp8 1x32 nearest even",
-    "mxfp8_e5m2 1x32 stochastic none floor",
-    "fp8 tensor nearest",
-    "fp8 row nearest",
-    "fp8 1x128 stochastic round_up",
-    "fp8_e5m2 128x128 nearest",
-    "fp8_e5m2 tensor stochastic none",
-    "fp8 row nearest power_of_two",
-    "fp8_e5m2 128x128 stochastic none power_of_two",
-]
+# Each is a library to build.
+FOUR_OVER_SIX = [str(spec) for spec in ALL if spec.select]
+EDEN = [str(spec) for spec in ALL if spec.rounding == "eden"]
+SPECS = list(dict.fromkeys([*FOUR_OVER_SIX, *EDEN, *specs.SPECS]))
 # also built for 16-bit input
 NARROW_SPECS = ["nvfp4 1x16 nearest", "nvfp4 1x16 nearest 4/6-mse", "nvfp4 1x16 eden", "fp8 row nearest"]
 LAYOUTS = ["contiguous", "transposed", "every second", "expanded", "offset"]
@@ -72,19 +50,6 @@ def _threads() -> Any:
     torch.set_num_threads(before)
 
 
-def given_of(x: Tensor, spec: QuantSpec, seed: Tensor | None) -> list[Tensor]:
-    target = tensor_target(spec)
-    scale = [] if target is None else list(ops.CPU_TENSOR_SCALE(x, target))
-    return scale + ([] if seed is None else [seed])
-
-
-def all_parts(x: Tensor, spec: QuantSpec, axis: int, seed: Tensor | None, stream: int) -> list[Tensor]:
-    """What encode returns, from the kernels."""
-    given = given_of(x, spec, seed)
-    scale = given[1:2] if tensor_target(spec) is not None else []
-    return ops.CPU_PARTS(x, given, str(spec), axis, stream) + scale
-
-
 def laid_out(x: Tensor, layout: str) -> Tensor:
     """x's values and shape, in other strides."""
     if layout == "transposed" and x.dim() > 1:
@@ -96,25 +61,6 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
     if layout == "offset":
         return torch.cat([torch.full_like(x, torch.nan), x])[x.shape[0] :]
     return x
-
-
-def check(x: Tensor, spec: QuantSpec, axis: int, stream: int = 3) -> None:
-    seed = torch.tensor([0x7A5B_1234_9ABC_DEF0]) if spec.needs_noise else None
-    noise = None if seed is None else uniform_noise(seed, stream, noise_shape(x.shape, spec, axis))
-    parts, values = encode(x, spec, axis, noise), fake_quantize(x, spec, axis, noise)
-    given = given_of(x, spec, seed)
-    assert_same(ops.CPU_VALUES(x, given, str(spec), axis, stream, False), values, "values")
-    assert_same_parts(all_parts(x, spec, axis, seed, stream), parts, spec)
-    assert_same(ops.CPU_DECODE(parts, str(spec), axis, x.shape[axis], False), values, "decoded")
-    if launch.is_exact(spec):
-        exact = [
-            ops.CPU_VALUES(x, given, str(spec), axis, stream, True),
-            ops.CPU_DECODE(parts, str(spec), axis, x.shape[axis], True),
-        ]
-        representable = (values == 0) | (values.abs() >= 2.0**-126) | values.isnan()
-        for each in exact:
-            full = each.float() if tensor_target(spec) is None else each.float() * parts[-1]
-            assert_same(full[representable], values[representable], "exact values")
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -134,7 +80,7 @@ def test_bytes_are_those_of_the_numerics(
         shape = [*shape, 33][-max(2, len(shape)) :]
         axis = -1 - axis % 2
     x = torch.from_numpy(value_families.draw(family, seed, tuple(shape)))
-    check(laid_out(x, layout), spec, axis if axis < 0 else axis % len(shape))
+    check_on_cpu(laid_out(x, layout), spec, axis if axis < 0 else axis % len(shape))
 
 
 @pytest.mark.parametrize("family", value_families.FAMILIES)
@@ -144,7 +90,7 @@ def test_every_choice_between_6_and_4(text: str, family: str) -> None:
     for seed, shape in enumerate([(16, 256), (32, 288), (1, 1), (37, 41), (3, 17, 275)]):
         x = torch.from_numpy(value_families.draw(family, seed, shape))
         for axis in range(-min(len(shape), 2 if spec.orientation_free else 3), 0):
-            check(x, spec, axis)
+            check_on_cpu(x, spec, axis)
             noise = torch.zeros(shape) if spec.stochastic else None
             scales, six = encode(x, spec, axis, noise)[1], block_scales_to_six(x, spec, axis)
             chosen |= set((scales.float() != six).flatten().tolist())
@@ -159,7 +105,7 @@ def test_every_corrected_scale(text: str, family: str) -> None:
         x = torch.from_numpy(value_families.draw(family, seed, shape))
         for axis in range(-min(len(shape), 2 if spec.orientation_free else 3), 0):
             for stream in (0, 9):
-                check(x, spec, axis, stream)
+                check_on_cpu(x, spec, axis, stream)
 
 
 def block_scales_to_six(x: Tensor, spec: QuantSpec, axis: int) -> Tensor:
@@ -174,8 +120,8 @@ def test_whole_groups_of_blocks_and_threads(text: str, axis: int) -> None:
     x = torch.randn(256, 512) * torch.exp2(torch.randint(-9, 9, (256, 512)))
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        check(x, QuantSpec.parse(text), axis)
-    check(x[:, :499], QuantSpec.parse(text), axis)
+        check_on_cpu(x, QuantSpec.parse(text), axis)
+    check_on_cpu(x[:, :499], QuantSpec.parse(text), axis)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -185,7 +131,7 @@ def test_16_bit_input(text: str, dtype: torch.dtype) -> None:
     finite = every[every.isfinite()]
     x = finite[torch.randperm(finite.numel())][:63360].reshape(40, 1584)
     for axis in (0, 1):
-        check(x, QuantSpec.parse(text), axis)
+        check_on_cpu(x, QuantSpec.parse(text), axis)
 
 
 @pytest.mark.parametrize("special", [math.nan, -math.nan, math.inf, -math.inf])
@@ -194,7 +140,7 @@ def test_what_is_not_finite(text: str, special: float) -> None:
     x = torch.randn(40, 65)
     x[7, 33] = special
     for axis in (0, 1):
-        check(x, QuantSpec.parse(text), axis)
+        check_on_cpu(x, QuantSpec.parse(text), axis)
         given = given_of(x, QuantSpec.parse(text), torch.tensor([5]) if QuantSpec.parse(text).needs_noise else None)
         assert not ops.CPU_VALUES(x, given, text, axis, 0, False)[7, 33].isfinite()
 
@@ -203,7 +149,7 @@ def test_what_is_not_finite(text: str, special: float) -> None:
 @pytest.mark.parametrize("text", [s for s in SPECS if "16x16" not in s and "128x128" not in s])
 def test_nothing(text: str, shape: tuple[int, ...]) -> None:
     for axis in range(len(shape)):
-        check(torch.empty(shape), QuantSpec.parse(text), axis)
+        check_on_cpu(torch.empty(shape), QuantSpec.parse(text), axis)
 
 
 def guarded(shape: tuple[int, ...], dtype: torch.dtype, fill: int) -> tuple[Tensor, Tensor]:
@@ -261,7 +207,7 @@ def test_stochastic_rounding_rises_where_the_noise_just_reaches() -> None:
     text, seed = "fp8_e5m2 tensor stochastic none", torch.tensor([21])
     x = 2.0**-16 * (1 - uniform_noise(seed, 3, (64, 64)))  # of the grid's first step: frac + noise is 1
     x[0, 0] = 57344.0  # the largest number of E5M2, so that the scale is 1
-    check(x, QuantSpec.parse(text), 1)
+    check_on_cpu(x, QuantSpec.parse(text), 1)
     values = ops.CPU_VALUES(x, given_of(x, QuantSpec.parse(text), seed), text, 1, 3, False)
     assert (values.flatten()[1:] == 2.0**-16).all()
 

@@ -11,6 +11,7 @@ from packed_operands import SPECS, Packed, assert_near, expected, packed
 from torch import Tensor
 
 from metis_compile.kernels.gemm.aten_fallback import product
+from metis_compile.kernels.gemm.constants import decoding
 from metis_compile.numerics import QuantSpec, decode
 
 EXACT = [name for name, spec in SPECS.items() if QuantSpec.parse(spec).fmt.scale != "fp32"]
@@ -81,13 +82,13 @@ def test_the_decoding_kernel_compiles_for_gpus(name: str) -> None:
 
     operand = packed((2, 2), SPECS[name]).operand
     across, along = operand.block
-    fp4 = operand.spec.element.bits == 4
+    fp4 = operand.spec.element.codes_per_byte == 2
     signature = {"codes": "*u8", "scales": "*u8", "out": "*bf16", "rows": "i32", "columns": "i32"}
     for capability in (80, 90, 100, 120):
         for rows in (False, True) if fp4 else (False,):
             constants = {
-                "ELEMENT": operand.spec.element.name,
-                "SCALE": operand.spec.fmt.scale,
+                "SCALE": operand.spec.fmt.scale_type.kind,
+                **{name: value for name, value in decoding(operand).items() if name != "DOWN"},
                 "PACKED_ROWS": fp4 and rows,
                 "PACKED_COLUMNS": fp4 and not rows,
                 "DOWN": along if rows else across,

@@ -9,6 +9,7 @@ import pytest
 import torch
 import value_families
 from same_bytes import assert_same_parts
+from specs import TILED as SPECS
 from swizzled_scales import swizzled_parts
 from torch import Tensor, nn
 
@@ -20,19 +21,6 @@ from metis_compile.numerics.swizzle import can_swizzle
 pytest.importorskip("triton")
 pytestmark = pytest.mark.gpu
 
-SPECS = [
-    "nvfp4 1x16 nearest",
-    "nvfp4 1x16 stochastic round_up",
-    "nvfp4 16x16 stochastic 17/16",
-    "nvfp4 1x16 nearest 4/6-mse",
-    "nvfp4 1x16 stochastic round_up 4/6-expected",
-    "nvfp4 1x16 eden",
-    "mxfp4 1x32 stochastic round_up even",
-    "mxfp8 1x32 nearest floor",
-    "mxfp8_e5m2 1x32 stochastic none floor",
-    "fp8 1x128 nearest",
-    "fp8_e5m2 128x128 nearest",
-]
 SHAPES = [(37, 70), (1, 33), (3, 20, 50), (128, 4096), (300, 1544)]
 SEED = torch.tensor([0x7A5B_1234_9ABC_DEF0])
 

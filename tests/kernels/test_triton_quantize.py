@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,72 +13,18 @@ import value_families
 from cross_compile import CAPABILITIES
 from quantize_kernel import quantize_kernel
 from refusals import assert_refused
-from same_bytes import assert_same_parts
-from torch import Tensor
+from specs import TILED as SPECS
+from triton_quantize import NOTHING_ELSE, SEED, check_on_triton, quantized
 
 from metis_compile.kernels.quantize.ops import QUANTIZE_TILES, QUANTIZE_TILES_INTO, TILES_AMAX
-from metis_compile.numerics import QuantSpec, encode, noise_shape, uniform_noise
+from metis_compile.numerics import QuantSpec
 
 triton = pytest.importorskip("triton")
 tl = triton.language
 
 from metis_compile.kernels.quantize.noise import noise_at  # noqa: E402
 
-SPECS = [
-    "nvfp4 1x16 nearest",
-    "nvfp4 1x16 stochastic round_up",
-    "nvfp4 16x16 nearest",
-    "nvfp4 16x16 stochastic 17/16",
-    "nvfp4 1x16 nearest 4/6-mse",
-    "nvfp4 16x16 nearest 4/6-mae",
-    "nvfp4 1x16 stochastic round_up 4/6-expected",
-    "nvfp4 1x16 eden",
-    "nvfp4 16x16 eden",
-    "mxfp4 1x32 nearest floor",
-    "mxfp4 1x32 stochastic round_up even",
-    "mxfp8 1x32 nearest rceil",
-    "mxfp8 1x32 nearest even",
-    "mxfp8_e5m2 1x32 nearest floor",
-    "mxfp8_e5m2 1x32 stochastic none floor",
-    "fp8 1x128 nearest",
-    "fp8 1x128 stochastic round_up",
-    "fp8_e5m2 128x128 nearest",
-    "fp8 1x128 nearest power_of_two",
-    "fp8_e5m2 128x128 stochastic round_up power_of_two",
-]
 SHAPES = [(37, 70), (16, 32), (1, 33), (130, 7), (3, 20, 50), (64, 128), (2, 3, 17, 40)]
-SEED = 0x7A5B_1234_9ABC_DEF0
-NOTHING_ELSE = (None, None, None)  # factors and signs: see test_triton_conditioned.py
-
-
-def quantized(
-    x: Tensor, spec: QuantSpec, axes: Sequence[int], streams: Sequence[int], mean: Any = None
-) -> list[Tensor]:
-    centered = x.float() if mean is None else x.float() - mean
-    amax = centered.abs().amax() if spec.fmt.tensor_scale and x.numel() else torch.zeros(())
-    return QUANTIZE_TILES(
-        x,
-        mean,
-        *NOTHING_ELSE,
-        amax if spec.fmt.tensor_scale else None,
-        torch.tensor([SEED]) if spec.needs_noise else None,
-        str(spec),
-        list(axes),
-        list(streams)[: len(axes)],
-    )
-
-
-def check(x: Tensor, spec: QuantSpec, axes: Sequence[int], what: str = "", mean: Any = None) -> None:
-    """All `axes` in one call, against one `encode` each."""
-    streams = [3, 3] if spec.orientation_free else [3, 4]
-    made = quantized(x, spec, axes, streams, mean)
-    centered = x if mean is None else x.float() - mean
-    for i, (axis, stream) in enumerate(zip(axes, streams, strict=False)):
-        noise = None
-        if spec.needs_noise:
-            noise = uniform_noise(torch.tensor([SEED]), stream, noise_shape(x.shape, spec, axis))
-        expected = encode(centered, spec, axis, noise)
-        assert_same_parts([*made[2 * i : 2 * i + 2], *made[2 * len(axes) :]], expected, spec, f"{what} axis {axis}")
 
 
 # Below 8.9 FP8 is rounded by other code; everything else is the same.
@@ -92,14 +37,14 @@ def test_bytes_are_those_of_the_numerics(triton_on_cpu: Any, text: str, capabili
     spec = QuantSpec.parse(text)
     for number, (family, shape) in enumerate(zip(value_families.FAMILIES, itertools.cycle(SHAPES), strict=False)):
         x = torch.from_numpy(value_families.draw(family, number, shape))
-        check(x, spec, [(-1, -2), (-2, -1), (-1,), (-2,)][number % 4], f"{family} {shape}")
+        check_on_triton(x, spec, [(-1, -2), (-2, -1), (-1,), (-2,)][number % 4], f"{family} {shape}")
 
 
 @pytest.mark.parametrize("text", ["nvfp4 1x16 stochastic round_up", "mxfp8 1x32 nearest floor"])
 def test_any_axis(triton_on_cpu: Any, text: str) -> None:
     x = torch.randn(19, 3, 21)
-    check(x, QuantSpec.parse(text), [0])
-    check(torch.randn(35), QuantSpec.parse(text), [0])
+    check_on_triton(x, QuantSpec.parse(text), [0])
+    check_on_triton(torch.randn(35), QuantSpec.parse(text), [0])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -108,7 +53,7 @@ def test_16_bit_input(triton_on_cpu: Any, text: str, dtype: torch.dtype) -> None
     every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype)
     finite = every[every.isfinite()]
     x = finite[torch.randperm(finite.numel())][:63360].reshape(40, 1584)
-    check(x, QuantSpec.parse(text), (1, 0))
+    check_on_triton(x, QuantSpec.parse(text), (1, 0))
 
 
 @pytest.mark.parametrize("text", SPECS)
@@ -116,20 +61,20 @@ def test_what_is_not_finite(triton_on_cpu: Any, text: str) -> None:
     for special in (math.nan, -math.nan, math.inf, -math.inf):
         x = torch.randn(40, 65)
         x[7, 33] = special
-        check(x, QuantSpec.parse(text), (1, 0), str(special))
+        check_on_triton(x, QuantSpec.parse(text), (1, 0), str(special))
 
 
 @pytest.mark.parametrize("text", ["nvfp4 1x16 nearest", "nvfp4 16x16 nearest", "fp8 1x128 nearest"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_row_is_subtracted(triton_on_cpu: Any, text: str, dtype: torch.dtype) -> None:
     x = (torch.randn(37, 70) + 10).to(dtype)
-    check(x, QuantSpec.parse(text), (1, 0), mean=torch.randn(1, 70) + 10)
+    check_on_triton(x, QuantSpec.parse(text), (1, 0), mean=torch.randn(1, 70) + 10)
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (3, 0, 4)])
 @pytest.mark.parametrize("text", ["nvfp4 1x16 nearest", "mxfp8 1x32 nearest floor"])
 def test_nothing(triton_on_cpu: Any, text: str, shape: tuple[int, ...]) -> None:
-    check(torch.empty(shape), QuantSpec.parse(text), (-1, -2))
+    check_on_triton(torch.empty(shape), QuantSpec.parse(text), (-1, -2))
 
 
 @pytest.mark.parametrize("text", SPECS)

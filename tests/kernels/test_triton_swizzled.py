@@ -12,6 +12,7 @@ import value_families
 from quantize_kernel import quantize_kernel
 from refusals import assert_refused
 from same_bytes import assert_same_parts
+from specs import SWIZZLED as SPECS
 from swizzled_scales import swizzled_parts
 from torch import Tensor
 
@@ -20,15 +21,6 @@ from metis_compile.numerics import QuantSpec, encode, noise_shape, uniform_noise
 
 pytest.importorskip("triton")
 
-SPECS = [
-    "nvfp4 1x16 nearest",
-    "nvfp4 1x16 stochastic round_up",
-    "nvfp4 1x16 nearest 4/6-mse",
-    "nvfp4 1x16 eden",
-    "mxfp4 1x32 nearest floor",
-    "mxfp8 1x32 nearest rceil",
-    "mxfp8_e5m2 1x32 stochastic none floor",
-]
 SHAPES = [(37, 70), (128, 128), (1, 33), (130, 7), (3, 20, 50), (257, 128), (64, 530), (2, 3, 17, 40)]
 # along which blocks lie, and of these where scales are swizzled
 AXES: list[tuple[tuple[int, ...], tuple[int, ...]]] = [

@@ -10,8 +10,8 @@ from gfloat import RoundMode, decode_float, encode_float, round_float
 from gfloat.formats import format_info_ocp_e2m1, format_info_ocp_e4m3, format_info_ocp_e5m2
 
 from metis_compile.numerics import QuantSpec, decode, encode
-from metis_compile.numerics.elements import e2m1_codes, e2m1_values, round_magnitude_up, round_to_element
-from metis_compile.numerics.formats import ELEMENTS
+from metis_compile.numerics.elements import element_codes, element_values, round_magnitude_up, round_to_element
+from metis_compile.numerics.number_types import ELEMENTS
 
 TYPES = {
     "e2m1": (ml_dtypes.float4_e2m1fn, format_info_ocp_e2m1),
@@ -100,9 +100,9 @@ def test_e2m1_codes_are_those_of_both_libraries() -> None:
     assert (
         values.tobytes() == np.array([decode_float(format_info_ocp_e2m1, int(c)).fval for c in codes], "f4").tobytes()
     )
-    assert e2m1_codes(torch.from_numpy(values)).tolist() == list(range(16))
-    assert e2m1_values(torch.arange(16, dtype=torch.int32)).numpy().tobytes() == values.tobytes()
-    assert e2m1_codes(torch.tensor([torch.nan, -torch.nan])).tolist() == [0, 0]
+    assert element_codes(torch.from_numpy(values), ELEMENTS["e2m1"]).tolist() == list(range(16))
+    assert element_values(torch.arange(16, dtype=torch.int32), ELEMENTS["e2m1"]).numpy().tobytes() == values.tobytes()
+    assert element_codes(torch.tensor([torch.nan, -torch.nan]), ELEMENTS["e2m1"]).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("format", ["mxfp8", "mxfp8_e5m2"])

@@ -3,22 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from specs import ALL
 
-from metis_compile.numerics import FORMATS, QuantSpec
-
-ALL = [
-    QuantSpec.make(f.name, block, rounding, guard, mode)
-    for f in FORMATS.values()
-    for block in f.blocks
-    for rounding in f.roundings
-    for guard in (f.guards if rounding == "stochastic" else (None,))
-    for mode in f.scale_modes or (None, *f.optional_scale_modes(block))
-]
-ALL += [
-    QuantSpec.make("nvfp4", block, rounding, select=select)
-    for block in ("1x16", "16x16")
-    for rounding, select in (("nearest", "mse"), ("nearest", "mae"), ("stochastic", "expected"))
-]
+from metis_compile.numerics import QuantSpec
 
 
 @pytest.mark.parametrize("spec", ALL, ids=str)

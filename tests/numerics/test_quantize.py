@@ -9,27 +9,11 @@ import torch
 import value_families
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from specs import ALL
 
 from metis_compile.numerics import FORMATS, QuantizedTensor, QuantSpec, fake_quantize, noise_shape, quantize
 
-SPECS = [
-    QuantSpec.make(f.name, block, scale_mode=mode)
-    for f in FORMATS.values()
-    for block in f.blocks
-    for mode in f.scale_modes or (None, *f.optional_scale_modes(block))
-] + [
-    QuantSpec.make(f.name, block, "stochastic", guard, f.scale_modes[-1] if f.scale_modes else None)
-    for f in FORMATS.values()
-    for block in f.blocks[:2]
-    for guard in f.guards
-]
-SPECS += [QuantSpec.make("fp8", block, "stochastic", scale_mode="power_of_two") for block in ("row", "1x128")]
-SPECS += [QuantSpec.make("nvfp4", block, select=select) for block in ("1x16", "16x16") for select in ("mse", "mae")]
-SPECS += [
-    QuantSpec.make("nvfp4", block, "stochastic", guard, select="expected")
-    for block, guard in (("1x16", "round_up"), ("1x16", "17/16"), ("1x16", "none"), ("16x16", "round_up"))
-]
-SPECS += [QuantSpec.make("nvfp4", block, "eden") for block in ("1x16", "16x16")]
+SPECS = ALL
 IDS = [str(s).replace(" ", "-") for s in SPECS]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

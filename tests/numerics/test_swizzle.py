@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from same_bytes import assert_same
+from specs import NEAREST
 from swizzled_scales import by_hand, swizzled_parts
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -12,7 +13,7 @@ from metis_compile.numerics import QuantSpec, decode, encode
 from metis_compile.numerics.swizzle import can_swizzle, swizzle, swizzled_shape, unswizzle
 from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
 
-SPECS = ["nvfp4 1x16 nearest", "mxfp4 1x32 nearest floor", "mxfp8 1x32 nearest floor"]
+SPECS = [text for text in NEAREST if can_swizzle(QuantSpec.parse(text))]
 SHAPES = [(1, 1), (37, 70), (128, 64), (130, 300), (3, 20, 50), (2, 2, 33, 17), (0, 5), (5, 0)]
 
 

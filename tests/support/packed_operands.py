@@ -9,7 +9,8 @@ from torch import Tensor
 
 from metis_compile.kernels.gemm.op import GEMM
 from metis_compile.kernels.gemm.operand import Operand, operand_of
-from metis_compile.numerics import QuantSpec, decode, encode
+from metis_compile.numerics import FORMATS, Format, QuantSpec, decode, encode
+from metis_compile.numerics.formats import block_shape
 
 RTOL = 1e-5  # of the largest sum: float32 sums in another order
 
@@ -60,18 +61,27 @@ def assert_near(actual: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(actual.float(), wanted.float(), rtol=RTOL, atol=RTOL * float(wanted.abs().max()))
 
 
-SPECS = {
-    "nvfp4": "nvfp4 1x16 nearest",
-    "nvfp4-2d": "nvfp4 16x16 nearest",
-    "mxfp4": "mxfp4 1x32 nearest floor",
-    "mxfp8": "mxfp8 1x32 nearest floor",
-    "mxfp8_e5m2": "mxfp8_e5m2 1x32 nearest floor",
-    "fp8": "fp8 tensor nearest",
-    "fp8_e5m2": "fp8_e5m2 tensor nearest",
-    "fp8-row": "fp8 row nearest",
-    "fp8-128": "fp8 1x128 nearest",
-    "fp8-128-2d": "fp8 128x128 nearest",
-}
+def _name(fmt: Format, block: str) -> str:
+    """The format's, and of its block what differs from the default."""
+    default, shape = block_shape(fmt.blocks[0]), block_shape(block)
+    if shape is None or block == fmt.blocks[0]:
+        return fmt.name if block == fmt.blocks[0] else f"{fmt.name}-{block}"
+    size = "" if default is not None and default[1] == shape[1] else f"-{shape[1]}"
+    return fmt.name + size + ("-2d" if shape[0] > 1 else "")
+
+
+def _named() -> dict[str, str]:
+    """Each format in its default block, and other blocks in the first format that has them."""
+    found, seen = {}, set()
+    for fmt in FORMATS.values():
+        for block in fmt.blocks:
+            if block == fmt.blocks[0] or block not in seen:
+                found[_name(fmt, block)] = str(QuantSpec.make(fmt.name, block))
+            seen.add(block)
+    return found
+
+
+SPECS = _named()
 # operands of a product, left and right: a format, and how it lies
 LAYOUTS: list[Any] = [
     (("nvfp4", {"transposed": True}), ("nvfp4", {"transposed": True})),  # wgrad

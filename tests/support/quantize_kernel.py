@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from cross_compile import CrossCompiled, cross_compile
 
-from metis_compile.kernels.parts import e8m0_carry
+from metis_compile.kernels.quantize.constants import constants_of
 from metis_compile.numerics import QuantSpec
 
 
@@ -15,25 +16,16 @@ def quantize_kernel(text: str, capability: int, dtype: str, **changed: Any) -> C
     from metis_compile.kernels.quantize import tiles
 
     spec = QuantSpec.parse(text)
-    block = int(spec.block.split("x")[1])
     size = 4 if dtype == "fp32" else 2
     tile = tiles.tile_for(spec, 4096, size, changed.get("RANK", 0), changed.get("HADAMARD"))
-    stored = "*fp32" if spec.fmt.scale == "fp32" else "*u8"
+    stored = "*fp32" if spec.fmt.scale_dtype == torch.float32 else "*u8"
     pointers = {"x": f"*{dtype}", "mean": "*fp32", "amax": "*fp32", "seed": "*i64", "tensor_scale": "*fp32"}
     pointers |= {"thin_left": "*bf16", "thin_right": "*bf16", "signs": "*fp32"}
     pointers |= {"row_codes": "*u8", "row_scales": stored, "column_codes": "*u8", "column_scales": stored}
     sizes = dict.fromkeys(("rows", "columns", "packed_columns", "scale_columns", "rank"), "i32")
     sizes = {name: kind for name, kind in sizes.items() if name not in changed}
     constants = {
-        "BLOCK": block,
-        "SQUARE": spec.orientation_free,
-        "ELEMENT": spec.element.name,
-        "SCALE": spec.fmt.scale,
-        "ROUNDING": spec.rounding,
-        "LARGEST_SCALE": spec.largest_scale,
-        "GUARD": spec.guard,
-        "SELECT": spec.select,
-        "CARRY": e8m0_carry(spec),
+        **constants_of(spec, capability),
         "ALONG_ROWS": True,
         "ALONG_COLUMNS": not spec.orientation_free,
         "ROW_SWIZZLED": False,
@@ -41,7 +33,6 @@ def quantize_kernel(text: str, capability: int, dtype: str, **changed: Any) -> C
         "SUBTRACT": False,
         "RANK": 0,
         "HADAMARD": None,
-        "HARDWARE_FP8": capability >= 89,
         "WIDE": False,
         "TILE_ROWS": tile.rows,
         "TILE_COLUMNS": tile.columns,
