@@ -79,6 +79,7 @@ class PerModule:
         assert names.base is not None
         self.compiled, self.kind, self.policy = compiled, type(names.base), policy
         self.by_name, self.known = ByName(names, policy), {key: i for i, key in enumerate(modules)}
+        self.first = names.base_name
         self.position = min(names.inputs.parameters, default=None)
         self.which: WeakIdKeyDictionary = WeakIdKeyDictionary()
         for i, same in enumerate(modules.values()):
@@ -94,6 +95,12 @@ class PerModule:
         if not isinstance(owner, nn.Parameter) or owner not in self.which:
             module = caller(self.kind)
             if module is None:
+                warnings.warn(
+                    f"metis: nothing tells which {self.kind.__name__} runs this graph, and the rules of "
+                    f"{self.policy.name} treat them differently: it runs as {self.first or 'the first'} does; call it "
+                    "through its module, or pass that module's parameters",
+                    stacklevel=2,
+                )
                 return 0
             if module not in self.which:
                 self.which[module] = self._of(module)
