@@ -63,7 +63,7 @@ def settings_of(conditioning: Conditioning) -> dict[str, Any]:
 
 def steps_of(conditioning: Conditioning) -> tuple[Conditioning, ...]:
     """The steps of a chain; of anything else, itself."""
-    return conditioning.steps if isinstance(conditioning, Chain) else (conditioning,)
+    return conditioning.steps if isinstance(conditioning, Chain) else (as_conditioning(conditioning),)
 
 
 def as_read(conditioning: Any, x: Tensor) -> Tensor:
