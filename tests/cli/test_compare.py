@@ -31,7 +31,7 @@ def metis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         return {job.label: True for job in jobs}, [], None
 
     monkeypatch.setattr(comparison, "run_jobs", here)
-    monkeypatch.setattr(worker, "tell", lambda **values: None)
+    monkeypatch.setattr(worker, "emit", lambda **values: None)
     return lambda *arguments: CliRunner().invoke(app, ["compare", *arguments, *TINY])
 
 

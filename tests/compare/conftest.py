@@ -37,4 +37,4 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch, "compile", lambda model, **how: model)
     monkeypatch.setattr(comparison, "run_jobs", here)
-    monkeypatch.setattr(worker, "tell", lambda **values: None)
+    monkeypatch.setattr(worker, "emit", lambda **values: None)

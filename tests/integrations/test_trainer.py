@@ -65,7 +65,8 @@ def trainer(folder: Path, *callbacks: MetisCallback, compiled: Policy | str | No
 def test_it_says_once_what_is_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer(tmp_path, MetisCallback("nvfp4"), max_steps=3).train()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("metis:")]
-    assert lines == ["metis: policy nvfp4.toml: 5 of 5 products rewritten in 1 graph"]
+    # the three others are those of the linear whose output goes into the loss: a head
+    assert lines == ["metis: policy nvfp4.toml: 2 of 5 products rewritten in 1 graph"]
 
 
 def test_it_says_that_nothing_is_compiled_or_rewritten(tmp_path: Path) -> None:
@@ -84,8 +85,8 @@ def test_what_is_compiled_once_more_has_the_policy_too(tmp_path: Path) -> None:
         with metis_compile.capture() as captured:
             run()
         treatments = {str(o.decision.treatment) for g in captured.graphs for s in g.sites for o in s.operands}
-        assert treatments
-        assert all("fp8" in text for text in treatments), treatments
+        assert any("fp8" in text for text in treatments), treatments
+        assert all("fp8" in text or text == "high" for text in treatments), treatments
 
 
 def test_a_wrong_policy_is_named_with_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
