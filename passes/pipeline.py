@@ -103,7 +103,7 @@ class Passes(CustomGraphPass):
         self.passes, self.config, self.key, self.stage = passes, config, key, stage
 
     def __call__(self, graph: fx.Graph) -> None:
-        with compile_phase(f"metis_{self.stage}_pass"):
+        with compile_phase("metis_lowering_pass"):
             run_passes(self.passes, PassContext(graph=graph, config=self.config), self.stage)
 
     def uuid(self) -> str:

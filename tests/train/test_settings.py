@@ -9,8 +9,8 @@ from metis_compile.train.settings import Settings, derived_seed, resolve_device
     [
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"width": 30, "heads": 4}, "width must be a multiple of heads, got width 30, heads 4"),
-        ({"learning_rate": 0.0}, "learning rate must be above 0"),
-        ({"learning_rate": float("nan")}, "learning rate must be above 0"),
+        ({"learning_rate": 0.0}, "learning rate must be a finite number above 0"),
+        ({"learning_rate": float("nan")}, "learning rate must be a finite number above 0"),
         ({"dtype": "float16"}, "dtype must be float32 or bfloat16, got 'float16'"),
     ],
 )

@@ -67,7 +67,7 @@ def test_what_a_policy_keeps_is_resumed_and_not_moved_on_by_measuring(settings) 
     assert saved["across_steps"]
     torch.compiler.reset()
     second = Trainer(variant, settings())
-    second.load_state_dict(saved)
+    second.load_state_dict(saved, 2)
     assert second.validate([(tokens, tokens)]) == validation
     assert [second.step(step, tokens, tokens + 1) for step in (2, 3)] == losses[2:]
     assert second.history.saved_bytes == first.history.saved_bytes
