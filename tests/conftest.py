@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -15,5 +17,11 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("METIS_VERIFY", "1")
     monkeypatch.delenv("METIS_POLICY", raising=False)
     torch.manual_seed(0)
+    given = {name for name in os.environ if name.startswith("ACCELERATE_")}
     yield
     torch.compiler.reset()
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_") and name not in given]:
+        del os.environ[name]  # TrainingArguments sets them for the process
+    accelerate = sys.modules.get("accelerate.state")
+    if accelerate is not None:  # one process has one mixed precision, whoever asked for it first
+        accelerate.AcceleratorState._reset_state(reset_partial_state=True)
