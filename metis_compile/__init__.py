@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from metis_compile.passes.record import Captured, CapturedGraph, SavedTensor, capture
     from metis_compile.policy import Policy, PolicyError, presets
     from metis_compile.reporting.summary import Summary, summary
-    from metis_compile.state import load_state_dict, state_dict
+    from metis_compile.state import KeptState, load_state_dict, state_dict
     from metis_compile.weights.regularizer import dual_range_regularizer
     from metis_compile.weights.reparametrization import plain_state_dict, reparametrize, unreparametrize
 
@@ -27,6 +27,7 @@ _HOMES = {
     "Explanation": "inspection.explain",
     "ExportError": "mlir",
     "Exported": "mlir",
+    "KeptState": "state",
     "Policy": "policy",
     "PolicyError": "policy",
     "PolicyWarning": "naming",
@@ -55,6 +56,7 @@ __all__ = [
     "Explanation",
     "ExportError",
     "Exported",
+    "KeptState",
     "Policy",
     "PolicyError",
     "PolicyWarning",
