@@ -118,8 +118,9 @@ def test_what_lives_across_steps() -> None:
     )
     doubles = torch.ones(3, 2).double()
     assert_refused(STORE, [state, doubles, *name], TypeError, "metis::store_: value must be float32, got float64")
-    gone = state.clone()
-    del state
+    other = handle_of(Keeper())
+    gone = other.clone()
+    del other
     with pytest.raises(RuntimeError, match="its handle was freed"):
         LOAD(gone, *rest)
 
