@@ -60,6 +60,7 @@ class Keeper:
     def __init__(self, sites: Sites | None = None) -> None:
         self.sites = sites
         self._own: dict[Place, Tensor] = {}
+        self._known: dict[Place, tuple[dict[Place, Tensor], Place]] = {}  # by site, part and shape
         self._differs = False
 
     def load(self, site: str, part: str, shape: Sequence[int], device: torch.device) -> Tensor:
@@ -76,13 +77,16 @@ class Keeper:
         self.load(site, part, value.shape, value.device).data.copy_(value)
 
     def _place(self, site: str, part: str, shape: Sequence[int]) -> tuple[dict[Place, Tensor], Place]:
-        found = self.sites[site] if self.sites is not None else None
-        if found is None:
-            return self._own, (site, part, tuple(shape))
-        module, attribute = found
-        place = attribute, part, tuple(shape)
-        use(module, place)
-        return place_of(module), place
+        key = site, part, tuple(shape)
+        if key not in self._known:
+            found = self.sites[site] if self.sites is not None else None
+            if found is None:
+                return self._own, key
+            module, attribute = found
+            place = attribute, part, tuple(shape)
+            use(module, place)
+            self._known[key] = place_of(module), place
+        return self._known[key]
 
     def _say_what_differs(self, tensors: dict[Place, Tensor], site: str, place: Place) -> None:
         others = [list(shape) for attribute, part, shape in tensors if (attribute, part) == place[:2]]

@@ -54,7 +54,7 @@ def place_of(module: nn.Module) -> dict[Place, Tensor]:
 
 def forget(module: nn.Module) -> None:
     """Drops what is kept beside a module; graphs that use it begin anew."""
-    _KEPT.pop(module, None)
+    place_of(module).clear()  # and not the dictionary, which these hold
 
 
 def parted(site: str) -> tuple[str, str]:

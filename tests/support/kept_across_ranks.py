@@ -1,6 +1,6 @@
 """One process of a test: what is kept under what shards and replicates a model, and in its distributed checkpoints.
 
-    python kept_across_ranks.py FOLDER RANK WORLD (train | load)
+python kept_across_ranks.py FOLDER RANK WORLD (train | load)
 """
 
 from __future__ import annotations
