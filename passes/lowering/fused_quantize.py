@@ -29,12 +29,12 @@ from metis_compile.conditioning.hadamard import fixed_signs
 from metis_compile.kernels.materialize import register_materialize
 from metis_compile.kernels.quantize.inductor import register_tile_lowering
 from metis_compile.kernels.quantize.ops import QUANTIZE_TILES, TILES_AMAX
-from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.blocks import normalize_axis
 from metis_compile.ops.hadamard import HADAMARD
 from metis_compile.ops.quantization import QUANTIZE
 from metis_compile.passes.context import PassContext, PassResult
 from metis_compile.passes.graph.builder import GraphBuilder
+from metis_compile.passes.graph.calls import QuantizeCall
 from metis_compile.passes.graph.inline import Inliner
 from metis_compile.passes.graph.views import from_bfloat16
 
@@ -65,24 +65,20 @@ def fuse_quantizations(context: PassContext) -> PassResult:
 
 def call_tiles(builder: GraphBuilder, inliner: Inliner, nodes: Sequence[fx.Node]) -> int:
     """Replaces those of the metis.quantize `nodes` that the kernel takes; returns how many calls take their place."""
-    groups: dict[Any, list[fx.Node]] = {}
-    for node in filter(is_fused, nodes):
-        x: Any = node.args[0]
-        spec, value = QuantSpec.parse(str(node.args[1])), x.meta["val"]
-        axis = normalize_axis(node.args[2], value.dim())  # type: ignore[arg-type]
-        pairs = axis >= value.dim() - 2 and not spec.orientation_free
-        groups.setdefault((x, str(spec), None if pairs else node, node.args[3:4]), []).append(node)
+    groups: dict[Any, list[QuantizeCall]] = {}
+    for call in filter(is_fused, filter(None, map(QuantizeCall.of, nodes))):
+        pairs = call.axis >= call.x.meta["val"].dim() - 2 and not call.spec.orientation_free
+        groups.setdefault((call.x, call.spec, None if pairs else call.node, call.seed), []).append(call)
     calls = _Calls(builder, inliner)
     for group in groups.values():
         calls.replace(group)
     return len(groups)
 
 
-def is_fused(node: fx.Node) -> bool:
-    """Whether the kernel takes this metis.quantize."""
-    x: Any = node.args[0]
-    spec, value = QuantSpec.parse(str(node.args[1])), x.meta["val"]
-    return lowers_to_triton(value.device) and value.dtype in INPUTS and spec.block_shape is not None
+def is_fused(call: QuantizeCall) -> bool:
+    """Whether the kernel takes it."""
+    value = call.x.meta["val"]
+    return lowers_to_triton(value.device) and value.dtype in INPUTS and call.spec.block_shape is not None
 
 
 class _Calls:
@@ -91,16 +87,14 @@ class _Calls:
         self._amaxes: dict[Source, fx.Node] = {}
         self._fixed_signs: dict[torch.device, fx.Node] = {}
 
-    def replace(self, group: list[fx.Node]) -> None:
+    def replace(self, group: list[QuantizeCall]) -> None:
         """One call for `group`: quantizations of one tensor by one spec along different axes."""
-        first = group[0]
-        spec = QuantSpec.parse(str(first.args[1]))
-        seed = first.args[3] if spec.needs_noise else None
-        axes = [normalize_axis(node.args[2], node.args[0].meta["val"].dim()) for node in group]  # type: ignore[arg-type, union-attr]
-        streams = [(*node.args[3:], None, 0)[1] for node in group]
-        swizzled = [axis for node, axis in zip(group, axes, strict=True) if node.kwargs.get("swizzled")]
+        first, spec, seed = group[0].node, group[0].spec, group[0].seed
+        axes = [call.axis for call in group]
+        streams = [call.stream for call in group]
+        swizzled = [call.axis for call in group if call.swizzled]
         with self.builder.at(first, like=first):
-            source = self._source_of(first.args[0], axes)  # type: ignore[arg-type]
+            source = self._source_of(group[0].x, axes)
             amax = None
             if spec.fmt.tensor_scale:
                 if source not in self._amaxes:
@@ -109,9 +103,9 @@ class _Calls:
             args = (*self._tensors(source), amax, seed, str(spec), axes, streams, swizzled)
             made = self.builder.call(QUANTIZE_TILES, args, name=f"{first.name}_tiles")
             results = [self.builder.call(operator.getitem, (made, i)) for i in range(len(made.meta["val"]))]
-        for i, node in enumerate(group):
+        for i, call in enumerate(group):
             parts = [*results[2 * i : 2 * i + 2], *results[2 * len(group) :]]
-            for user in list(node.users):
+            for user in list(call.node.users):
                 user.replace_all_uses_with(parts[user.args[1]])  # type: ignore[index]
 
     def _source_of(self, x: fx.Node, axes: Sequence[int]) -> Source:
