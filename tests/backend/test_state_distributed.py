@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from kept_across_ranks import SITES, make
-from kept_bases import batch, compiled, state, step
+from kept_bases import batch, compiled, same, state, step
 from torch import nn
 
 import metis_compile
@@ -69,6 +70,20 @@ def test_a_checkpoint_without_what_is_kept_is_refused(tmp_path: Path) -> None:
         dcp.load({"metis": KeptState(model, tmp_path)}, checkpoint_id=tmp_path, no_dist=True)
     with pytest.raises(ValueError, match="must be given the one entry that it saved"):
         KeptState(model).load_state_dict({})
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_pages_code_runs(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
+    model = make()
+    step(compiled(model), batch())
+    namespace = {"model": model, "folder": tmp_path, "metis_compile": metis_compile}
+    before = state(model)
+    found = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(found) == 2
+    for code in found:
+        exec(compile(code, "checkpoints.md", "exec"), namespace)
+        assert same(state(model), before)
 
 
 def test_strict_is_that_of_loading(tmp_path: Path) -> None:
