@@ -150,7 +150,7 @@ def resume(folder: Path, checkpoint: Path, policy: Policy | str = POLICY, **give
 def test_the_file_holds_texts_and_tensors_alone(run: Path) -> None:
     saved = torch.load(run / "checkpoint-2" / FILE, weights_only=True)
     assert saved["digest"] == POLICY.digest()
-    assert list(saved["kept"]) == ["up.weight"]
+    assert list(saved["kept"]) == ["up.weight", "down.weight"]
 
 
 def test_a_checkpoint_elsewhere_is_named_or_refused(run: Path, tmp_path: Path) -> None:
