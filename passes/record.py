@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import fx
 
-from metis_compile.compat import CustomPartitionerFn, partition, size_hint
+from metis_compile.compat import CustomPartitionerFn, partition, size_hint, without_custom_passes
 from metis_compile.passes.graph.sites import Site
 from metis_compile.passes.graph.views import root
 from metis_compile.policy import Policy
@@ -206,7 +206,8 @@ class RecordingPartitioner(CustomPartitionerFn):
         outputs = kwargs["num_fwd_outputs"]
         for record in self.records:
             if record.plain and record.graph.joint_before is not None:  # partitioning changes the graph
-                record.parted_plain(*part(_copy(record.graph.joint_before.graph), joint_inputs, **kwargs), outputs)
+                plain = without_custom_passes(_copy(record.graph.joint_before.graph))
+                record.parted_plain(*part(plain, joint_inputs, **kwargs), outputs)
         forward, backward = part(gm, joint_inputs, **kwargs)
         for record in self.records:
             record.parted(forward, backward, outputs)

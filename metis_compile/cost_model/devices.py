@@ -37,7 +37,7 @@ class Device:
     bandwidth: float  # bytes/s
     start: float = _KERNEL_START  # seconds, of each kernel
     autocast: bool = True  # float32 of the model is taken for bfloat16, as one trains on it
-    decodes: bool = False  # packed operands are decoded to memory, and not within the product
+    decodes: bool = False  # packed operands are decoded to memory, and not within the product: a CPU does so
     source: str = field(default="", compare=False)  # where the numbers are from
 
     def __post_init__(self) -> None:
@@ -62,6 +62,8 @@ class Device:
         """FLOP/s of a product in `unit`. One that the device has no instructions for runs in bfloat16, decoded."""
         if unit == "float32" and torch.get_float32_matmul_precision() != "highest":
             unit = "tf32" if "tf32" in self.rates else unit
+        if unit == "tf32x3":  # three products for one of float32's precision: what our GEMM adds its thin products by
+            return max(self.rates.get("tf32", 0.0) / 3, self.rates["float32"])
         return self.rates.get(unit, math.inf if unit == "quantize" else self.rates["bfloat16"])
 
     def seconds(self, unit: str, operations: float, nbytes: float) -> float:

@@ -24,13 +24,21 @@ from metis_compile.compat import OpOverload, size_hint
 from metis_compile.cost_model.kernels import Kernel, Number, number, unit_of
 from metis_compile.numerics import QuantSpec
 from metis_compile.ops.basis import FRESH_BASIS, POWER_STEP
+from metis_compile.ops.buffers import TO_BFLOAT16
 from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
+from metis_compile.ops.state import LOAD
 
 aten = torch.ops.aten
 MARK = "metis_site"  # in the metadata of a node that a rewrite added: the place of its product among the graph's sites
 _MOST_READ = 4  # tensors: Inductor's own limit
 _ALIASES = {aten._unsafe_view.default, aten.reshape.default, getitem}
-_ELEMENTWISE = {aten._to_copy.default, aten.full.default, aten.scalar_tensor.default, torch.ops.prims.iota.default}
+_ELEMENTWISE = {
+    TO_BFLOAT16,
+    aten._to_copy.default,
+    aten.full.default,
+    aten.scalar_tensor.default,
+    torch.ops.prims.iota.default,
+}
 _GATHERS = {aten.embedding.default, aten.index.Tensor, aten.gather.default, aten.index_select.default}
 _REDUCTIONS = ("sum", "amax", "amin", "mean", "var", "var_mean", "std_mean", "argmax", "argmin", "any", "prod")
 # what torch's counter counts on a GPU alone: the same operators on a CPU, and products by groups
@@ -132,7 +140,7 @@ class _Reader:
             for source in node.all_input_nodes:
                 reads |= {} if source in self.added else self.reads(source)
             self._reads[node] = reads
-            if node in self.first or node in self.added or node.target is DEQUANTIZE:
+            if node in self.first or node in self.added or node.target is DEQUANTIZE or _is_made_cast(node):
                 return
             if node in self.last or not _is_elementwise(node) or self._must_be_in_memory(node, reads):
                 self.in_memory.add(node)
@@ -184,7 +192,7 @@ class _Reader:
             return []
         flops, kind = flops_of(product), self._kind(product)
         reads = self._reads[node]
-        if node.target in _GATHERS:
+        if node.target in _GATHERS or node.target is LOAD:
             reads = dict.fromkeys(reads, node)
         own = MARK not in node.meta
         traffic = [*reads.values(), *([] if node in self.added else _results(node))]
@@ -192,7 +200,8 @@ class _Reader:
             Kernel(
                 kind=kind,
                 name=_name(product.target),
-                unit=self._unit(product),
+                unit="tf32x3" if node in self.added else self._unit(product),
+                cpu_unit=self._unit(product, through_casts=True),
                 flops=flops,
                 nbytes=sum(map(_bytes, traffic)),
                 own_float32=sum(_bytes(n) for n in traffic if _is_own_float32(n)),
@@ -206,22 +215,27 @@ class _Reader:
         if node.name in self.products:
             return "product"
         if MARK in node.meta:
-            return "tails"
+            return "quantization" if node.target is aten.randint.low else "tails"
         if "attention" in _name(node.target):
             return "attention"
         return "product" if _is_product(node) else "other"
 
-    def _unit(self, node: fx.Node) -> str:
-        """What multiplies: by the formats of both operands, or by the dtype of the one that is not quantized."""
+    def _unit(self, node: fx.Node, *, through_casts: bool = False) -> str:
+        """What multiplies: by the formats of both operands, or by the dtype that the graph has.
+
+        through_casts: of one that is not quantized, the dtype before it was cast.
+        """
         formats, dtypes = [], []
         for source in _operands(node) if _is_product(node) else ():
             spec = _decoded_from(source)
-            if spec is None:
-                dtypes.append(_dtype_before_casts(source))
-            else:
+            if spec is not None:
                 formats.append(spec.format)
-        if formats and not dtypes:
+            else:
+                dtypes.append(_dtype_before_casts(source) if through_casts else source.meta["val"].dtype)
+        if len(formats) > 1:
             return unit_of(*formats)
+        if formats and not through_casts:  # decoded, in float32
+            return "float32"
         return "float32" if torch.float32 in dtypes else "bfloat16"
 
     def _quantization(self, node: fx.Node) -> list[Kernel]:
@@ -325,12 +339,17 @@ def _decoded_from(node: Any) -> QuantSpec | None:
 
 
 def _dtype_before_casts(node: Any) -> torch.dtype:
-    dtype: torch.dtype = _through(node, lambda n: _is_alias(n) or (_is_cast(n) and MARK in n.meta)).meta["val"].dtype
+    dtype: torch.dtype = _through(node, lambda n: _is_alias(n) or _is_made_cast(n)).meta["val"].dtype
     return dtype
 
 
 def _is_cast(node: Any) -> bool:
     return node.target in (aten._to_copy.default, torch.ops.prims.convert_element_type.default)
+
+
+def _is_made_cast(node: Any) -> bool:
+    """Whether a rewrite cast what it calculates with: kernels read what was cast."""
+    return MARK in node.meta and _is_cast(node)
 
 
 def _is_own_float32(node: fx.Node) -> bool:

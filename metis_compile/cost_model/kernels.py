@@ -23,7 +23,8 @@ class Kernel:
 
     kind: str  # one of KINDS
     name: str
-    unit: str  # what calculates it: one of UNITS
+    unit: str  # what calculates it: one of UNITS, or "tf32x3"
+    cpu_unit: str = ""  # where that differs on a device that decodes: factors that bfloat16 holds multiply as such
     flops: Number = 0
     nbytes: Number = 0  # read and written
     own_float32: Number = 0  # of nbytes, those of float32 tensors of the model's own
@@ -35,6 +36,8 @@ class Kernel:
         if self.kind == "decode" and not device.decodes:
             return 0.0
         unit, nbytes = self.unit, at(self.nbytes, sizes)
+        if device.decodes:
+            unit = self.cpu_unit or unit
         if device.autocast:
             nbytes -= at(self.own_float32, sizes) / 2
             unit = "bfloat16" if self.own and unit == "float32" else unit
