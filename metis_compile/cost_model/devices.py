@@ -66,9 +66,9 @@ class Device:
             return max(self.rates.get("tf32", 0.0) / 3, self.rates["float32"])
         return self.rates.get(unit, math.inf if unit == "quantize" else self.rates["bfloat16"])
 
-    def seconds(self, unit: str, operations: float, nbytes: float) -> float:
-        """Of one kernel. operations: FLOPs, or elements of a quantization."""
-        return max(operations / self.rate(unit), nbytes / self.bandwidth) + self.start
+    def seconds(self, unit: str, operations: float, nbytes: float, *, is_part: bool = False) -> float:
+        """Of one kernel. operations: FLOPs, or elements of a quantization. is_part: of a kernel that has started."""
+        return max(operations / self.rate(unit), nbytes / self.bandwidth) + (0.0 if is_part else self.start)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for a file that `find_device` reads."""

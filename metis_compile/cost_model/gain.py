@@ -23,7 +23,8 @@ def gain(device: str | Device, format: str, m: int, n: int, k: int) -> float:
     high = found.seconds("bfloat16", flops, _HIGH_BYTES * (m * k + k * n) + output)
     bits = _bits(format)
     low = found.seconds(unit_of(format), flops, bits * (m * k + k * n) / 8 + output)
-    passes = 2 if FORMATS[format].tensor_scale else 1  # the largest of the tensor is found before it is quantized
+    per_tensor = FORMATS[format].tensor_scale or FORMATS[format].blocks[0] == "tensor"
+    passes = 2 if per_tensor else 1  # the largest of the tensor is found before it is quantized
     for elements in (m * k, k * n):
         low += found.seconds("quantize", elements, elements * (_HIGH_BYTES + bits / 8))
         low += (passes - 1) * found.seconds("quantize", 0, elements * _HIGH_BYTES)

@@ -140,9 +140,11 @@ class _Reader:
             for source in node.all_input_nodes:
                 reads |= {} if source in self.added else self.reads(source)
             self._reads[node] = reads
-            if node in self.first or node in self.added or node.target is DEQUANTIZE or _is_made_cast(node):
+            if node in self.last:
+                self.in_memory.add(node)
+            elif node in self.first or node in self.added or node.target is DEQUANTIZE or _is_made_cast(node):
                 return
-            if node in self.last or not _is_elementwise(node) or self._must_be_in_memory(node, reads):
+            elif not _is_elementwise(node) or self._must_be_in_memory(node, reads):
                 self.in_memory.add(node)
 
     def reads(self, node: fx.Node) -> dict[fx.Node, fx.Node]:
@@ -205,6 +207,7 @@ class _Reader:
                 flops=flops,
                 nbytes=sum(map(_bytes, traffic)),
                 own_float32=sum(_bytes(n) for n in traffic if _is_own_float32(n)),
+                is_part=node in self.added,
                 own=own,
             )
         ]
@@ -251,9 +254,9 @@ class _Reader:
         kernels = []
         if is_first and (spec.fmt.tensor_scale or spec.block == "tensor"):
             nbytes = sum(map(_bytes, read))
-            kernels.append(_quantize("tensor scale", nbytes, own_float32, 0))
+            kernels.append(_quantize("tensor scale", nbytes, own_float32, 0, is_part=False))
         nbytes = sum(map(_bytes, read)) + written
-        kernels.append(_quantize("quantize", nbytes, own_float32, _numel(source.meta["val"])))
+        kernels.append(_quantize("quantize", nbytes, own_float32, _numel(source.meta["val"]), is_part=not is_first))
         return kernels
 
     def _decode(self, node: fx.Node) -> Kernel:
@@ -263,7 +266,7 @@ class _Reader:
         return Kernel(kind="decode", name="decode", unit="bfloat16", nbytes=nbytes, own=False)
 
 
-def _quantize(name: str, nbytes: Number, own_float32: Number, elements: Number) -> Kernel:
+def _quantize(name: str, nbytes: Number, own_float32: Number, elements: Number, *, is_part: bool) -> Kernel:
     return Kernel(
         kind="quantization",
         name=name,
@@ -271,6 +274,7 @@ def _quantize(name: str, nbytes: Number, own_float32: Number, elements: Number) 
         nbytes=nbytes,
         own_float32=own_float32,
         elements=elements,
+        is_part=is_part,
         own=False,
     )
 

@@ -29,6 +29,7 @@ class Kernel:
     nbytes: Number = 0  # read and written
     own_float32: Number = 0  # of nbytes, those of float32 tensors of the model's own
     elements: Number = 0  # that are quantized
+    is_part: bool = False  # of another kernel, which has started already
     own: bool = True  # what the model itself calculates; of what a rewrite added the dtype is what the graph says
 
     def seconds(self, device: Device, sizes: Mapping[str, int]) -> float:
@@ -41,7 +42,8 @@ class Kernel:
         if device.autocast:
             nbytes -= at(self.own_float32, sizes) / 2
             unit = "bfloat16" if self.own and unit == "float32" else unit
-        return device.seconds(unit, at(self.elements if unit == "quantize" else self.flops, sizes), nbytes)
+        operations = at(self.elements if unit == "quantize" else self.flops, sizes)
+        return device.seconds(unit, operations, nbytes, is_part=self.is_part)
 
 
 def product(b: Any, m: Any, n: Any, k: Any, *, dtype: torch.dtype) -> Kernel:
