@@ -7,7 +7,6 @@ import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +140,6 @@ def find_device(device: str | Device) -> Device:
     )
 
 
-@lru_cache(maxsize=32)
 def _read(path: str) -> Device:
     try:
         if Path(path).stat().st_size > _LARGEST_FILE:
@@ -161,11 +159,10 @@ def _read(path: str) -> Device:
         if key not in known:
             raise DeviceError(f"metis: {path} has the unknown key {key!r}{did_you_mean(key, known)}")
     values = {"name": Path(path).stem, "autocast": False} | values
-    missing = [key for key in ("rates", "bandwidth") if key not in values]
-    if missing or not isinstance(values["rates"], dict):
-        raise DeviceError(
-            f"metis: {path} must have the tables and numbers: rates, bandwidth; lacks {missing or 'rates'}"
-        )
+    lacks = [key for key in ("bandwidth", "rates") if key not in values]
+    if lacks or not isinstance(values["rates"], dict):
+        what = " and ".join(lacks) or "a table of rates"
+        raise DeviceError(f"metis: {path} must have bandwidth, a number, and rates, a table; it lacks {what}")
     for key, kind in (("name", str), ("autocast", bool), ("decodes", bool), ("source", str)):
         if key in values and not isinstance(values[key], kind):
             raise DeviceError(f"metis: {key} in {path} must be a {kind.__name__}, got {values[key]!r}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from metis_compile.cost_model.devices import Device, find_device
 from metis_compile.inspection.costs import SiteCost, costs_of, merged
+from metis_compile.inspection.dataflow import Dataflow, dataflow
 from metis_compile.inspection.dry_run import dry_run
 from metis_compile.inspection.expand import expanded, saved_everywhere
 from metis_compile.inspection.prediction import Prediction, predict
@@ -94,6 +95,13 @@ class Explanation:
         raise LookupError(
             f"metis: {number} for {module!r} {gemm}{f' {op}' if op else ''}; there are {', '.join(there)}"
         )
+
+    def dataflow(self, module: str | None = None) -> Dataflow:
+        """Who shares a quantization, why an activation is saved, and what would have to change so that it is not.
+
+        module: a module's name, for the products in it and below it. Raises LookupError where there are none.
+        """
+        return dataflow(self.sites, module)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""
