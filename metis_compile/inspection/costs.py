@@ -29,8 +29,8 @@ class SiteCost:
     Each kernel stands with the number of products that it is for: a shared quantization costs each of them its part.
     """
 
-    plain: Kernel
     kernels: tuple[tuple[Kernel, int], ...]
+    plain: tuple[tuple[Kernel, int], ...]
 
     @property
     def flops(self) -> dict[str, Number]:
@@ -76,28 +76,33 @@ def costs_of(graph: CapturedGraph, cut: Cut) -> GraphCosts:
     before = graph.joint_before.graph
     times = _times(before, cut)
     return GraphCosts(
-        sites=[SiteCost(plain=_plain(s), kernels=tuple(k)) for s, k in zip(graph.sites, own, strict=True)],
+        sites=[_site_cost(site, tuple(kernels)) for site, kernels in zip(graph.sites, own, strict=True)],
         rest=rest,
         plain=[(placed.kernel, times[placed.node]) for placed in kernels_of(before, {})],
         sizes=_sizes(before),
     )
 
 
-def _plain(site: Site) -> Kernel:
-    dtypes = {o.dtype for o in site.operands} or {site.node.meta["val"].dtype}
-    dtype = torch.float32 if torch.float32 in dtypes else torch.bfloat16
-    return product(site.batch, site.m, site.n, site.k, dtype=dtype)
+def _site_cost(site: Site, kernels: tuple[tuple[Kernel, int], ...]) -> SiteCost:
+    if site.reason is not None:
+        return SiteCost(kernels=kernels, plain=kernels)
+    dtype = torch.float32 if any(o.dtype == torch.float32 for o in site.operands) else torch.bfloat16
+    return SiteCost(kernels=kernels, plain=((product(site.batch, site.m, site.n, site.k, dtype=dtype), 1),))
 
 
 def _times(graph: fx.Graph, cut: Cut) -> dict[fx.Node, int]:
     """How often the model has each node of a graph that blocks were cut out of.
 
-    A node that autograd added, such as a sum of gradients, belongs to the module of what it reads.
+    A node that autograd added, such as a sum of gradients, belongs to the module of what it reads, of two to that of
+    what was computed last.
     """
     modules: dict[fx.Node, str] = {}
+    order: dict[fx.Node, int] = {}
     found = {}
-    for node in graph.nodes:
-        modules[node] = module_name(node) or next((modules[n] for n in node.all_input_nodes if modules[n]), "")
+    for place, node in enumerate(graph.nodes):
+        order[node] = place
+        named = [n for n in node.all_input_nodes if modules[n]]
+        modules[node] = module_name(node) or (modules[max(named, key=order.__getitem__)] if named else "")
         repeat = repeat_of(modules[node], cut)
         found[node] = 1 if repeat is None else 1 + len(repeat.others)
     return found

@@ -125,7 +125,8 @@ def predict(explanation: Explanation, device: Device, sizes: Mapping[str, int]) 
         spent = dict.fromkeys(COLUMNS, 0.0)
         for kernel, products in site.cost.kernels:
             spent[_COLUMN_OF.get(kernel.kind, kernel.kind)] += seconds(kernel) / products
-        sites.append(SitePrediction(site=site, seconds=spent, plain=seconds(site.cost.plain)))
+        plain = sum(seconds(kernel) / products for kernel, products in site.cost.plain)
+        sites.append(SitePrediction(site=site, seconds=spent, plain=plain))
     units = {k.unit for k, _ in explanation.plain_kernels if k.kind == "product" and at(k.flops, sizes)}
     return Prediction(
         device=device,
