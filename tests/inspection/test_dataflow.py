@@ -82,7 +82,7 @@ def test_as_mermaid(explanation: Explanation) -> None:
 def test_a_module_or_operand_that_is_not_there(explanation: Explanation) -> None:
     with pytest.raises(LookupError, match="no product in 'atention'; did you mean 'attention'"):
         explanation.dataflow("atention")
-    with pytest.raises(LookupError, match="did you mean 'attention.q fprop'"):
+    with pytest.raises(LookupError, match=r"did you mean 'attention\.q fprop'"):
         explanation.dataflow().of("attention.qq")
     with pytest.raises(LookupError, match="has the operands activation, weight, got 'gradient'"):
         explanation.dataflow().of("attention.q", "fprop", "gradient")
