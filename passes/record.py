@@ -207,7 +207,8 @@ class RecordingPartitioner(CustomPartitionerFn):
         for record in self.records:
             if record.plain and record.graph.joint_before is not None:  # partitioning changes the graph
                 plain = without_custom_passes(_copy(record.graph.joint_before.graph))
-                record.parted_plain(*part(plain, joint_inputs, **kwargs), outputs)
+                forward, backward = part(plain, joint_inputs, **kwargs)
+                record.parted_plain(forward, backward, outputs)
         forward, backward = part(gm, joint_inputs, **kwargs)
         for record in self.records:
             record.parted(forward, backward, outputs)

@@ -59,7 +59,8 @@ def flops_of(node: fx.Node) -> Number:
     """FLOPs of a product, as torch.utils.flop_counter has them, or of attention; 0 for all else."""
     packet = getattr(node.target, "overloadpacket", None)
     formula: Any = flop_registry.get(packet)
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))  # type: ignore[misc]
+    values: Any = fx.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
+    args, kwargs = values
     if formula is not None:
         return number(formula(*args, **kwargs, out_val=node.meta["val"]))
     if packet is _SDPA:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import sympy
 import torch
@@ -12,7 +12,7 @@ import torch
 from metis_compile.cost_model.devices import Device
 from metis_compile.numerics.formats import FORMATS
 
-Number = int | sympy.Expr
+Number: TypeAlias = int | sympy.Expr
 
 KINDS = ("product", "quantization", "tails", "bases", "decode", "attention", "other")
 

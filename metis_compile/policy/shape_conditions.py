@@ -209,12 +209,12 @@ def _check_beside_gain(node: ast.expr, text: str) -> None:
         case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=ast.Constant(value=int() | float())):
             return
         case ast.Call(func=ast.Name(id="gain"), args=args, keywords=[]) if 1 <= len(args) <= 2:
-            for arg, names, what in zip(args, (DEVICES, FORMATS), ("device", "format"), strict=False):
+            for arg, names, what in zip(args, (list(DEVICES), list(FORMATS)), ("device", "format"), strict=False):
                 value = arg.value if isinstance(arg, ast.Constant) else None
                 if not isinstance(value, str):
                     raise _mistake(text, f"has a gain whose {what} is {ast.unparse(arg)}; write it in quotes")
                 if value not in names:
-                    error = unknown_name(value, list(names))
+                    error = unknown_name(value, names)
                     raise PolicyError(
                         f"{show(text)} has a gain whose {what} {error.problem}",
                         value=text,
