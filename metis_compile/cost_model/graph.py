@@ -296,6 +296,8 @@ def _is_elementwise(node: fx.Node) -> bool:
 
 
 def _is_product(node: fx.Node) -> bool:
+    if node.target in _ROTATIONS:
+        return False
     packet = getattr(node.target, "overloadpacket", None)
     return packet in flop_registry or packet in (_SDPA, _SDPA_BACKWARD) or node.target is aten._grouped_mm.default
 

@@ -18,7 +18,7 @@ from metis_compile.inspection.dry_run import dry_run
 from metis_compile.inspection.expand import expanded, saved_everywhere
 from metis_compile.inspection.prediction import Prediction, predict
 from metis_compile.inspection.repeats import Cut
-from metis_compile.options import read_options
+from metis_compile.options import one_policy, read_options
 from metis_compile.passes.record import CapturedGraph, SavedTensor
 from metis_compile.policy import Policy
 
@@ -150,6 +150,7 @@ def explain(
     model reads the value of a tensor that is fake or on the meta device, and whatever the model raises.
     """
     config, patches = read_options({} if policy is None else {"policy": policy}, None)
+    one_policy(config, "explain")
     found = None if device is None else find_device(device)
     run = dry_run(model, args, kwargs, config, patches, once=True, plain=True)
     return replace(_explanation(config.policy, run.captured.graphs, run.cuts), full=full, device=found)
