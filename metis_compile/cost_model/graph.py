@@ -25,6 +25,7 @@ from metis_compile.cost_model.kernels import Kernel, Number, number, unit_of
 from metis_compile.numerics import QuantSpec
 from metis_compile.ops.basis import FRESH_BASIS, POWER_STEP
 from metis_compile.ops.buffers import TO_BFLOAT16
+from metis_compile.ops.hadamard import HADAMARD, INVERSE_HADAMARD
 from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
 from metis_compile.ops.state import LOAD
 
@@ -32,13 +33,8 @@ aten = torch.ops.aten
 MARK = "metis_site"  # in the metadata of a node that a rewrite added: the place of its product among the graph's sites
 _MOST_READ = 4  # tensors: Inductor's own limit
 _ALIASES = {aten._unsafe_view.default, aten.reshape.default, getitem}
-_ELEMENTWISE = {
-    TO_BFLOAT16,
-    aten._to_copy.default,
-    aten.full.default,
-    aten.scalar_tensor.default,
-    torch.ops.prims.iota.default,
-}
+_ROTATIONS = {HADAMARD, INVERSE_HADAMARD}  # of 16 elements each, by what reads them
+_ELEMENTWISE = {TO_BFLOAT16, aten._to_copy.default, *_MADE, *_ROTATIONS}
 _GATHERS = {aten.embedding.default, aten.index.Tensor, aten.gather.default, aten.index_select.default}
 _REDUCTIONS = ("sum", "amax", "amin", "mean", "var", "var_mean", "std_mean", "argmax", "argmin", "any", "prod")
 # what torch's counter counts on a GPU alone: the same operators on a CPU, and products by groups

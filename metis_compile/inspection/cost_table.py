@@ -58,6 +58,10 @@ def cost_table(explanation: Explanation, predicted: Prediction, rows: Sequence[R
         k.unit == "float32" and k.kind == "product" for k, _ in explanation.plain_kernels
     ):
         yield "float32 of the model is taken for bfloat16, as under autocast"
+    plain = predicted.plain_saved_bytes
+    if plain:
+        less = 100 * (predicted.saved_bytes / plain - 1)
+        yield f"saved for backward: {less:+.0f} % of {plain:,} bytes without quantization"
     yield (
         f"predicted step {predicted.ratio:.2f}x of {base}: {time_text(predicted.seconds)}, "
         f"{time_text(predicted.plain_seconds)} in {base}"

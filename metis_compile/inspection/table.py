@@ -109,8 +109,6 @@ def title(explanation: Explanation) -> str:
 
 
 def footer(explanation: Explanation) -> Iterator[str]:
-    plain = explanation.plain_saved_bytes
-    less = f", {100 * (explanation.saved_bytes / plain - 1):+.0f} % of the plain model's" if plain else ""
-    yield f"saved for backward: {explanation.saved_bytes:,} bytes{less}, parameters not counted"
+    yield f"saved for backward: {explanation.saved_bytes:,} bytes, parameters not counted"
     for rule in explanation.unused_rules:
         yield f"matched nothing: {rule}"
