@@ -34,6 +34,7 @@ MARK = "metis_site"  # in the metadata of a node that a rewrite added: the place
 _MOST_READ = 4  # tensors: Inductor's own limit
 _ALIASES = {aten._unsafe_view.default, aten.reshape.default, getitem}
 _ROTATIONS = {HADAMARD, INVERSE_HADAMARD}  # of 16 elements each, by what reads them
+_MADE = {aten.full.default, aten.scalar_tensor.default, torch.ops.prims.iota.default}
 _ELEMENTWISE = {TO_BFLOAT16, aten._to_copy.default, *_MADE, *_ROTATIONS}
 _GATHERS = {aten.embedding.default, aten.index.Tensor, aten.gather.default, aten.index_select.default}
 _REDUCTIONS = ("sum", "amax", "amin", "mean", "var", "var_mean", "std_mean", "argmax", "argmin", "any", "prod")
