@@ -167,9 +167,9 @@ def _check(node: ast.expr, text: str, *, boolean: bool) -> None:
         case ast.Call(func=ast.Name(id="gain")):
             raise _mistake(text, f"uses {show(part())} by itself; compare it with a number: {part()} > 1.0")
         case ast.Call(func=ast.Name(id=name)):
-            raise _mistake(
-                text, f"calls {show(name)}; there is gain alone", GAIN if nearest_name(name, [GAIN]) else None
-            )
+            nearest = nearest_name(name, [GAIN])
+            hint = f"; did you mean {show(nearest)}?" if nearest else ""
+            raise _mistake(text, f"has {show(part())}, which is not allowed{hint}", nearest)
         case ast.Name(id=name) if name not in SIZES:
             nearest = nearest_name(name, SIZES)
             hint = f"; did you mean {show(nearest)}?" if nearest else ""
