@@ -167,7 +167,7 @@ def _check(node: ast.expr, text: str, *, boolean: bool) -> None:
         case ast.Call(func=ast.Name(id="gain")):
             raise _mistake(text, f"uses {show(part())} by itself; compare it with a number: {part()} > 1.0")
         case ast.Call(func=ast.Name(id=name)):
-            nearest = nearest_name(name, [GAIN])
+            nearest = nearest_name(name, [GAIN], cutoff=0.6)
             hint = f"; did you mean {show(nearest)}?" if nearest else ""
             raise _mistake(text, f"has {show(part())}, which is not allowed{hint}", nearest)
         case ast.Name(id=name) if name not in SIZES:
