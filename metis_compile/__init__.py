@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from metis_compile.policy import Policy, PolicyError, Schedule, presets
     from metis_compile.reporting.summary import Summary, summary
     from metis_compile.schedule import advance
+    from metis_compile.sensitivity import Blame, BlameError, blame
     from metis_compile.state import load_state_dict, state_dict
     from metis_compile.weights.regularizer import dual_range_regularizer
     from metis_compile.weights.reparametrization import plain_state_dict, reparametrize, unreparametrize
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Blame": "sensitivity",
+    "BlameError": "sensitivity",
     "Captured": "passes.record",
     "CapturedGraph": "passes.record",
     "Conditioned": "conditioning",
@@ -36,6 +39,7 @@ _HOMES = {
     "Schedule": "policy",
     "Summary": "reporting.summary",
     "advance": "schedule",
+    "blame": "sensitivity",
     "capture": "passes.record",
     "dual_range_regularizer": "weights.regularizer",
     "explain": "inspection.explain",
@@ -52,6 +56,8 @@ _HOMES = {
     "unreparametrize": "weights.reparametrization",
 }
 __all__ = [
+    "Blame",
+    "BlameError",
     "Captured",
     "CapturedGraph",
     "Conditioned",
@@ -66,6 +72,7 @@ __all__ = [
     "Schedule",
     "Summary",
     "advance",
+    "blame",
     "capture",
     "dual_range_regularizer",
     "explain",
