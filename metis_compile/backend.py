@@ -214,7 +214,7 @@ def _uuid(gm: fx.GraphModule, config: Config, inputs: GraphInputs) -> str:
 
 
 # What decides the code of a graph, of all that is in the package.
-DECIDING = ("numerics", "conditioning", "ops", "policy", "kernels", "passes", "naming", "state")
+DECIDING = ("numerics", "conditioning", "ops", "cost_model", "policy", "kernels", "passes", "naming", "state")
 
 
 @cache

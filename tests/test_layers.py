@@ -17,6 +17,7 @@ LAYERS = (
     "numerics",
     "conditioning",
     "ops",
+    "cost_model",
     "policy",
     "defaults",
     "options",

@@ -22,6 +22,7 @@ import torch
 from torch import fx
 
 from metis_compile.conditioning import Conditioning, has_own_rank, kept_step, with_kept_rank
+from metis_compile.cost_model.graph import MARK
 from metis_compile.numerics import QuantSpec
 from metis_compile.ops.grouped import GROUPED_MM
 from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
@@ -42,9 +43,10 @@ def rewrite(context: PassContext) -> PassResult:
     """Rewrites every site that the policy treats; what nothing reads any more leaves the graph."""
     rewriter = Rewriter(context.graph, context.sites, context.inputs)
     open_sites = [site for site in context.sites if site.reason is None]
-    for site in open_sites:
-        with errors_at(site, context.config):
-            rewriter.rewrite(site)
+    for place, site in enumerate(context.sites):
+        if site.reason is None:
+            with errors_at(site, context.config), rewriter.builder.marking(**{MARK: place}):
+                rewriter.rewrite(site)
     context.graph.eliminate_dead_code()
     left = [(str(site), site.reason) for site in open_sites if site.reason is not None]
     return PassResult(changed=len(open_sites) - len(left), left=left)
