@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from metis_compile.numerics import QuantizedTensor, quantize
     from metis_compile.passes.record import Captured, CapturedGraph, SavedTensor, capture
     from metis_compile.policy import Policy, PolicyError, presets
+    from metis_compile.ranks import data_parallel_rank, set_data_parallel_rank
     from metis_compile.reporting.summary import Summary, summary
     from metis_compile.state import load_state_dict, state_dict
     from metis_compile.weights.regularizer import dual_range_regularizer
@@ -34,6 +35,7 @@ _HOMES = {
     "SavedTensor": "passes.record",
     "Summary": "reporting.summary",
     "capture": "passes.record",
+    "data_parallel_rank": "ranks",
     "dual_range_regularizer": "weights.regularizer",
     "explain": "inspection.explain",
     "export_mlir": "mlir",
@@ -43,6 +45,7 @@ _HOMES = {
     "presets": "policy",
     "quantize": "numerics",
     "reparametrize": "weights.reparametrization",
+    "set_data_parallel_rank": "ranks",
     "split": "conditioning",
     "state_dict": "state",
     "summary": "reporting.summary",
@@ -62,6 +65,7 @@ __all__ = [
     "SavedTensor",
     "Summary",
     "capture",
+    "data_parallel_rank",
     "dual_range_regularizer",
     "explain",
     "export_mlir",
@@ -71,6 +75,7 @@ __all__ = [
     "presets",
     "quantize",
     "reparametrize",
+    "set_data_parallel_rank",
     "split",
     "state_dict",
     "summary",

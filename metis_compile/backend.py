@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 import metis_compile
-from metis_compile import state
+from metis_compile import ranks, state
 from metis_compile.compat import (
     CustomGraphPass,
     bf16_gemm,
@@ -57,6 +57,7 @@ def metis(
 def reset() -> None:
     """Forgets what compiled models keep, and which models were compiled: torch.compiler.reset() calls it."""
     state.clear()
+    ranks.clear()
     outermost.clear()
     report.clear()
     summary.clear()
@@ -83,6 +84,10 @@ def compile_graph(
         names = names_of(gm)
         modules = variants(names, config.policy)
         told = Report(names, config.policy, [len(found) for found in modules.values()])
+        if listed:
+            nodes = gm.graph.find_nodes(op="placeholder")
+            root = None if names.tree is None else names.tree.root
+            ranks.note(root, [nodes[i].meta["example_value"] for i in names.inputs.parameters])
     kind = None if names.base is None else type(names.base)
     if len(modules) < 2:
         compiled = _compile(gm, example_inputs, config, patches, names.write(), told, kind, listed, compile_fx_kwargs)
@@ -169,6 +174,7 @@ def _place(patches: dict[str, Any], option: str, first: CustomGraphPass, *last: 
 def _uuid(gm: fx.GraphModule, config: Config, inputs: GraphInputs) -> str:
     """What Inductor's cache key lacks: our version and sources, the policy, and what the rules may look at."""
     text = [metis_compile.__version__, sources_digest(), config.policy.digest(), config.on_error]
+    text += [f"by_rank={ranks.draws_by_rank()}"]
     text += [f"cpu_kernels={config.cpu_kernels} bf16_gemm={bf16_gemm() is not None}"]
     text += [f"{i}={name}" for i, name in sorted(inputs.parameters.items())]
     text += [f"{sorted(inputs.buffers)} {sorted(inputs.arguments)}"]
