@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from metis_compile.compat import (
     bf16_gemm,
     compile_fx,
     compile_phase,
+    compiles_a_backward,
     copy_dynamo_graph,
     exact_division,
     inductor_config,
@@ -32,6 +34,7 @@ from metis_compile.passes.context import Pass
 from metis_compile.passes.graph.sites import GraphInputs
 from metis_compile.passes.pipeline import AFTER_INDUCTOR, BEFORE_INDUCTOR, LOWERING, JointPasses, Passes
 from metis_compile.passes.record import RecordingPartitioner, Tally, active_captures, count
+from metis_compile.policy import Policy
 from metis_compile.reporting import summary
 from metis_compile.reporting.summary import SummaryRecord
 
@@ -82,6 +85,8 @@ def compile_graph(
     """
     with compile_phase("metis_backend"):
         names = names_of(gm)
+        if compiles_a_backward() and not names.inputs.parameters:  # products in it were treated with their forward
+            config, listed = replace(config, policy=Policy.load("high")), False
         modules = variants(names, config.policy)
         told = Report(names, config.policy, [len(found) for found in modules.values()])
         if listed:
@@ -143,6 +148,8 @@ def _compile(
         patches["custom_partitioner_fn"] = RecordingPartitioner(records, inner)
     compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches, **compile_fx_kwargs)
     count(tally)
+    if not tally.seen:
+        told.add_unseen()
     if listed:
         first_parameter = min(inputs.parameters, default=None)
         noted.finish(None if first_parameter is None else example_inputs[first_parameter])

@@ -37,6 +37,7 @@
 | new_fake_mode, fake_mode_of, has_values | 2.0 | stand-ins for a model on the meta device; what is fake |
 | detached_dynamo_state | 2.8 | a dry run neither reads nor changes what Dynamo has learned of changing sizes |
 | without_default_device | 2.3 | stand-ins of meta tensors are on the CPU, and so is what is made beside them |
+| compiles_a_backward | 2.5 | compiled autograd hands over backwards whose products were treated with their forward |
 | fsdp_layouts | 2.6 | how FSDP2's parameters lie while they compute, to tell tensor parallelism from storage |
 | saves_through_hooks | 2.3 | a forward that checkpointing may run again is one whose saved tensors go through hooks |
 """
@@ -56,6 +57,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo import compiled_autograd
 from torch._dynamo import config as dynamo_config
 from torch._dynamo import pgo
 from torch._dynamo.exc import Unsupported as DynamoUnsupported
@@ -132,6 +134,7 @@ __all__ = [
     "compile_fx",
     "compile_phase",
     "compile_phases",
+    "compiles_a_backward",
     "copy_dynamo_graph",
     "detached_dynamo_state",
     "detect_fake_mode",
@@ -330,6 +333,14 @@ def inductor_sources() -> Iterator[list[str]]:
 def in_backward() -> bool:
     """Whether autograd is running a backward in this thread."""
     return bool(torch._C._current_graph_task_id() != -1)
+
+
+def compiles_a_backward() -> bool:
+    """Whether compiled autograd is running a backward that it compiles.
+
+    torch._dynamo.compiled_autograd.in_compiled_autograd_region.
+    """
+    return bool(compiled_autograd.in_compiled_autograd_region)
 
 
 def saves_through_hooks() -> bool:

@@ -16,6 +16,7 @@ LAYERS = (
     "compat",
     "numerics",
     "conditioning",
+    "ranks",
     "ops",
     "policy",
     "defaults",
