@@ -151,8 +151,8 @@ def _compile(
     if not tally.seen:
         told.add_unseen()
     if listed:
-        first_parameter = min(inputs.parameters, default=None)
-        noted.finish(None if first_parameter is None else example_inputs[first_parameter])
+        parameters = [example_inputs[position] for position in sorted(inputs.parameters)[:1]]
+        noted.finish([*parameters, *([] if told.base is None else [told.base])])
     return compiled if sizes is None else state.Stateful(compiled, first, owner, listed, kind)
 
 

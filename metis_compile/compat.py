@@ -57,9 +57,8 @@ from typing import Any
 import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
-from torch._dynamo import compiled_autograd
+from torch._dynamo import compiled_autograd, pgo
 from torch._dynamo import config as dynamo_config
-from torch._dynamo import pgo
 from torch._dynamo.exc import Unsupported as DynamoUnsupported
 from torch._dynamo.source import SyntheticLocalSource
 from torch._dynamo.symbolic_convert import InstructionTranslator

@@ -122,7 +122,13 @@ class Report:
 
     def _nothing(self) -> list[str]:
         compiled = self.compiled
-        if compiled.warned or compiled.unseen or compiled.rewritten or not compiled.left or not self._most_is_compiled():
+        if (
+            compiled.warned
+            or compiled.unseen
+            or compiled.rewritten
+            or not compiled.left
+            or not self._most_is_compiled()
+        ):
             return []
         reasons = [f"{count} are left as {reason}" for reason, count in compiled.left.most_common(_SHOWN)]
         return [f"none of {sum(compiled.left.values())} products is rewritten: " + ", ".join(reasons)]

@@ -9,7 +9,9 @@ from parallel import WAYS, difference_from_high
 from processes import Raised, on_processes
 
 RANKS = 4
-EXACT = [(way, how, policy) for way in WAYS for how in ("whole", "blocks") for policy in ("high", "mxfp8")]
+LOCAL = ["averis", "best", "stochastic"]
+SHARDS = ["nvfp4", "averis"]
+EXACT = [(way, *case) for way in WAYS for case in (("whole", "high"), ("whole", "mxfp8"), ("blocks", "mxfp8"))]
 NVFP4 = [("ddp", "whole", "nvfp4"), ("tp", "whole", "nvfp4"), ("2d", "blocks", "nvfp4")]
 
 # `high`: sums in another order, a few roundings of float32 deep. `mxfp8`: batches and shards are whole blocks, and a
@@ -23,17 +25,37 @@ BOUNDS = {"high": 2e-6, "mxfp8": 5e-3, "nvfp4": 0.2}
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    cases = {"-".join(case): ("difference", *case) for case in EXACT + NVFP4}
+    cases: dict[str, tuple[Any, ...]] = {"-".join(case): ("difference", *case) for case in EXACT + NVFP4}
+    cases |= {f"local {policy}": ("difference_from_local", policy) for policy in LOCAL}
+    cases |= {f"shard {policy}": ("difference_from_shard", policy) for policy in SHARDS}
     return on_processes(RANKS, "parallel", tmp_path_factory.mktemp("equals"), cases)
+
+
+def of(results: list[dict[str, Any]], case: str) -> list[dict[str, float]]:
+    found = [result.get(case, Raised("not run: a case before it raised")) for result in results]
+    for rank, differences in enumerate(found):
+        assert not isinstance(differences, Raised), f"rank {rank}: {differences}"
+    return found
 
 
 @pytest.mark.parametrize(("way", "how", "policy"), EXACT + NVFP4)
 def test_gradients(results: list[dict[str, Any]], way: str, how: str, policy: str) -> None:
-    for rank, found in enumerate(results):
-        differences = found.get(f"{way}-{how}-{policy}", Raised("not run: a case before it raised"))
-        assert not isinstance(differences, Raised), f"rank {rank}: {differences}"
+    for rank, differences in enumerate(of(results, f"{way}-{how}-{policy}")):
         assert len(differences) == (0 if rank > 1 else 4 + 2 * rank) if way == "pipeline" else 10
         assert max(differences.values(), default=0) < BOUNDS[policy], f"rank {rank}: {differences}"
+
+
+@pytest.mark.parametrize("policy", LOCAL)
+def test_what_is_averaged_is_what_each_rank_has_of_its_own_rows(results: list[dict[str, Any]], policy: str) -> None:
+    """Tensor scales, means and bases are of the rows of a rank: to the rounding of a sum over ranks."""
+    for rank, differences in enumerate(of(results, f"local {policy}")):
+        assert max(differences.values()) < BOUNDS["high"], f"rank {rank}: {differences}"
+
+
+@pytest.mark.parametrize("policy", SHARDS)
+def test_a_shard_is_quantized_as_a_tensor_of_its_own(results: list[dict[str, Any]], policy: str) -> None:
+    for rank, differences in enumerate(of(results, f"shard {policy}")):
+        assert max(differences.values()) == 0, f"rank {rank}: {differences}"
 
 
 def test_the_bounds_tell_policies_from_high() -> None:

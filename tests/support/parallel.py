@@ -26,9 +26,10 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
-from metis_compile import Policy
+from metis_compile import set_data_parallel_rank
 
-POLICIES: dict[str, Any] = {"high": "high", "mxfp8": "mxfp8", "nvfp4": NEAREST_POLICY, "stochastic": STOCHASTIC_POLICY}
+POLICIES: dict[str, Any] = {name: name for name in ("high", "mxfp8", "averis", "best")}
+POLICIES |= {"nvfp4": NEAREST_POLICY, "stochastic": STOCHASTIC_POLICY}
 WIDTH, HIDDEN, ROWS = 64, 128, 32  # rows of a rank's batch, blocks of 32 along each axis of every shard
 
 
@@ -230,6 +231,58 @@ def difference(way: str, how: str, policy: str) -> dict[str, float]:
     expected = step_of_one_process(policy, count)
     found = WAYS[way](how, policy, batches(count), rank)
     return {name: float((found[name] - expected[name]).norm() / expected[name].norm()) for name in found}
+
+
+def difference_from_local(policy: str) -> dict[str, float]:
+    """Of DDP's gradients to the mean of those that one process has of each rank's batch, told which rank it is."""
+    rank, count = dist.get_rank(), dist.get_world_size()
+    expected: dict[str, Tensor] = {}
+    for each in range(count):
+        set_data_parallel_rank(each)
+        model = make()
+        compile_whole(model, policy)
+        loss_of(model(batches(count)[each])).backward()
+        for name, gradient in gradients(model).items():
+            expected[name] = expected.get(name, 0) + gradient / count
+    set_data_parallel_rank(None)
+    model = make()
+    wrapped = DistributedDataParallel(model)  # one bucket: each graph draws a seed
+    wrapped.compile(backend=eager_backend(POLICIES[policy]))
+    loss_of(wrapped(batches(count)[rank])).backward()
+    found = gradients(model)
+    return {name: float((found[name] - value).norm() / value.norm()) for name, value in expected.items()}
+
+
+def difference_from_shard(policy: str) -> dict[str, float]:
+    """Of what a rank computes with its rows of a weight, to what one process does that has these alone."""
+    rank, count = dist.get_rank(), dist.get_world_size()
+    block, x = make().layers[0], batches(1)[0]
+    mine = nn.Linear(WIDTH, HIDDEN // count)
+    mine.load_state_dict({name: p.chunk(count)[rank] for name, p in block.up.state_dict().items()})
+    alone, shared = Product(mine), Product(block.up)
+    parallelize_module(shared, init_device_mesh("cpu", (count,)), {"product": ColwiseParallel()})
+    outputs = []
+    for model, stated in ((alone, 0), (shared, None)):
+        torch.compiler.reset()
+        torch.manual_seed(0)
+        set_data_parallel_rank(stated)
+        compile_whole(model, policy)
+        outputs.append(model(x))
+        outputs[-1].sum().backward()
+    gradient = shared.product.weight.grad
+    assert isinstance(gradient, DTensor)
+    assert mine.weight.grad is not None
+    found = {"output": (outputs[1], outputs[0]), "gradient": (gradient.to_local(), mine.weight.grad)}
+    return {name: float((a - b).norm()) for name, (a, b) in found.items()}
+
+
+class Product(nn.Module):
+    def __init__(self, product: nn.Linear) -> None:
+        super().__init__()
+        self.product = product
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(x) * 2
 
 
 def difference_from_high(policy: str) -> dict[str, float]:
