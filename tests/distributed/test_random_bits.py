@@ -15,7 +15,6 @@ CASES: dict[str, tuple[Any, ...]] = {
     "ddp blocks": ("of_ddp", "blocks"),
     "tp whole": ("of_tensor_parallel_pairs", "whole", False),
     "tp blocks": ("of_tensor_parallel_pairs", "blocks", False),
-    "2d whole": ("of_tensor_parallel_pairs", "whole", True),
     "2d blocks": ("of_tensor_parallel_pairs", "blocks", True),
     "averaged": ("averaged",),
     "resumed": ("resumed",),
@@ -45,8 +44,7 @@ def test_ranks_of_data_parallelism_draw_bits_of_their_own(results: list[dict[str
         assert not torch.equal(one["gradient"], other["gradient"])
 
 
-@pytest.mark.parametrize("how", ["whole", "blocks"])
-@pytest.mark.parametrize("kind", ["tp", "2d"])
+@pytest.mark.parametrize(("kind", "how"), [("tp", "whole"), ("tp", "blocks"), ("2d", "blocks")])
 def test_ranks_of_a_tensor_parallel_group_draw_the_same(results: list[dict[str, Any]], kind: str, how: str) -> None:
     """In the first step already, and in the graph of a block that is whole on each of them."""
     found = of(results, f"{kind} {how}")

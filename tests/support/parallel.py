@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
-from metis_compile import set_data_parallel_rank
+from metis_compile import set_data_parallel_rank, summary
 
 POLICIES: dict[str, Any] = {name: name for name in ("high", "mxfp8", "averis", "best")}
 POLICIES |= {"nvfp4": NEAREST_POLICY, "stochastic": STOCHASTIC_POLICY}
@@ -64,15 +64,20 @@ def batches(count: int) -> Tensor:
     return torch.randn(count, ROWS, WIDTH, generator=torch.Generator().manual_seed(1))
 
 
+@cache
+def backend_of(policy: str) -> Any:
+    """One for all models, which then share what is compiled."""
+    return eager_backend(POLICIES[policy])
+
+
 def compile_whole(model: nn.Module, policy: str) -> nn.Module:
-    model.compile(backend=eager_backend(POLICIES[policy]))
+    model.compile(backend=backend_of(policy))
     return model
 
 
 def compile_blocks(model: nn.Module, policy: str) -> nn.Module:
-    backend = eager_backend(POLICIES[policy])
     for layer in [module for module in model.modules() if isinstance(module, Block)]:
-        layer.compile(backend=backend)
+        layer.compile(backend=backend_of(policy))
     return model
 
 
@@ -112,7 +117,7 @@ def with_ddp(how: str, policy: str, batch: Tensor, rank: int, **options: Any) ->
     if how == "blocks":
         compile_blocks(model, policy)
     wrapped = DistributedDataParallel(model, bucket_cap_mb=0.02, **options)
-    run = torch.compile(wrapped, backend=eager_backend(POLICIES[policy])) if how == "whole" else wrapped
+    run = torch.compile(wrapped, backend=backend_of(policy)) if how == "whole" else wrapped
     for step in range(2 if options.get("static_graph") else 1):  # the first step of a static graph only looks
         wrapped.zero_grad()
         loss_of(run(batch[rank])).backward()
@@ -130,7 +135,7 @@ def with_no_sync(how: str, policy: str, batch: Tensor, rank: int) -> dict[str, T
     if how == "blocks":
         compile_blocks(model, policy)
     wrapped = DistributedDataParallel(model)
-    run = torch.compile(wrapped, backend=eager_backend(POLICIES[policy])) if how == "whole" else wrapped
+    run = torch.compile(wrapped, backend=backend_of(policy)) if how == "whole" else wrapped
     mine = batch.view(dist.get_world_size(), -1, ROWS, WIDTH)[rank]
     for i, part in enumerate(mine):
         with wrapped.no_sync() if i + 1 < len(mine) else nullcontext():
@@ -145,7 +150,7 @@ def with_fsdp1(how: str, policy: str, batch: Tensor, rank: int) -> dict[str, Ten
     wrapped = FullyShardedDataParallel(
         model, auto_wrap_policy=ModuleWrapPolicy({Block}), use_orig_params=True, device_id=torch.device("cpu")
     )
-    run = torch.compile(wrapped, backend=eager_backend(POLICIES[policy])) if how == "whole" else wrapped
+    run = torch.compile(wrapped, backend=backend_of(policy)) if how == "whole" else wrapped
     loss_of(run(batch[rank])).backward()
     with FullyShardedDataParallel.summon_full_params(wrapped, with_grads=True):
         return gradients(wrapped)
@@ -247,7 +252,7 @@ def difference_from_local(policy: str) -> dict[str, float]:
     set_data_parallel_rank(None)
     model = make()
     wrapped = DistributedDataParallel(model)  # one bucket: each graph draws a seed
-    wrapped.compile(backend=eager_backend(POLICIES[policy]))
+    wrapped.compile(backend=backend_of(policy))
     loss_of(wrapped(batches(count)[rank])).backward()
     found = gradients(model)
     return {name: float((found[name] - value).norm() / value.norm()) for name, value in expected.items()}
@@ -291,3 +296,22 @@ def difference_from_high(policy: str) -> dict[str, float]:
     return {
         name: float((found[name] - value).norm() / value.norm()) for name, value in expected.items() if value.dim() > 1
     }
+
+
+def linears_in_the_summary(way: str) -> tuple[int, int]:
+    """How many linears `metis_compile.summary` says that the model has, and how many it says are quantized."""
+    model, mesh = make(), init_device_mesh("cpu", (dist.get_world_size(),))
+    if way == "fsdp2":
+        for layer in model.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    run: nn.Module = model
+    if way == "fsdp1":
+        wrap = ModuleWrapPolicy({Block})
+        run = FullyShardedDataParallel(
+            model, auto_wrap_policy=wrap, use_orig_params=True, device_id=torch.device("cpu")
+        )
+    run.compile(backend=backend_of("mxfp8"))
+    loss_of(run(batches(1)[0])).backward()
+    found = summary(model)
+    return found.linears, found.quantized_linears

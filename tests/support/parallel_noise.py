@@ -7,8 +7,19 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from graphs import eager_backend
-from parallel import Block, batches, compile_blocks, compile_whole, gradients, loss_of, make, mesh_2d, shard_blocks
+from parallel import (
+    POLICIES,
+    Block,
+    backend_of,
+    batches,
+    compile_blocks,
+    compile_whole,
+    gradients,
+    loss_of,
+    make,
+    mesh_2d,
+    shard_blocks,
+)
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -31,6 +42,9 @@ UNBIASED = Policy.from_toml(
 )
 
 
+POLICIES |= {"unbiased": UNBIASED, "metis-paper": "metis-paper"}
+
+
 def drawn(model: nn.Module, run: Any = None, seed: int = 5) -> dict[str, Tensor]:
     """Gradients of a step in which random numbers begin with `seed`."""
     model.zero_grad()
@@ -46,14 +60,13 @@ def of_ddp(how: str) -> dict[str, Any]:
         compile_blocks(model, "stochastic")
     wrapped = DistributedDataParallel(model)
     if how == "whole":
-        wrapped.compile(backend=eager_backend("nvfp4"))
+        wrapped.compile(backend=backend_of("stochastic"))
     with wrapped.no_sync():
         found = [drawn(model, wrapped) for _ in range(2)]
     rank = metis_compile.data_parallel_rank()
-    torch.compiler.reset()
     metis_compile.set_data_parallel_rank(dist.get_rank())
     plain = make()
-    plain.compile(backend=eager_backend("nvfp4")) if how == "whole" else compile_blocks(plain, "stochastic")
+    compile_whole(plain, "stochastic") if how == "whole" else compile_blocks(plain, "stochastic")
     alone = drawn(plain)
     metis_compile.set_data_parallel_rank(None)
     same = all(torch.equal(found[0][name], found[1][name]) for name in alone)
@@ -82,7 +95,7 @@ def averaged() -> tuple[float, float]:
     model = make()
     exact = drawn(model)["layers.1.down.weight"]
     wrapped = DistributedDataParallel(model)
-    run = torch.compile(wrapped, backend=eager_backend(UNBIASED))
+    run = torch.compile(wrapped, backend=backend_of("unbiased"))
     errors = []
     for is_averaged in (False, True):
         with nullcontext() if is_averaged else wrapped.no_sync():
@@ -95,7 +108,7 @@ def resumed() -> bool:
     model = make()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     wrapped = DistributedDataParallel(model)
-    wrapped.compile(backend=eager_backend("metis-paper"))
+    wrapped.compile(backend=backend_of("metis-paper"))
     drawn(model, wrapped)
     optimizer.step()
     saved = {name: value.clone() for name, value in model.state_dict().items()}
@@ -115,7 +128,7 @@ def resumed() -> bool:
     again = make()
     again.load_state_dict(saved)
     wrapped = DistributedDataParallel(again)
-    wrapped.compile(backend=eager_backend("metis-paper"))
+    wrapped.compile(backend=backend_of("metis-paper"))
     metis_compile.load_state_dict(again, kept)
     found = step(again, wrapped)
     return all(torch.equal(found[name], whole[name]) for name in whole)
