@@ -30,7 +30,7 @@ def test_the_bounds_are_those_of_the_tests() -> None:
 def test_the_policies_are_those_of_the_tests() -> None:
     local, shards = (" and ".join(f"`{name}`" for name in value_of(name)) for name in ("LOCAL", "SHARDS"))
     assert re.search(rf"tested with\s{local}\)", TEXT)
-    assert re.search(rf"tested bit\s+for bit with {shards}\)", TEXT)
+    assert re.search(rf"tested bit for\s+bit with {shards}\)", TEXT)
 
 
 def test_what_it_links_to_exists() -> None:
