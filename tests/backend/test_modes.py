@@ -181,11 +181,14 @@ def test_a_deep_copy_of_a_compiled_model_is_compiled() -> None:
     assert metis_compile.state_dict(copied)
 
 
-def test_a_pickled_model_is_compiled_under_the_policy_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("METIS_POLICY", "high")
+def test_a_pickled_model_is_compiled_under_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = torch.compile(make(), backend="metis", options={"policy": "mxfp8"})
-    again = pickle.loads(pickle.dumps(compiled))
-    assert isinstance(again, torch._dynamo.OptimizedModule)
+    text = pickle.dumps(compiled)
+    monkeypatch.setenv("METIS_POLICY", "high")
+    again = pickle.loads(text)
+    with torch.no_grad():
+        assert not torch.equal(again(X), compiled._orig_mod(X))
+    assert metis_compile.summary(again).policy == "mxfp8.toml"
 
 
 def test_a_copy_of_a_model_that_was_compiled_in_place_is_not_compiled() -> None:
