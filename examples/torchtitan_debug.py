@@ -1,7 +1,6 @@
 """Train torchtitan's Llama debug model under a policy, block by block, on the CPU: torchtitan 0.3.
 
     METIS_POLICY=nvfp4 python examples/torchtitan_debug.py --steps 3
-    METIS_POLICY=nvfp4 torchrun --nproc-per-node 2 examples/torchtitan_debug.py --steps 3
 
 It calls torchtitan's own `parallelize_fn`, which compiles each block with the backend that it is given and then shards
 it by FSDP2. FlexAttention, torchtitan's default, compiles with Inductor alone: PyTorch's attention takes its place.
