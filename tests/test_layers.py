@@ -24,6 +24,7 @@ LAYERS = (
     "kernels",
     "passes",
     "naming",
+    "schedule",
     "state",
     "reporting",
     "backend",
