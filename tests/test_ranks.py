@@ -102,3 +102,15 @@ def test_no_stream_of_one_rank_is_one_of_another() -> None:
 def test_a_seed_is_int64() -> None:
     with pytest.raises(TypeError, match=r"metis::of_rank: seed must be int64, got float32"):
         OF_RANK(torch.zeros(1))
+
+
+def test_an_export_is_given_the_seed_of_its_rank() -> None:
+    pytest.importorskip("torch_mlir", reason="the export is made by torch-mlir, whose packages are for Linux")
+    texts = []
+    for rank in (None, 1):
+        torch.compiler.reset()
+        metis_compile.set_data_parallel_rank(rank)
+        model = nn.Linear(32, 32)
+        exported = metis_compile.export_mlir(model, torch.randn(32, 32), policy=STOCHASTIC_POLICY)
+        texts.append([program.mlir for program in exported.programs])
+    assert texts[0] == texts[1]
