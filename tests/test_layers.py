@@ -29,6 +29,7 @@ LAYERS = (
     "reporting",
     "backend",
     "inspection",
+    "sensitivity",
     "weights",
     "mlir",
     "measure",
