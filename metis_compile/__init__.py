@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from metis_compile.numerics import QuantizedTensor, quantize
     from metis_compile.passes.record import Captured, CapturedGraph, SavedTensor, capture
     from metis_compile.policy import Policy, PolicyError, Schedule, presets
+    from metis_compile.ranks import data_parallel_rank, set_data_parallel_rank
     from metis_compile.reporting.summary import Summary, summary
     from metis_compile.schedule import advance
     from metis_compile.sensitivity import Blame, BlameError, blame
@@ -42,6 +43,7 @@ _HOMES = {
     "advance": "schedule",
     "blame": "sensitivity",
     "capture": "passes.record",
+    "data_parallel_rank": "ranks",
     "dual_range_regularizer": "weights.regularizer",
     "explain": "inspection.explain",
     "export_mlir": "mlir",
@@ -51,6 +53,7 @@ _HOMES = {
     "presets": "policy",
     "quantize": "numerics",
     "reparametrize": "weights.reparametrization",
+    "set_data_parallel_rank": "ranks",
     "split": "conditioning",
     "state_dict": "state",
     "summary": "reporting.summary",
@@ -76,6 +79,7 @@ __all__ = [
     "advance",
     "blame",
     "capture",
+    "data_parallel_rank",
     "dual_range_regularizer",
     "explain",
     "export_mlir",
@@ -85,6 +89,7 @@ __all__ = [
     "presets",
     "quantize",
     "reparametrize",
+    "set_data_parallel_rank",
     "split",
     "state_dict",
     "summary",
