@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from metis_compile.calibration import Calibration, CalibrationError, calibrate
     from metis_compile.conditioning import Conditioned, split
     from metis_compile.inspection.explain import Explanation, explain
     from metis_compile.mlir import Exported, ExportError, export_mlir
@@ -26,6 +27,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "Blame": "sensitivity",
     "BlameError": "sensitivity",
+    "Calibration": "calibration",
+    "CalibrationError": "calibration",
     "Captured": "passes.record",
     "CapturedGraph": "passes.record",
     "Conditioned": "conditioning",
@@ -42,6 +45,7 @@ _HOMES = {
     "Summary": "reporting.summary",
     "advance": "schedule",
     "blame": "sensitivity",
+    "calibrate": "calibration",
     "capture": "passes.record",
     "data_parallel_rank": "ranks",
     "dual_range_regularizer": "weights.regularizer",
@@ -62,6 +66,8 @@ _HOMES = {
 __all__ = [
     "Blame",
     "BlameError",
+    "Calibration",
+    "CalibrationError",
     "Captured",
     "CapturedGraph",
     "Conditioned",
@@ -78,6 +84,7 @@ __all__ = [
     "Summary",
     "advance",
     "blame",
+    "calibrate",
     "capture",
     "data_parallel_rank",
     "dual_range_regularizer",

@@ -79,7 +79,7 @@ class JointPasses(CustomGraphPass):
                 record.nested(leave_nested(graph))
             return
         for record in self.records:
-            record.before(graph)
+            record.before(graph, self.inputs)
         trace("metis_joint_before", graph)
         context = PassContext(graph=graph, config=self.config, inputs=self.inputs)
         with compile_phase("metis_joint_pass"):

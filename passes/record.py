@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from metis_compile.compat import CustomPartitionerFn, partition, size_hint, without_custom_passes
-from metis_compile.passes.graph.sites import Site
+from metis_compile.passes.graph.sites import GraphInputs, Site
 from metis_compile.passes.graph.views import root
 from metis_compile.policy import Policy
 
@@ -41,6 +41,7 @@ class CapturedGraph:
     sites: list[Site] = field(default_factory=list)
     saved: list[SavedTensor] = field(default_factory=list)
     parameters: dict[str, str] = field(default_factory=dict)  # graph input -> the parameter's name
+    inputs: GraphInputs | None = None  # what is known of the graph from outside
     plain: CapturedGraph | None = None  # the same without our passes, where `capture` was asked for it
 
     @property
@@ -64,7 +65,7 @@ class Recorder(Protocol):
 
     def nested(self, sites: list[Site]) -> None: ...
 
-    def before(self, graph: fx.Graph) -> None: ...
+    def before(self, graph: fx.Graph, inputs: GraphInputs) -> None: ...
 
     def after(self, graph: fx.Graph, sites: list[Site], parameters: dict[str, str], state: Sequence[str]) -> None: ...
 
@@ -82,8 +83,8 @@ class Record:
         known = {(s.source, s.module, s.gemm) for s in self._nested}
         self._nested += [s for s in sites if (s.source, s.module, s.gemm) not in known]
 
-    def before(self, graph: fx.Graph) -> None:
-        self.graph.joint_before = _copy(graph)
+    def before(self, graph: fx.Graph, inputs: GraphInputs) -> None:
+        self.graph.joint_before, self.graph.inputs = _copy(graph), inputs
 
     def after(self, graph: fx.Graph, sites: list[Site], parameters: dict[str, str], state: Sequence[str]) -> None:
         """state: names of the inputs that live across steps: that backward reads one of them stores nothing."""
@@ -164,7 +165,7 @@ class Tally:
     def nested(self, sites: list[Site]) -> None:
         self.products += len(sites)
 
-    def before(self, graph: fx.Graph) -> None:
+    def before(self, graph: fx.Graph, inputs: GraphInputs) -> None:
         pass
 
     def after(self, graph: fx.Graph, sites: list[Site], parameters: dict[str, str], state: Sequence[str]) -> None:

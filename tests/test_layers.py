@@ -31,6 +31,7 @@ LAYERS = (
     "backend",
     "inspection",
     "sensitivity",
+    "calibration",
     "weights",
     "mlir",
     "measure",

@@ -6,6 +6,7 @@ import typer
 
 from metis_compile.cli.bench import bench
 from metis_compile.cli.blame import blame
+from metis_compile.cli.calibrate import calibrate
 from metis_compile.cli.compare import compare
 from metis_compile.cli.explain import explain
 from metis_compile.cli.export import export
@@ -43,6 +44,7 @@ def root(
 app.command()(train)
 app.command()(explain)
 app.command()(blame)
+app.command()(calibrate)
 app.command()(compare)
 app.command()(export)
 app.add_typer(bench)

@@ -153,10 +153,11 @@ def explain(
     one_policy(config, "explain")
     found = None if device is None else find_device(device)
     run = dry_run(model, args, kwargs, config, patches, once=True, plain=True)
-    return replace(_explanation(config.policy, run.captured.graphs, run.cuts), full=full, device=found)
+    return replace(explanation_of(config.policy, run.captured.graphs, run.cuts), full=full, device=found)
 
 
-def _explanation(policy: Policy, graphs: Sequence[CapturedGraph], cuts: Sequence[Cut]) -> Explanation:
+def explanation_of(policy: Policy, graphs: Sequence[CapturedGraph], cuts: Sequence[Cut]) -> Explanation:
+    """What the captured graphs of a model say; a cut for each."""
     counts = Counter(
         o.decision.index
         for graph in graphs

@@ -20,7 +20,7 @@ from metis_compile.compat import cache_dir, size_hint
 from metis_compile.policy import Policy
 
 if TYPE_CHECKING:
-    from metis_compile.passes.graph.sites import Site
+    from metis_compile.passes.graph.sites import GraphInputs, Site
 
 log = logging.getLogger("metis_compile")
 HIGH = "high"
@@ -149,7 +149,7 @@ class SummaryRecord:
         self._products: list[Product] = []
         self._has_run = False
 
-    def before(self, graph: fx.Graph) -> None:
+    def before(self, graph: fx.Graph, inputs: GraphInputs) -> None:
         pass
 
     def nested(self, sites: list[Site]) -> None:

@@ -128,7 +128,7 @@ def blame(
             return outcomes
 
         def measured(wanted: Callable[[Site, Operand], bool]) -> Effect:
-            return _effect(told(of_loss.run(config, wanted)), high)
+            return effect_of(told(of_loss.run(config, wanted)), high)
 
         high = told(of_loss.run_high())
         total = measured(lambda site, operand: True)
@@ -157,8 +157,13 @@ def _units(sites: Sequence[Site], by: str) -> dict[Unit, tuple[str, ...]]:
 def _unit(site: Site, operand: Operand, by: str) -> Unit:
     """(module, gemm, operand) that it is measured as a part of."""
     tied = any(o.decision is not None and o.decision.treatment.hadamard for o in site.operands)
-    module = re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", site.module) if by == "kind" else site.module
+    module = kind_of(site.module) if by == "kind" else site.module
     return module, site.gemm, "both" if tied else operand.role
+
+
+def kind_of(module: str) -> str:
+    """The name of a module with a star for each number: "layers.*.attention.key"."""
+    return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", module)
 
 
 def _is_of(unit: Unit, by: str, site: Site, operand: Operand) -> bool:
@@ -169,7 +174,8 @@ def _is_not_of(unit: Unit, by: str, site: Site, operand: Operand) -> bool:
     return _unit(site, operand, by) != unit
 
 
-def _effect(outcomes: Sequence[Outcome], high: Sequence[Outcome]) -> Effect:
+def effect_of(outcomes: Sequence[Outcome], high: Sequence[Outcome]) -> Effect:
+    """What a choice did, beside the same batches in high precision."""
     pairs = list(zip(outcomes, high, strict=True))
     loss = sum(outcome.loss - reference.loss for outcome, reference in pairs) / len(pairs)
     squares = []

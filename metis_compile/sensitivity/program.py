@@ -121,7 +121,7 @@ def program(loss: Callable[..., Any], batches: Sequence[Any], config: Config) ->
     """
     batches = [batch if isinstance(batch, (tuple, list)) else (batch,) for batch in batches]
     if not batches:
-        raise BlameError("metis: blame needs a batch at least, got none")
+        raise BlameError("metis: there must be a batch at least, got none")
     given: list[list[Any]] = []
     inputs: list[GraphInputs] = []
     high = replace(config, policy=Policy(rules=()))

@@ -166,7 +166,7 @@ def test_the_two_operands_of_a_transform_are_one() -> None:
 @pytest.mark.parametrize(
     ("given", "batches", "said"),
     [
-        (loss, [], "blame needs a batch at least, got none"),
+        (loss, [], "there must be a batch at least, got none"),
         (lambda x: MODEL(x), BATCHES, r"the loss must be a scalar tensor, got a tensor of the shape \[48, 32\]"),
         (lambda x: 3.0, BATCHES, "the loss must be a scalar tensor, got a float"),
         (lambda x: x.mean(), BATCHES, "the loss has no gradient"),
