@@ -17,6 +17,7 @@ from metis_compile.passes.context import PassContext, run_passes
 from metis_compile.passes.pipeline import JOINT
 from metis_compile.passes.record import CapturedGraph
 from metis_compile.policy import Policy
+from metis_compile.sensitivity.program import BlameError
 
 
 class Costs:
@@ -29,7 +30,10 @@ class Costs:
         of the graph. alike: no policy will tell one block from another, so that one is looked at for all."""
         self.device, self._config = device, config
         run = dry_run(loss, batch, {}, config, {}, once=alike)
+        if len(run.captured.graphs) != 1:
+            raise BlameError(f"metis: the loss must be one graph for torch.compile, got {len(run.captured.graphs)}")
         (self._graph,), self._cuts = run.captured.graphs, run.cuts
+        self.modules = frozenset(site.module for site in self._graph.sites)
 
     def of(self, policy: Policy) -> Prediction:
         graph = self._graph

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -32,7 +32,7 @@ def rules_of(choice: Choice) -> list[ChosenRule]:
     found: list[ChosenRule] = []
     for blocks in {group.blocks: None for group in choice if group.blocks is not None}:
         here = {g.kind: g for g in choice if g.blocks == blocks}
-        for name in _names(choice):
+        for name in _names(choice.values()):
             cells = {
                 kind: [c for c in _ordered(g.cells) if choice[g][c] == name and usual[kind].get(c) != name]
                 for kind, g in here.items()
@@ -45,7 +45,7 @@ def rules_of(choice: Choice) -> list[ChosenRule]:
 def _with_default(usual: Mapping[str, Cells], groups: Mapping[str, Group], default: str) -> list[ChosenRule]:
     everything = {kind: _ordered(cells) for kind, cells in usual.items()}
     found: list[ChosenRule] = []
-    for name in _names(usual):
+    for name in _names(usual.values()):
         if name != default:
             cells = {kind: [c for c in everything[kind] if usual[kind][c] == name] for kind in usual}
             found += _rules(cells, everything, name, None, groups)
@@ -121,12 +121,13 @@ def _list(texts: Sequence[str]) -> str:
     return quoted[0] if len(quoted) == 1 else f"[{', '.join(quoted)}]"
 
 
-def _ordered(cells: object) -> list[Cell]:
-    return [(gemm, o) for gemm, operands in OPERANDS_OF.items() for o in operands if (gemm, o) in cells]  # type: ignore[operator]
+def _ordered(cells: Iterable[Cell]) -> list[Cell]:
+    there = set(cells)
+    return [(gemm, o) for gemm, operands in OPERANDS_OF.items() for o in operands if (gemm, o) in there]
 
 
-def _names(choice: Mapping[object, Cells]) -> list[str]:
-    return list(dict.fromkeys(name for cells in choice.values() for name in cells.values()))
+def _names(choice: Iterable[Cells]) -> list[str]:
+    return list(dict.fromkeys(name for cells in choice for name in cells.values()))
 
 
 def _by_number(usual: Mapping[str, Cells]) -> list[str]:

@@ -18,7 +18,9 @@ from metis_compile.cost_model import Device, find_device
 from metis_compile.inspection.prediction import Prediction
 from metis_compile.options import read_options
 from metis_compile.policy.treatment import HIGH
+from metis_compile.sensitivity.effects import kind_of
 from metis_compile.sensitivity.program import BlameError, program
+from metis_compile.spelling import did_you_mean
 
 ERRORS = ("loss", "gradient")
 
@@ -33,6 +35,7 @@ def calibrate(
     error: Literal["loss", "gradient"] = "loss",
     candidates: Sequence[str] = ("mxfp8", "nvfp4", "best"),
     by: Literal["kind", "depth"] = "kind",
+    cost_of: tuple[Callable[..., Any], Sequence[Any]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Calibration:
     """Chooses a treatment for each operand of each kind of layer, by what it does to the loss and what it costs.
@@ -43,7 +46,9 @@ def calibrate(
     it is chosen. error: "loss", the relative change of the mean loss (0.001 is 0.1 %), or "gradient", ||g - g0|| /
     ||g0|| of all parameters' gradients together. candidates: presets, whose recipes are what an operand may be given;
     it may always be left high. by: "kind" treats all layers alike whose names differ by a number; "depth" looks at the
-    first and the last quarter of the blocks apart from those between. progress: called with how many of how many runs
+    first and the last quarter of the blocks apart from those between. cost_of: another loss and a batch of its, to
+    predict the cost of: of a larger model whose layers have the same names but for numbers, maybe on the meta device
+    (then the loss must be an nn.Module). It needs by="kind". progress: called with how many of how many runs
     are done; the last few, of whole policies, are added as they are needed.
 
     Raises CalibrationError, a ValueError, for a candidate that is none, a budget that is no number above 0 or that
@@ -57,8 +62,11 @@ def calibrate(
     found_device = find_device(device)
     policies = {name: choices.everywhere(choices.whole(name)) for name in choices.recipes}
     config, _ = read_options({"policy": policies[choices.names[-1]]}, None)
+    if cost_of is not None and by != "kind":
+        raise ValueError('metis: cost_of needs by="kind": the depths of two models are not the same')
     batches = [batch if isinstance(batch, (tuple, list)) else (batch,) for batch in batches]
 
+    cost_of = (loss, batches[0] if batches else ()) if cost_of is None else cost_of
     done, total = 0, 0
 
     def told() -> None:
@@ -80,7 +88,8 @@ def calibrate(
         ways = choices.ways()
         total = 1 + len(parts) + len(ways) + len(policies) - 1
 
-        costs = Costs(loss, batches[0], config, found_device, alike=by == "kind")
+        costs = Costs(*cost_of, config, found_device, alike=by == "kind")
+        _check_kinds(groups, costs)
         predictions = []
         for way in ways:
             predictions.append(costs.of(choices.everywhere(way)))
@@ -91,7 +100,7 @@ def calibrate(
         steps = path(frontiers)
         walk = Walk(
             path=[dict(zip(groups, (way.what for way in step), strict=True)) for step in steps],
-            estimates=[_unchanged(groups, predictions[0]) + sum(way.cost for way in step) for step in steps],
+            estimates=[_unchanged(groups, predictions[0], by) + sum(way.cost for way in step) for step in steps],
             measured=measured,
             costs=costs,
             error=error,
@@ -120,12 +129,12 @@ def _frontiers(
     error: str,
 ) -> list[list[Way[Cells]]]:
     """Of each group. Costs are shares of the unquantized step, errors changes of the loss, or gradients' squared."""
-    seconds = [_by_group(groups, prediction) for prediction in predictions]
+    seconds = [_by_group(groups, prediction, measured.by) for prediction in predictions]
     found = []
     for group in groups:
         of_group = []
         for i, way in enumerate(ways):
-            cells = {cell: name for cell, name in way.items() if cell in group.cells}
+            cells: Cells = {cell: name for cell, name in way.items() if cell in group.cells}
             effect = measured.sum({group: cells})
             square = effect.gradient**2
             cost = seconds[i][group] / predictions[i].plain_seconds
@@ -135,19 +144,32 @@ def _frontiers(
     return found
 
 
-def _by_group(groups: Sequence[Group], prediction: Prediction) -> dict[Group, float]:
+def _by_group(groups: Sequence[Group], prediction: Prediction, by: str) -> dict[Group, float]:
     """Seconds of the products of each."""
-    of = {module: group for group in groups for module in group.modules}
+    of_kind = {group.kind: group for group in groups if by == "kind"}
+    of_module = {module: group for group in groups for module in group.modules}
     found = dict.fromkeys(groups, 0.0)
     for site in prediction.sites:
-        if site.site.module in of:
-            found[of[site.site.module]] += site.total
+        group = of_module.get(site.site.module) or of_kind.get(kind_of(site.site.module))
+        if group is not None:
+            found[group] += site.total
     return found
 
 
-def _unchanged(groups: Sequence[Group], high: Prediction) -> float:
+def _check_kinds(groups: Sequence[Group], costs: Costs) -> None:
+    """Raises CalibrationError where what the cost is predicted of has no such layers."""
+    there = {kind_of(module) for module in costs.modules}
+    for group in groups:
+        if group.kind not in there:
+            raise CalibrationError(
+                f"metis: cost_of has no layers called {group.kind!r}, which the loss has"
+                f"{did_you_mean(group.kind, there)}"
+            )
+
+
+def _unchanged(groups: Sequence[Group], high: Prediction, by: str) -> float:
     """The share of an unquantized step that no choice is about."""
-    return (high.seconds - sum(_by_group(groups, high).values())) / high.plain_seconds
+    return (high.seconds - sum(_by_group(groups, high, by).values())) / high.plain_seconds
 
 
 def _budget(cost: float | None, error: float | None) -> tuple[str, float]:
