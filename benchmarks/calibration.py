@@ -26,7 +26,7 @@ from metis_compile.train.trainer import Trainer
 from metis_compile.train.variant import FULL_PRECISION
 
 LARGE = Shape(width=4096, layers=4, heads=32, context=2048)
-CANDIDATES = ("mxfp8", "nvfp4", "four-over-six", "best")
+CANDIDATES = ("mxfp8", "nvfp4", "best")
 
 
 class Loss(nn.Module):

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from itertools import product
 
 from metis_compile.cost_model.kernels import unit_of
-from metis_compile.policy import KINDS, Policy, Recipe, Rule, Treatment, presets
+from metis_compile.policy import KINDS, Policy, Query, Recipe, Rule, Treatment, presets
 from metis_compile.policy.treatment import HIGH, HIGH_RECIPE
 from metis_compile.spelling import did_you_mean
 
 Cell = tuple[str, str]  # gemm, operand
-Cells = Mapping[Cell, str]  # -> the candidate that it is treated by
+Cells = Mapping[Cell, str]  # -> the recipe that it is treated by
 
 OPERANDS_OF = {"fprop": ("activation", "weight"), "dgrad": ("gradient", "weight"), "wgrad": ("gradient", "activation")}
+CELLS = tuple((gemm, operand) for gemm, operands in OPERANDS_OF.items() for operand in operands)
 MOST_WAYS = 512  # to treat a module: the cost of each is predicted
+_LARGE = 4096  # a linear's sizes, where a preset asks for them
 
 
 class CalibrationError(ValueError):
@@ -24,35 +26,35 @@ class CalibrationError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """Recipes by name, "high" first.
+    """What some presets do to the linears of a model, apart from rules for some of its blocks.
 
-    Raises CalibrationError for a name that no preset has a recipe of, for none, and for too many together.
+    Raises CalibrationError for a name that is no preset's, for none that quantizes, and for too many together.
     """
 
-    recipes: Mapping[str, Recipe]
+    wholes: Mapping[str, Cells]  # the preset's name -> what it does everywhere; "high" first
+    recipes: Mapping[str, Recipe]  # by their names, "high" among them
 
     @classmethod
     def of(cls, names: Sequence[str]) -> Candidates:
-        known = [name for name in presets() if name == HIGH or _recipe(name) is not None]
-        if isinstance(names, str):
-            names = (names,)
-        found = {HIGH: HIGH_RECIPE}
+        names = (names,) if isinstance(names, str) else tuple(names)
+        wholes: dict[str, Cells] = {HIGH: dict.fromkeys(CELLS, HIGH)}
+        recipes = {HIGH: HIGH_RECIPE}
         for name in names:
-            if name not in known:
+            if name not in presets():
                 raise CalibrationError(
-                    f"metis: there is no candidate {name!r}; candidates are the recipes of presets, "
-                    f"{', '.join(known)}{did_you_mean(name, known)}"
+                    f"metis: there is no candidate {name!r}; candidates are presets, {', '.join(presets())}"
+                    f"{did_you_mean(name, presets())}"
                 )
-            recipe = _recipe(name)
-            if recipe is not None:
-                found[name] = recipe
-        if len(found) == 1:
+            policy = Policy.load(name)
+            wholes[name] = {cell: policy.decide(_linear(cell)).recipe for cell in CELLS}
+            recipes |= {recipe: policy.recipe(recipe) for recipe in wholes[name].values()}
+        if len(wholes) == 1:
             raise CalibrationError("metis: there must be a candidate besides high, got none")
-        candidates = cls(recipes=found)
+        candidates = cls(wholes=wholes, recipes=recipes)
         ways = len(candidates.ways())
         if ways > MOST_WAYS:
             raise CalibrationError(
-                f"metis: {len(found) - 1} candidates make {ways} ways to treat a module, more than {MOST_WAYS}: give "
+                f"metis: {len(wholes) - 1} candidates make {ways} ways to treat a module, more than {MOST_WAYS}: give "
                 "fewer at a time"
             )
         return candidates
@@ -60,16 +62,16 @@ class Candidates:
     @property
     def names(self) -> tuple[str, ...]:
         """Without "high"."""
-        return tuple(self.recipes)[1:]
+        return tuple(self.wholes)[1:]
 
-    def treatment(self, cell: Cell, name: str) -> Treatment:
-        return self.recipes[name].treatment(cell[1])
+    def treatment(self, cell: Cell, recipe: str) -> Treatment:
+        return self.recipes[recipe].treatment(cell[1])
 
-    def distinct(self, operand: str) -> list[str]:
-        """Those that treat an operand differently; of several that treat it alike, the first."""
+    def distinct(self, cell: Cell) -> list[str]:
+        """Recipes that treat an operand differently, "high" first; of several that treat it alike, the first."""
         first: dict[Treatment, str] = {}
-        for name, recipe in self.recipes.items():
-            first.setdefault(recipe.treatment(operand), name)
+        for whole in self.wholes.values():
+            first.setdefault(self.treatment(cell, whole[cell]), whole[cell])
         return list(first.values())
 
     def ways(self) -> list[Cells]:
@@ -100,7 +102,7 @@ class Candidates:
     def _pairs(self, gemm: str) -> Iterator[Cells]:
         """Both operands high, or both in formats that are multiplied as they are packed."""
         a, b = ((gemm, operand) for operand in OPERANDS_OF[gemm])
-        for names in product(self.distinct(a[1]), self.distinct(b[1])):
+        for names in product(self.distinct(a), self.distinct(b)):
             one, other = self.treatment(a, names[0]), self.treatment(b, names[1])
             if HIGH in (one.format, other.format):
                 fits = one.format == other.format
@@ -108,10 +110,6 @@ class Candidates:
                 fits = unit_of(one.format, other.format) != "bfloat16" and one.hadamard == other.hadamard
             if fits:
                 yield {a: names[0], b: names[1]}
-
-    def whole(self, name: str) -> Cells:
-        """Every operand by the same candidate."""
-        return {(gemm, operand): name for gemm, operands in OPERANDS_OF.items() for operand in operands}
 
     def everywhere(self, cells: Cells) -> Policy:
         """The policy that treats all modules alike."""
@@ -126,6 +124,18 @@ def left_high() -> tuple[Rule, ...]:
     return Rule(kind=kinds, recipe=HIGH), Rule(has_weight=False, recipe=HIGH)
 
 
-def _recipe(preset: str) -> Recipe | None:
-    """A preset's recipe of its own name."""
-    return next((r for r in Policy.load(preset).recipes if r.name == preset), None)
+def _linear(cell: Cell) -> Query:
+    """An operand of a large linear outside of any block."""
+    gemm, operand = cell
+    return Query(
+        module="",
+        block=None,
+        op="linear",
+        gemm=gemm,
+        operand=operand,
+        dtype="bfloat16",
+        has_weight=True,
+        m=_LARGE,
+        n=_LARGE,
+        k=_LARGE,
+    )

@@ -60,7 +60,7 @@ def calibrate(
     budget, limit = _budget(budget_cost, budget_error)
     choices = Candidates.of(candidates)
     found_device = find_device(device)
-    policies = {name: choices.everywhere(choices.whole(name)) for name in choices.recipes}
+    policies = {name: choices.everywhere(whole) for name, whole in choices.wholes.items()}
     config, _ = read_options({"policy": policies[choices.names[-1]]}, None)
     if cost_of is not None and by != "kind":
         raise ValueError('metis: cost_of needs by="kind": the depths of two models are not the same')

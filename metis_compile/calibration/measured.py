@@ -15,7 +15,7 @@ from metis_compile.policy import Policy
 from metis_compile.sensitivity.effects import effect_of
 from metis_compile.sensitivity.program import Outcome, Program
 
-Part = frozenset[tuple[tuple[str, str], str]]  # ((gemm, operand), candidate)
+Part = frozenset[tuple[tuple[str, str], str]]  # ((gemm, operand), recipe)
 
 
 @dataclass(kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from metis_compile.calibration.candidates import OPERANDS_OF, Candidates, Cell
+from metis_compile.calibration.candidates import CELLS, OPERANDS_OF, Candidates, Cell, Cells
 from metis_compile.calibration.groups import Group
 from metis_compile.calibration.measured import Measured
 from metis_compile.calibration.result import Calibration, Chosen, Considered, Figures
@@ -66,26 +66,25 @@ def report(
 
 
 def _why(rule: ChosenRule, effects: Measured) -> Sequence[str]:
-    what = "what is left" if rule.kinds is None else "these"
     if not rule.decides:
         return ["Everything else: nothing of what was measured."]
     lines = [] if rule.kinds is not None else ["Everything else."]
-    chosen = _together(rule, rule.recipe, effects)
+    chosen = _together(rule, dict.fromkeys(CELLS, rule.recipe), effects)
     lines += [f"{rule.recipe}: {_said(chosen)}"]
     for name in effects.candidates.names:
-        if name != rule.recipe and not _alike(rule, name, effects.candidates):
-            lines += [f"{name} for {what}: {_said(_together(rule, name, effects))}"]
+        whole = effects.candidates.wholes[name]
+        if not all(_alike(effects.candidates, cell, whole[cell], rule.recipe) for _, cell in rule.decides):
+            lines += [f"as in {name}: {_said(_together(rule, whole, effects))}"]
     return lines
 
 
-def _alike(rule: ChosenRule, name: str, candidates: Candidates) -> bool:
-    """Whether the rule's recipe does the same to all that it decides."""
-    return all(candidates.treatment(c, name) == candidates.treatment(c, rule.recipe) for _, c in rule.decides)
+def _alike(candidates: Candidates, cell: Cell, one: str, other: str) -> bool:
+    return candidates.treatment(cell, one) == candidates.treatment(cell, other)
 
 
-def _together(rule: ChosenRule, name: str, effects: Measured) -> Considered:
-    """The sum over what a rule decides, were it by this candidate; 0 of what can't be by it alone."""
-    found = [_alone(effects, group, cell, name) for group, cell in rule.decides]
+def _together(rule: ChosenRule, cells: Cells, effects: Measured) -> Considered:
+    """The sum over what a rule decides, were it as in these; 0 of what can't be by it alone."""
+    found = [_alone(effects, group, cell, cells[cell]) for group, cell in rule.decides]
     return Considered(
         loss=sum(max(0.0, effect.loss) for effect in found if effect is not None),
         gradient=math.sqrt(sum(effect.gradient**2 for effect in found if effect is not None)),
@@ -97,11 +96,10 @@ def _said(effect: Considered) -> str:
 
 
 def _alone(effects: Measured, group: Group, cell: Cell, name: str) -> Considered | None:
-    """What a candidate does to an operand; None where it can't be told from the product's other one."""
-    if name == HIGH:
+    """What a recipe does to an operand; None where it can't be told from the product's other one."""
+    same = next(n for n in effects.candidates.distinct(cell) if _alike(effects.candidates, cell, n, name))
+    if same == HIGH:
         return Considered(loss=0.0, gradient=0.0)
-    treatment = effects.candidates.treatment(cell, name)
-    same = next(n for n in effects.candidates.recipes if effects.candidates.treatment(cell, n) == treatment)
     return effects.effects.get((group, frozenset({(cell, same)})))
 
 
@@ -110,7 +108,7 @@ def _chosen(choice: Mapping[Group, Mapping[Cell, str]], effects: Measured) -> li
     for group, cells in choice.items():
         for gemm, operands in OPERANDS_OF.items():
             for cell in ((gemm, operand) for operand in operands if (gemm, operand) in cells):
-                names = [name for name in effects.candidates.distinct(cell[1]) if name != HIGH]
+                names = [name for name in effects.candidates.distinct(cell) if name != HIGH]
                 alone = {name: _alone(effects, group, cell, name) for name in names}
                 found.append(
                     Chosen(
@@ -118,7 +116,7 @@ def _chosen(choice: Mapping[Group, Mapping[Cell, str]], effects: Measured) -> li
                         blocks=group.blocks,
                         gemm=cell[0],
                         operand=cell[1],
-                        candidate=cells[cell],
+                        recipe=cells[cell],
                         treatment=str(effects.candidates.treatment(cell, cells[cell])),
                         considered={name: effect for name, effect in alone.items() if effect is not None},
                     )

@@ -41,9 +41,9 @@ class Chosen:
     blocks: str | None  # a part of the depth; None for all, or what is between those that have one
     gemm: str
     operand: str
-    candidate: str  # or "high"
+    recipe: str  # of a preset, or "high"
     treatment: str
-    considered: Mapping[str, Considered]  # candidate -> what it does; candidates that do the same are under the first
+    considered: Mapping[str, Considered]  # recipe -> what it does; those that do the same are under the first
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,10 +38,10 @@ def tables(found: Calibration) -> Iterator[Any]:
         layer = c.module, c.blocks
         label = (c.module or "<model>") + (f", {c.blocks}" if c.blocks else "") if layer != last else ""
         last = layer
-        here = c.considered.get(c.candidate)
-        others = ", ".join(f"{name} {percent(x.loss)}" for name, x in c.considered.items() if name != c.candidate)
+        here = c.considered.get(c.recipe)
+        others = ", ".join(f"{name} {percent(x.loss)}" for name, x in c.considered.items() if name != c.recipe)
         numbers = ("", "") if here is None else (percent(here.loss), f"{100 * here.gradient:.2f} %")
-        choices.add_row(Text(label), c.gemm, c.operand, c.candidate, *numbers, others)
+        choices.add_row(Text(label), c.gemm, c.operand, c.recipe, *numbers, others)
     yield choices
 
 
