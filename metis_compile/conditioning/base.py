@@ -43,6 +43,11 @@ class Conditioning:
         return False
 
     @property
+    def right_is_identity(self) -> bool:
+        """Whether right is the identity, and left what was taken out of x, of its shape."""
+        return False
+
+    @property
     def keeps_basis(self) -> bool:
         """Whether a basis lives across steps; `fresh_basis` and `update_basis` are then its own."""
         return False

@@ -5,7 +5,8 @@ With A [m, k] = R + U S and B [k, n] = R' + U' S' as the product reads them,
     A B  =  Q(R) Q(R')  +  U (S B)  +  (R U') S'
 
 U and S are left and right of the split where the product contracts the tensor's columns; where it contracts its rows
-they are right and left, transposed. What a tail reads of the other operand, its *partner*, is in high precision, or
+they are right and left, transposed. Where a split takes out single elements, left holds them and right is the identity,
+which is not multiplied by. What a tail reads of the other operand, its *partner*, is in high precision, or
 what the big product reads, as the split says; in backward an activation is only there as it was saved, residual and
 factors. Where left is a column of ones (a mean), S B is a sum and U (...) a row that is added to all rows.
 
@@ -16,7 +17,7 @@ one: U (S B) has S B[g] for each of the experts' matrices, and tokens take that 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -50,6 +51,13 @@ class Parts:
     right: fx.Node
 
 
+class Hadamard(NamedTuple):
+    """A transform along the contracted axis: "fixed" or "fresh" signs, and how many elements it mixes."""
+
+    signs: str
+    size: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Side:
     """One operand of a product, for its tails."""
@@ -61,11 +69,16 @@ class Side:
     quantized: fx.Node  # what the big product reads, as `operand.base` lies: of the residual where there is one
     spec: QuantSpec | None
     only_saved: bool  # in backward, an activation: the tensor itself would have to be kept for it
-    hadamard: str | None = None  # "fixed" or "fresh": `quantized` is of the transformed tensor
+    hadamard: Hadamard | None = None  # `quantized` is of the transformed tensor
 
     @property
     def ones(self) -> bool:
         return isinstance(self.split, Mean)
+
+    @property
+    def dense(self) -> bool:
+        """Whether right is the identity, and left what was taken out: no thin product."""
+        return self.split is not None and self.split.right_is_identity
 
     @property
     def contracts_rows(self) -> bool:
@@ -203,44 +216,45 @@ class Conditioner:
             seed = torch.zeros(1, dtype=torch.int64, device=x.device)
             return list(split.fresh_basis(as_read(split, x), seed).shape)
 
-    def hadamard(self, node: fx.Node, axis: int, signs: str) -> fx.Node:
-        """`node` transformed along `axis`, float32, filled up to blocks of 16; once for all that read it so."""
-        if (node, axis, signs) not in self._transformed:
+    def hadamard(self, node: fx.Node, axis: int, how: Hadamard) -> fx.Node:
+        """`node` transformed along `axis`, float32, filled up to whole blocks; once for all that read it so."""
+        if (node, axis, how) not in self._transformed:
 
             def run(x: torch.Tensor, signs: torch.Tensor) -> list[torch.Tensor]:
                 return [hadamard(x, axis, signs)]
 
-            inputs = [node, self._signs_node(node, signs)]
+            inputs = [node, self._signs_node(node, how)]
             with self.builder.marking(metis_hadamard=axis):  # for a kernel that transforms by itself
                 (result,) = self.inliner.insert(("hadamard", axis), run, inputs, f"{node.name}_hadamard")
-            self._transformed[node, axis, signs] = result
-        return self._transformed[node, axis, signs]
+            self._transformed[node, axis, how] = result
+        return self._transformed[node, axis, how]
 
-    def _signs_node(self, node: fx.Node, signs: str) -> fx.Node:
+    def _signs_node(self, node: fx.Node, how: Hadamard) -> fx.Node:
         device = node.meta["val"].device
 
         def run(*seed: torch.Tensor) -> list[torch.Tensor]:
-            return [self._signs(device, *seed)]
+            return [self._signs(device, how.size, *seed)]
 
-        key = ("signs", signs, device)
-        (result,) = self.inliner.insert(key, run, self._sign_seed(node, signs), f"{node.name}_signs")
+        key = ("signs", how, device)
+        (result,) = self.inliner.insert(key, run, self._sign_seed(node, how), f"{node.name}_signs")
         return result
 
-    def _sign_seed(self, node: fx.Node, signs: str) -> list[fx.Node]:
-        return [self.builder.shared_seed(node.meta["val"].device)] if signs == "fresh" else []
+    def _sign_seed(self, node: fx.Node, how: Hadamard) -> list[fx.Node]:
+        return [self.builder.shared_seed(node.meta["val"].device)] if how.signs == "fresh" else []
 
     @staticmethod
-    def _signs(device: torch.device, *seed: torch.Tensor) -> torch.Tensor:
-        return signs_from(seed[0], SIGN_STREAM) if seed else fixed_signs(device)
+    def _signs(device: torch.device, size: int, *seed: torch.Tensor) -> torch.Tensor:
+        return signs_from(seed[0], SIGN_STREAM, size) if seed else fixed_signs(device, size)
 
     def _plain(self, side: Side) -> fx.Node:
         """What the big product reads, without the Hadamard transform."""
         if side.hadamard is None:
             return side.quantized
         axis, length = side.operand.axis, self.builder.size(side.operand.base, side.operand.axis)
+        size = side.hadamard.size
 
         def run(x: torch.Tensor, length: int, *seed: torch.Tensor) -> list[torch.Tensor]:
-            return [inverse_hadamard(x, axis, self._signs(x.device, *seed), length)]
+            return [inverse_hadamard(x, axis, self._signs(x.device, size, *seed), length)]
 
         inputs = [side.quantized, length, *self._sign_seed(side.quantized, side.hadamard)]
         (result,) = self.inliner.insert(("inverse", axis, side.hadamard), run, inputs, f"{side.quantized.name}_plain")
@@ -260,7 +274,12 @@ class Conditioner:
             # without factors of its own: where the left operand is split the partner is its residual alone
             read = self._partner(left, right.split, residual_only=left.parts is not None).value
             assert read is not None
-            if right.ones and right.contracts_rows:
+            if right.dense and right.contracts_rows:
+                found.append(self.builder.call(aten.mm.default, (read, u)))
+                return found
+            if right.dense:
+                thin = read
+            elif right.ones and right.contracts_rows:
                 thin = self.builder.call(aten.sum.dim_IntList, (read, [1], True))
             elif left.contracts_rows:  # of the transpose of what lies row by row: U^T times that is faster
                 thin = self._transpose(self.builder.call(aten.mm.default, (self._transpose(u), self._transpose(read))))
@@ -348,6 +367,8 @@ class Conditioner:
         """S times the partner, [r, n]."""
 
         def reduced(matrix: fx.Node) -> fx.Node:
+            if side.dense and not side.contracts_rows:
+                return matrix
             if side.ones and side.contracts_rows:
                 return self.builder.call(aten.sum.dim_IntList, (matrix, [0], True))
             return self.builder.call(aten.mm.default, (s, matrix))
@@ -362,7 +383,7 @@ class Conditioner:
         return self.builder.call(aten.add.Tensor, (result, self.builder.call(aten.mm.default, (reduced(u), t))))
 
     def _outer(self, side: Side, u: fx.Node, inner: fx.Node) -> fx.Node:
-        if side.ones and not side.contracts_rows:
+        if (side.ones and not side.contracts_rows) or (side.dense and side.contracts_rows):
             return inner
         return self.builder.call(aten.mm.default, (u, inner))
 
