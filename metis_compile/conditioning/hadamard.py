@@ -66,5 +66,5 @@ def matrix(signs: Tensor) -> Tensor:
     parity = common
     for shift in range(1, size.bit_length() - 1):
         parity = parity ^ (common >> shift)
-    norm = size**-0.5
-    return signs[:, None] * (norm - 2 * norm * (parity & 1).to(torch.float32))
+    parity, norm = parity & 1, size**-0.5
+    return signs[:, None] * (norm - 2 * norm * parity.to(torch.float32))

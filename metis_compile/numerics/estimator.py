@@ -28,7 +28,7 @@ LARGEST = 3.0
 def dge_factor(weight: Tensor, spec: QuantSpec, axis: int) -> Tensor:
     """f'(W), float32 of the weight's shape, for blocks along `axis`; NaN where a weight is."""
     layout = BlockLayout.of(spec, weight.dim(), axis)
-    x = weight.detach().to(torch.float32)
+    x = (weight.detach() if weight.requires_grad else weight).to(torch.float32)
     scales = scaling_of(x, layout, spec)
     magnitude = torch.abs(layout.split(x) * layout.spread(scales.multiplier, x.shape))
     return layout.join(dge_derivative(magnitude, spec), x.shape)
