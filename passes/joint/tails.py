@@ -26,12 +26,13 @@ from metis_compile.compat import enable_python_dispatcher
 from metis_compile.conditioning import Conditioning, Mean, kept_step, makes_basis, next_basis
 from metis_compile.conditioning.compensation import compensated_left
 from metis_compile.conditioning.factors import partner_spec
-from metis_compile.conditioning.hadamard import fixed_signs, hadamard, inverse_hadamard, signs_from
+from metis_compile.conditioning.hadamard import SIZE, fixed_signs, signs_from
 from metis_compile.conditioning.operators import using
 from metis_compile.conditioning.registry import as_read
 from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.noise import stream_offset
 from metis_compile.ops.grouped import GROUPED_MM
+from metis_compile.ops.hadamard import HADAMARD, INVERSE_HADAMARD
 from metis_compile.passes.graph.builder import GraphBuilder
 from metis_compile.passes.graph.inline import Inliner
 from metis_compile.passes.graph.operators import GraphOperators
@@ -219,46 +220,29 @@ class Conditioner:
     def hadamard(self, node: fx.Node, axis: int, how: Hadamard) -> fx.Node:
         """`node` transformed along `axis`, float32, filled up to whole blocks; once for all that read it so."""
         if (node, axis, how) not in self._transformed:
-
-            def run(x: torch.Tensor, signs: torch.Tensor) -> list[torch.Tensor]:
-                return [hadamard(x, axis, signs)]
-
-            inputs = [node, self._signs_node(node, how)]
-            with self.builder.marking(metis_hadamard=axis):  # for a kernel that transforms by itself
-                (result,) = self.inliner.insert(("hadamard", axis), run, inputs, f"{node.name}_hadamard")
-            self._transformed[node, axis, how] = result
+            args = (node, axis, *self._signs(node, how))
+            self._transformed[node, axis, how] = self.builder.call(HADAMARD, args, name=f"{node.name}_hadamard")
         return self._transformed[node, axis, how]
 
-    def _signs_node(self, node: fx.Node, how: Hadamard) -> fx.Node:
+    def _signs(self, node: fx.Node, how: Hadamard) -> list[fx.Node]:
+        """The signs that a transform takes: none where they are the 16 that never change."""
         device = node.meta["val"].device
+        if how.signs != "fresh" and how.size == SIZE:
+            return []
+        seed = [self.builder.shared_seed(device)] if how.signs == "fresh" else []
 
         def run(*seed: torch.Tensor) -> list[torch.Tensor]:
-            return [self._signs(device, how.size, *seed)]
+            return [signs_from(seed[0], SIGN_STREAM, how.size) if seed else fixed_signs(device, how.size)]
 
-        key = ("signs", how, device)
-        (result,) = self.inliner.insert(key, run, self._sign_seed(node, how), f"{node.name}_signs")
-        return result
-
-    def _sign_seed(self, node: fx.Node, how: Hadamard) -> list[fx.Node]:
-        return [self.builder.shared_seed(node.meta["val"].device)] if how.signs == "fresh" else []
-
-    @staticmethod
-    def _signs(device: torch.device, size: int, *seed: torch.Tensor) -> torch.Tensor:
-        return signs_from(seed[0], SIGN_STREAM, size) if seed else fixed_signs(device, size)
+        return self.inliner.insert(("signs", how, device), run, seed, f"{node.name}_signs")
 
     def _plain(self, side: Side) -> fx.Node:
         """What the big product reads, without the Hadamard transform."""
         if side.hadamard is None:
             return side.quantized
         axis, length = side.operand.axis, self.builder.size(side.operand.base, side.operand.axis)
-        size = side.hadamard.size
-
-        def run(x: torch.Tensor, length: int, *seed: torch.Tensor) -> list[torch.Tensor]:
-            return [inverse_hadamard(x, axis, self._signs(x.device, size, *seed), length)]
-
-        inputs = [side.quantized, length, *self._sign_seed(side.quantized, side.hadamard)]
-        (result,) = self.inliner.insert(("inverse", axis, side.hadamard), run, inputs, f"{side.quantized.name}_plain")
-        return result
+        args = (side.quantized, axis, length, *self._signs(side.quantized, side.hadamard))
+        return self.builder.call(INVERSE_HADAMARD, args, name=f"{side.quantized.name}_plain")
 
     def tails(self, left: Side, right: Side) -> list[fx.Node]:
         """What to add to the big product: matrices [m, n], or rows [1, n] that are added to every row."""
