@@ -687,17 +687,14 @@ mm_2 = mm(up_gradient_dequantized_dgrad, up_weight_dequantized_dgrad)""",
         self.assertExpectedInline(
             self.main_steps("ufp4"),
             """\
-primals_2_hadamard_mm = mm(primals_2_hadamard_view_1, primals_2_hadamard_mul_1)
-up_activation_quantized = quantize(primals_2_hadamard_view_3, ufp4 1x16 nearest, 1)
-primals_1_hadamard_mm = mm(primals_1_hadamard_view_1, primals_1_hadamard_mul_1)
-up_weight_quantized = quantize(primals_1_hadamard_view_3, ufp4 1x16 nearest, 1)
-up_activation_quantized_wgrad = quantize(primals_2_hadamard_view_8, ufp4 1x16 nearest, 0)
+up_activation_quantized = quantize(primals_2_hadamard, ufp4 1x16 nearest, 1)
+up_weight_quantized = quantize(primals_1_hadamard, ufp4 1x16 nearest, 1)
+up_activation_quantized_wgrad = quantize(primals_2_hadamard_1, ufp4 1x16 nearest, 0)
 mm = mm(up_activation_dequantized, permute_5)
-up_gradient_quantized_wgrad = quantize(tangents_1_hadamard_view_4, ufp4 1x16 stochastic round_up, 0, metis_seed, 1)
+up_gradient_quantized_wgrad = quantize(tangents_1_hadamard, ufp4 1x16 stochastic round_up, 0, metis_seed, 1)
 mm_1 = mm(permute_6, up_activation_dequantized_wgrad)
-tangents_1_hadamard_mm = mm(tangents_1_hadamard_view_6, tangents_1_hadamard_mul_3)
-up_gradient_quantized_dgrad = quantize(tangents_1_hadamard_view_8, ufp4 1x16 stochastic round_up, 1, metis_seed, 2)
-up_weight_quantized_dgrad = quantize(primals_1_hadamard_view_8, ufp4 1x16 nearest, 0)
+up_gradient_quantized_dgrad = quantize(tangents_1_hadamard_1, ufp4 1x16 stochastic round_up, 1, metis_seed, 2)
+up_weight_quantized_dgrad = quantize(primals_1_hadamard_1, ufp4 1x16 nearest, 0)
 mm_2 = mm(up_gradient_dequantized_dgrad, up_weight_dequantized_dgrad)""",
         )
 
@@ -731,9 +728,9 @@ permute_4 = permute(permute_2, [1, 0])""",
             """\
 up_activation_quantized = quantize(primals_2, mxfp4 1x32 nearest floor, 1)
 up_weight_quantized = quantize(primals_1, mxfp4 1x32 nearest floor, 1)
-up_activation_quantized_wgrad = quantize(primals_2_hadamard_view_4, mxfp4 1x32 nearest floor, 0)
+up_activation_quantized_wgrad = quantize(primals_2_hadamard, mxfp4 1x32 nearest floor, 0)
 mm = mm(up_activation_dequantized, permute_5)
-up_gradient_quantized_wgrad = quantize(tangents_1_hadamard_view_4, mxfp4 1x32 nearest floor, 0)
+up_gradient_quantized_wgrad = quantize(tangents_1_hadamard, mxfp4 1x32 nearest floor, 0)
 mm_1 = mm(permute_6, up_activation_dequantized_wgrad)
 up_gradient_quantized_dgrad = quantize(tangents_1, mxfp4 1x32 stochastic round_up floor, 1, metis_seed, 1)
 up_weight_quantized_dgrad = quantize(primals_1, mxfp4 1x32 nearest floor, 0)
@@ -819,9 +816,9 @@ mm_default_2 = mm(mm_default_1, permute_default_1)
 mm_default_3 = mm(up_activation_dequantized_compensated_addmm_2, add_tensor)
 mm_default_4 = mm(up_activation_dequantized, permute_default_3)
 mm_default_5 = mm(mm_default_4, permute_default_4)
-up_activation_quantized_wgrad = quantize(primals_2_hadamard_view_4, nvfp4 1x16 nearest, 0)
+up_activation_quantized_wgrad = quantize(primals_2_hadamard, nvfp4 1x16 nearest, 0)
 mm_float32 = mm(up_activation_dequantized, permute_5)
-up_gradient_quantized_wgrad = quantize(tangents_1_hadamard_view_4, nvfp4 1x16 stochastic 17/16, 0, metis_seed, 3)
+up_gradient_quantized_wgrad = quantize(tangents_1_hadamard, nvfp4 1x16 stochastic 17/16, 0, metis_seed, 3)
 mm_1 = mm(permute_6, up_activation_dequantized_wgrad)
 up_gradient_quantized_dgrad = quantize(tangents_1, nvfp4 1x16 stochastic 17/16, 1, metis_seed, 4)
 mm_2 = mm(up_gradient_dequantized_dgrad, up_weight_dequantized)""",
