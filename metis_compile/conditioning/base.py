@@ -61,6 +61,10 @@ class Conditioning:
         """The conditioning as it is for a [rows, columns] operand. other: see :func:`resolve_rank`."""
         return self
 
+    def factor_count(self, columns: int) -> int:
+        """How many rows `right` has for a matrix of so many columns. Asked of a conditioning that compensates."""
+        return int(self.rank)
+
     def split(
         self, x: Tensor, *, axis: int = 1, seed: Tensor | None = None, stream: int = 0, basis: Tensor | None = None
     ) -> Conditioned:

@@ -44,13 +44,16 @@ class Channels(Conditioning):
     def compensate(self) -> bool:  # type: ignore[override]  # of `take`, no field
         return self.take == "error"
 
+    def factor_count(self, columns: int) -> int:
+        return max(1, int(self.share * columns))
+
     def split(
         self, x: Tensor, *, axis: int = 1, seed: Tensor | None = None, stream: int = 0, basis: Tensor | None = None
     ) -> Conditioned:
         """See :class:`Conditioning`. The columns are the tensor's own in each step."""
         check_matrix(x, axis)
         x = x.to(torch.float32)
-        count = max(1, int(self.share * x.shape[1]))
+        count = self.factor_count(x.shape[1])
         kept = torch.topk(torch.mean(torch.abs(x), dim=0), count).indices
         right = x.new_zeros((count, x.shape[1])).scatter(1, kept[:, None], 1.0)
         if self.take == "error":
