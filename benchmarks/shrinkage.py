@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from metis_compile.compare.gemm import Snapshot, snapshots

@@ -30,7 +30,11 @@ class Clamp(Conditioning):
     partner: str = "high"  # what the remainder is multiplied by, the other operand as it is, in E4M3, or as quantized
 
     def __post_init__(self) -> None:
-        if isinstance(self.quantile, bool) or not isinstance(self.quantile, (int, float)) or not 0.5 < self.quantile < 1:
+        if (
+            isinstance(self.quantile, bool)
+            or not isinstance(self.quantile, (int, float))
+            or not 0.5 < self.quantile < 1
+        ):
             raise ValueError(f"quantile must be a number above 0.5 and below 1, got {self.quantile!r}")
         check_partner(self.partner)
 

@@ -100,9 +100,9 @@ def split(
     """Split x into a residual and a thin product: ``x == residual + left @ right`` to rounding.
 
     x: [..., columns], float32 or narrower; leading dimensions count as rows. kind: "mean", "spectral", "channels",
-    "clamp", "package.module:Class", a list of these (each a name, or a mapping with "kind" and settings) that split one after
-    the other, or a conditioning. settings: of that kind; its class lists them. axis: the one
-    a GEMM will contract, 0 (the rows) or 1, which decides how quantized factors are blocked. seed: int64, one element;
+    "clamp", "package.module:Class", a list of these (each a name, or a mapping with "kind" and settings) that split one
+    after the other, or a conditioning. settings: of that kind; its class lists them. axis: the one a GEMM will
+    contract, 0 (the rows) or 1, which decides how quantized factors are blocked. seed: int64, one element;
     None draws one from torch's generator. basis: [k, columns], what a spectral split uses in place of a sketch.
 
     Returns Conditioned(residual [..., columns], left [..., k], right [k, columns]), float32. With ``fold=False`` and

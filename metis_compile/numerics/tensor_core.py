@@ -1,8 +1,8 @@
 """A product as a tensor core of Blackwell was found to sum it: an option of the reference, for small products.
 
-The graphs, the C++ kernels and the Triton templates sum in float32 in some order, and the tests hold them to exact sums.
-arXiv 2609.02846 (section 6) gives the rules that reproduce native NVFP4 outputs bit for bit, in all its probes and in
-100 steps of a model of 1.3B parameters:
+Graphs, C++ kernels and Triton templates sum in float32 in some order, and the tests hold them to exact sums. arXiv
+2609.02846 (section 6) gives the rules that reproduce native NVFP4 outputs bit for bit, in all its probes and in 100
+steps of a model of 1.3B parameters:
 
     p_j     = float32_to_nearest(sum over the j-th 64 elements of a b)         exact before it is rounded
     c_0     = 0,   c_j+1 = float32_toward_zero(c_j + p_j)                      in order along k
@@ -22,9 +22,9 @@ GROUP = 64  # elements of k that are summed at once
 def tensor_core_product(a: Tensor, b: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
     """A B^T, float32 [m, n], summed as above.
 
-    a: [m, k], b: [n, k], float32: elements times their block scales, without the scale of the tensor, whose products are
-    exact in float64, as those of all formats of 4 bits are. Takes time and room for [m, n] in float64 for each 64 of k.
-    Raises ValueError for other shapes.
+    a: [m, k], b: [n, k], float32: elements times their block scales, without the scale of the tensor. Sums of 64 of
+    their products have to be exact in float64, as those of NVFP4 are. Takes the time of a float64 product. Raises ValueError
+    for other shapes.
     """
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"a and b must be [m, k] and [n, k], got {tuple(a.shape)} and {tuple(b.shape)}")
@@ -36,7 +36,7 @@ def tensor_core_product(a: Tensor, b: Tensor, alpha: Tensor | float = 1.0) -> Te
 
 
 def sum_toward_zero(a: Tensor, b: Tensor) -> Tensor:
-    """a + b of float32, rounded toward zero: the nearest sum, and one step back where that lies beyond the exact one."""
+    """a + b of float32, rounded toward zero: the nearest sum, or one step back where that lies beyond the exact one."""
     nearest = a + b
     of_b = nearest - a  # Knuth's two-sum: what the sum lost, exactly
     lost = (a - (nearest - of_b)) + (b - of_b)

@@ -1,8 +1,9 @@
 """The Hadamard transform as one operator, and its inverse: the plain torch of `metis_compile.conditioning.hadamard`.
 
 `metis::hadamard(x, axis, signs?)` and `metis::inverse_hadamard(x, axis, length, signs?)` give float32 of x's shape, but
-along the axis. There are as many signs as elements that it mixes; without any they are the 16 that never change. Written out in a graph a transform is two dozen nodes,
-which a kernel that transforms by itself would have to find again. torch.utils.flop_counter knows their products.
+along the axis. There are as many signs as elements that it mixes; without any they are the 16 that never change.
+Written out in a graph a transform is two dozen nodes, which a kernel that transforms by itself would have to find
+again. torch.utils.flop_counter knows their products.
 """
 
 from __future__ import annotations

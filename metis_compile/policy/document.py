@@ -123,7 +123,7 @@ def _parse(text: str, name: str, file: str, folder: Path, reading: _Reading) -> 
         if key not in TOP_KEYS:
             raise here.error(unknown_key("a policy", key, TOP_KEYS), (key,), key)
     if not isinstance(first := data.get("rules_first", False), bool):
-        wrong = PolicyError(f"must be true or false, got {show(first)}", value=first, allowed=(True, False))
+        wrong = PolicyError(f"must be true or false, got {show(first)}", value=first, allowed=("true", "false"))
         raise here.error(wrong, ("rules_first",), "rules_first")
     if "extends" not in data:
         return here

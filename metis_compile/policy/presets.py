@@ -1,4 +1,4 @@
-"""The policies that ship with the package: one TOML file each, in ``metis_compile/presets``, and the one they extend."""
+"""The policies that ship with the package: TOML files in ``metis_compile/presets``, and the one that they extend."""
 
 from pathlib import Path
 

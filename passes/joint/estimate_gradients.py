@@ -8,8 +8,9 @@ leaves in high precision is multiplied too. Runs before the products are rewritt
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import fx
 
 from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.estimator import dge_factor
@@ -44,16 +45,21 @@ def _multiply(site: Site, weight: Operand, builder: GraphBuilder, inliner: Inlin
     assert weight.decision is not None
     spec, axis, node = weight.decision.treatment.spec, weight.axis, site.node
     assert spec is not None
-    # the product is [outputs, inputs] where the gradient is on its left; so is a weight that is contracted along its rows
+    # A product is [outputs, inputs] where the gradient is on its left, a weight where its second axis is contracted.
     is_transposed = (site.lhs is not None and site.lhs.role == "gradient") != (axis == 1)
     users = list(node.users)
     with builder.at(builder.behind(node), like=node):
-        made = inliner.insert(("dge", spec, axis, is_transposed), _run(spec, axis, is_transposed), [node, weight.base], f"{node.name}_estimated")
+        made = inliner.insert(
+            ("dge", spec, axis, is_transposed),
+            _run(spec, axis, is_transposed),
+            [node, weight.base],
+            f"{node.name}_estimated",
+        )
     for user in users:
         user.replace_input_with(node, made[0])
 
 
-def _run(spec: QuantSpec, axis: int, is_transposed: bool):  # type: ignore[no-untyped-def]
+def _run(spec: QuantSpec, axis: int, is_transposed: bool) -> Callable[..., list[torch.Tensor]]:
     def run(product: torch.Tensor, weight: torch.Tensor) -> list[torch.Tensor]:
         factor = dge_factor(weight, spec, axis)
         factor = factor.mT if is_transposed else factor

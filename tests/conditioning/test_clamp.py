@@ -61,5 +61,5 @@ def test_what_is_not_finite_stays_so() -> None:
 
 @pytest.mark.parametrize("quantile", [0.5, 1, 1.5, True, "0.9"])
 def test_mistakes(quantile: object) -> None:
-    with pytest.raises(ValueError, match="quantile must be a number above 0.5 and below 1, got"):
+    with pytest.raises(ValueError, match=r"quantile must be a number above 0\.5 and below 1, got"):
         Clamp(quantile=quantile)  # type: ignore[arg-type]

@@ -63,7 +63,9 @@ def test_arguments_are_checked(op: Any) -> None:
     x = torch.randn(16, 16)
     with pytest.raises(TypeError, match=re.escape("x must be float32, bfloat16 or float16, got int64")):
         op(x.long(), 0)
-    with pytest.raises(ValueError, match=re.escape("signs must have one of the shapes [16], [32], [64], [128], got [8]")):
+    with pytest.raises(
+        ValueError, match=re.escape("signs must have one of the shapes [16], [32], [64], [128], got [8]")
+    ):
         op(x, 0, torch.ones(8))
     with pytest.raises(TypeError, match="signs must be float32, got float64"):
         op(x, 0, torch.ones(16, dtype=torch.float64))

@@ -57,7 +57,10 @@ def test_wgrad_is_multiplied_wherever_the_weight_lies(kind: str, dtype: torch.dt
 def test_experts_are_left_high() -> None:
     policy = Policy.from_toml(TEXT)
     captured = capture_graphs(
-        lambda x, w: torch.bmm(x, w.mT), torch.randn(3, 40, 48), torch.randn(3, 24, 48, requires_grad=True), policy=policy
+        lambda x, w: torch.bmm(x, w.mT),
+        torch.randn(3, 40, 48),
+        torch.randn(3, 24, 48, requires_grad=True),
+        policy=policy,
     )
     reasons = [s.reason for s in sites_of(captured) if s.gemm == "fprop"]
     assert all("an estimator is of a matrix's gradient" in str(r) or "no rule" in str(r) or r for r in reasons)

@@ -52,7 +52,9 @@ def test_of_every_split(split: str) -> None:
     check(linear_graph(policy(*[("nvfp4", split)] * 3), 50, 40, 24))
 
 
-@pytest.mark.parametrize("split", ["clamp", "whole channels", "mean, e4m3 row", "spectral, high", "spectral, e4m3 row", "spectral, residual"])
+@pytest.mark.parametrize(
+    "split", ["clamp", "whole channels", "mean, e4m3 row", "spectral, high", "spectral, e4m3 row", "spectral, residual"]
+)
 @pytest.mark.parametrize("role", ROLES)
 def test_of_one_operand_that_is_split(role: str, split: str) -> None:
     """The partner is then the operand that is not: no factors of its own."""
