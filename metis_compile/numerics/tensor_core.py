@@ -23,8 +23,8 @@ def tensor_core_product(a: Tensor, b: Tensor, alpha: Tensor | float = 1.0) -> Te
     """A B^T, float32 [m, n], summed as above.
 
     a: [m, k], b: [n, k], float32: elements times their block scales, without the scale of the tensor. Sums of 64 of
-    their products have to be exact in float64, as those of NVFP4 are. Takes the time of a float64 product. Raises ValueError
-    for other shapes.
+    their products have to be exact in float64, as those of NVFP4 are. Takes the time of a float64 product. Raises
+    ValueError for other shapes.
     """
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"a and b must be [m, k] and [n, k], got {tuple(a.shape)} and {tuple(b.shape)}")
