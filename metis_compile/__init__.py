@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from metis_compile.naming import PolicyWarning, name_modules
     from metis_compile.numerics import QuantizedTensor, quantize
     from metis_compile.passes.record import Captured, CapturedGraph, SavedTensor, capture
-    from metis_compile.policy import Policy, PolicyError, presets
+    from metis_compile.policy import Policy, PolicyError, Schedule, presets
     from metis_compile.reporting.summary import Summary, summary
+    from metis_compile.schedule import advance
+    from metis_compile.sensitivity import Blame, BlameError, blame
     from metis_compile.state import load_state_dict, state_dict
     from metis_compile.weights.regularizer import dual_range_regularizer
     from metis_compile.weights.reparametrization import plain_state_dict, reparametrize, unreparametrize
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Blame": "sensitivity",
+    "BlameError": "sensitivity",
     "Captured": "passes.record",
     "CapturedGraph": "passes.record",
     "Conditioned": "conditioning",
@@ -32,7 +36,10 @@ _HOMES = {
     "PolicyWarning": "naming",
     "QuantizedTensor": "numerics",
     "SavedTensor": "passes.record",
+    "Schedule": "policy",
     "Summary": "reporting.summary",
+    "advance": "schedule",
+    "blame": "sensitivity",
     "capture": "passes.record",
     "dual_range_regularizer": "weights.regularizer",
     "explain": "inspection.explain",
@@ -49,6 +56,8 @@ _HOMES = {
     "unreparametrize": "weights.reparametrization",
 }
 __all__ = [
+    "Blame",
+    "BlameError",
     "Captured",
     "CapturedGraph",
     "Conditioned",
@@ -60,7 +69,10 @@ __all__ = [
     "PolicyWarning",
     "QuantizedTensor",
     "SavedTensor",
+    "Schedule",
     "Summary",
+    "advance",
+    "blame",
     "capture",
     "dual_range_regularizer",
     "explain",
