@@ -82,8 +82,9 @@ def rows(linears: list[Snapshot]) -> list[list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300, help="of training in full precision before (default 300)")
-    steps = parser.parse_args().steps
-    _, (_, now) = snapshots(Settings(steps=steps))
+    parser.add_argument("--width", type=int, default=256, help="of the GPT (default 256)")
+    given = parser.parse_args()
+    _, (_, now) = snapshots(Settings(steps=given.steps, width=given.width))
     print("| rounded to nearest | X | error | W | error | G | error | X W^T | error |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for cells in rows(list(now.values())):

@@ -75,7 +75,7 @@ class Treatment:
         if key == "split":
             return
         format = FORMATS[self.format]
-        allowed = {
+        values: dict[str, tuple[Any, ...]] = {
             "block": format.blocks,
             "rounding": format.roundings,
             "guard": format.guards if self.rounding == "stochastic" else ("none",),
@@ -84,7 +84,8 @@ class Treatment:
             "hadamard": SIGNS,
             "hadamard_size": SIZES if self.hadamard is not None else (),
             "estimator": ESTIMATORS if format.element_type.dtype is None else (),
-        }[key]
+        }
+        allowed = values[key]
         if key == "estimator" and (self.rounding == "eden" or self.hadamard is not None or self.split is not None):
             problem = f"{show(value)} is for a weight that is rounded as it is: leave out eden, hadamard and split"
             raise PolicyError(problem, key=key, value=value, allowed=())
