@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from metis_compile.numerics import QuantizedTensor, quantize
     from metis_compile.passes.record import Captured, CapturedGraph, SavedTensor, capture
     from metis_compile.policy import Policy, PolicyError, Schedule, presets
+    from metis_compile.ranks import data_parallel_rank, set_data_parallel_rank
     from metis_compile.reporting.summary import Summary, summary
     from metis_compile.schedule import advance
     from metis_compile.sensitivity import Blame, BlameError, blame
-    from metis_compile.state import load_state_dict, state_dict
+    from metis_compile.state import KeptState, load_state_dict, state_dict
     from metis_compile.weights.regularizer import dual_range_regularizer
     from metis_compile.weights.reparametrization import plain_state_dict, reparametrize, unreparametrize
 
@@ -31,6 +32,7 @@ _HOMES = {
     "Explanation": "inspection.explain",
     "ExportError": "mlir",
     "Exported": "mlir",
+    "KeptState": "state",
     "Policy": "policy",
     "PolicyError": "policy",
     "PolicyWarning": "naming",
@@ -41,6 +43,7 @@ _HOMES = {
     "advance": "schedule",
     "blame": "sensitivity",
     "capture": "passes.record",
+    "data_parallel_rank": "ranks",
     "dual_range_regularizer": "weights.regularizer",
     "explain": "inspection.explain",
     "export_mlir": "mlir",
@@ -50,6 +53,7 @@ _HOMES = {
     "presets": "policy",
     "quantize": "numerics",
     "reparametrize": "weights.reparametrization",
+    "set_data_parallel_rank": "ranks",
     "split": "conditioning",
     "state_dict": "state",
     "summary": "reporting.summary",
@@ -64,6 +68,7 @@ __all__ = [
     "Explanation",
     "ExportError",
     "Exported",
+    "KeptState",
     "Policy",
     "PolicyError",
     "PolicyWarning",
@@ -74,6 +79,7 @@ __all__ = [
     "advance",
     "blame",
     "capture",
+    "data_parallel_rank",
     "dual_range_regularizer",
     "explain",
     "export_mlir",
@@ -83,6 +89,7 @@ __all__ = [
     "presets",
     "quantize",
     "reparametrize",
+    "set_data_parallel_rank",
     "split",
     "state_dict",
     "summary",
