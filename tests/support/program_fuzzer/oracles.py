@@ -1,0 +1,149 @@
+"""What must hold of a program and a policy. Each oracle raises `Mismatch`, or whatever the compiler raises.
+
+Results are compared by relative Frobenius norms. How far rounding alone may carry them is measured for each program: the
+operands of all its eager products are moved by a few last bits, which says how much the program makes of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from graphs import eager_backend
+from program_fuzzer.emulation import Emulation
+from program_fuzzer.program import Program
+from torch import Tensor
+from without_quantization import remove_quantization
+
+from metis_compile import Policy
+from metis_compile.passes import pipeline
+from metis_compile.passes.context import PassContext, PassResult
+
+Results = dict[str, Tensor]
+# Of each dtype, a few last bits: what another order of sums, or an operator that is written out, changes.
+LAST_BITS = {torch.float32: 1e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10, torch.float64: 1e-14}
+# Nearest codes change with the last bit now and then: more of it, so that what is measured has more such elements.
+MORE_BITS = {**LAST_BITS, torch.float32: 1e-5}
+# What the coarsest formats and splits that lose something do to an operand, and to one with outliers.
+COARSE = dict.fromkeys(LAST_BITS, 0.3)
+FLOOR = {"float32": 1e-5, "float64": 1e-5, "bfloat16": 1e-2}  # float64 programs have bfloat16 and float32 parts too
+TIMES = 4.0  # what is allowed, in what was measured
+
+
+class Mismatch(AssertionError):
+    """A result that is not what it must be."""
+
+
+def high(program: Program, policy: str, model: Any = None) -> None:
+    """Quantizing nothing changes nothing."""
+    _check(program, Policy.load("high"), expected=None, noise=LAST_BITS, floor=FLOOR[program.dtype])
+
+
+def nearest(program: Program, policy: str) -> None:
+    """Formats alone, rounded to nearest: what the emulation gives."""
+    chosen = Policy.from_toml(policy)
+    _check(program, chosen, expected=chosen, noise=MORE_BITS, floor=2e-3 if program.dtype != "bfloat16" else 2e-2)
+
+
+def splits(program: Program, policy: str) -> None:
+    """Splits and transforms without quantization change nothing; what is split off may be ten times the result."""
+    with without_quantization():
+        chosen = Policy.from_toml(policy)
+        _check(program, chosen, expected=None, noise=LAST_BITS, floor=3 * FLOOR[program.dtype], steps=2)
+
+
+def anything(program: Program, policy: str) -> None:
+    """Compiles, is finite, and near what operands give that are off by as much as coarse formats make them."""
+    _check(program, Policy.from_toml(policy), expected=None, noise=COARSE, floor=0.3, steps=2)
+
+
+ORACLES: dict[str, Callable[[Program, str], None]] = {f.__name__: f for f in (high, nearest, splits, anything)}
+
+
+def _check(program: Program, policy: Policy, *, expected: Policy | None, noise: Any, floor: float, steps: int = 1) -> None:
+    torch.compiler.reset()
+    model, inputs = program.build()
+    compiled = torch.compile(model, backend=eager_backend(policy), dynamic=True if program.dynamic else None)
+    for more in (0, 1) if program.dynamic else (0,):
+        given = inputs(more)
+        try:
+            wanted = _emulated(model, given, Emulation(expected))
+        except RuntimeError:
+            if more == 0:
+                raise
+            return  # a program of one size alone
+        moved = [_emulated(model, given, Emulation(expected, noise, seed)) for seed in range(3)]
+        for step in range(steps):
+            torch.manual_seed(step)
+            found = _step(model, compiled, given)
+            _compare(found, wanted, moved, floor, f" in step {step}" if step else "")
+
+
+def _compare(found: Results, wanted: Results, moved: list[Results], floor: float, where: str) -> None:
+    if found.keys() != wanted.keys():
+        raise Mismatch(f"gradients of {sorted(found)}, expected {sorted(wanted)}")
+    for name, value in wanted.items():
+        result = found[name]
+        if (result.shape, result.dtype) != (value.shape, value.dtype):
+            raise Mismatch(f"{name}{where}: {result.dtype} {[*result.shape]}, expected {value.dtype} {[*value.shape]}")
+        if not result.isfinite().all() and value.isfinite().all():
+            raise Mismatch(f"{name}{where} is not finite")
+        allowed = floor + TIMES * max(_error(m[name], value) for m in moved)
+        if not _error(result, value) <= allowed:
+            raise Mismatch(f"{name}{where}: relative error {_error(result, value):.2e}, allowed {allowed:.2e}")
+
+
+def _error(actual: Tensor, expected: Tensor) -> float:
+    actual, expected = actual.double(), expected.double()
+    return float((actual - expected).norm() / expected.norm().clamp(min=1e-4 * expected.numel() ** 0.5))
+
+
+def _step(model: Any, run: Any, inputs: Any) -> Results:
+    """Outputs, and the gradients of what they depend on, for a gradient of the outputs that is the same each time."""
+    inputs = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
+    leaves = {f"x{i}": x for i, x in enumerate(inputs) if x.requires_grad} | dict(model.named_parameters())
+    outputs = run(*inputs)
+    results = {f"output {i}": y.detach() for i, y in enumerate(outputs)}
+    trained = [y for y in outputs if y.requires_grad]
+    if trained:
+        generator = torch.Generator().manual_seed(0)
+        given = [torch.randn(y.shape, generator=generator).to(y.dtype) for y in trained]
+        emulation = getattr(run, "emulation", None)
+        for g in given if emulation is not None else ():
+            emulation.declare(g, tangent=True)
+        found = torch.autograd.grad(trained, list(leaves.values()), given, allow_unused=True)
+        results |= {f"gradient of {n}": g.clone() for n, g in zip(leaves, found, strict=True) if g is not None}
+    return results
+
+
+class _Emulated:
+    def __init__(self, model: Any, emulation: Emulation) -> None:
+        self.model, self.emulation = model, emulation
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        for x in inputs:
+            self.emulation.declare(x, data=True, argument=x.dim() == 2 and x.requires_grad)
+        return self.model(*inputs)
+
+
+def _emulated(model: Any, inputs: Any, emulation: Emulation) -> Results:
+    for p in model.parameters():
+        emulation.declare(p, parameter=True)
+    with emulation:
+        return _step(model, _Emulated(model, emulation), inputs)
+
+
+@contextmanager
+def without_quantization() -> Any:
+    """Within: what is compiled has every split and transform, and nothing quantized."""
+
+    def remove(context: PassContext) -> PassResult:
+        remove_quantization(context.graph)
+        return PassResult()
+
+    at = pipeline.JOINT.index(pipeline.rewrite) + 1
+    with mock.patch.object(pipeline, "JOINT", (*pipeline.JOINT[:at], remove)):
+        yield
