@@ -7,6 +7,7 @@ import random
 from metis_compile import presets
 from metis_compile.numerics import FORMATS
 
+OWN = "own_conditioning:LargestColumns"
 RANKS = ("1", "2", "3", "0.05", '"auto"')
 OPERANDS = ("weight", "activation", "gradient")
 NAMES = (None, "bfloat16", "high", "nvfp4", "mxfp8", "fp8", "nvfp4 1x16 stochastic none")
@@ -83,17 +84,18 @@ def _treatment(rng: random.Random, *, random_rounding: bool = False, split: str 
 
 
 def _split(rng: random.Random, *, lossy: bool) -> str:
-    if rng.random() < 0.25:
+    """One step, or two of which the last alone keeps a basis; the steps of a list have one partner."""
+    kinds = rng.choice([[], ["mean"], ["spectral"], ["spectral"], [OWN], ["mean", "spectral"], [OWN, "spectral"], ["spectral"] * 2])
+    if not kinds:
         return ""
-    partner = rng.choice([None, "high", "e4m3 row", "residual"])  # of a list the same for all steps
-    steps = [_step(rng, partner, lossy=lossy, last=last) for last in rng.choice([[True], [True], [False, True]])]
+    partner = None if OWN in kinds else rng.choice([None, "high", "e4m3 row", "residual"])
+    steps = [_step(rng, kind, partner, lossy=lossy, last=i == len(kinds) - 1) for i, kind in enumerate(kinds)]
     return f", split = {steps[0] if len(steps) == 1 else '[' + ', '.join(steps) + ']'}"
 
 
-def _step(rng: random.Random, partner: str | None, *, lossy: bool, last: bool) -> str:
-    kind = rng.choice(["mean", "spectral", "spectral", "own_conditioning:LargestColumns"])
+def _step(rng: random.Random, kind: str, partner: str | None, *, lossy: bool, last: bool) -> str:
     parts = [f'kind = "{kind}"']
-    if kind.startswith("own"):
+    if kind == OWN:
         return "{ " + ", ".join([*parts, f"count = {rng.randint(1, 2)}"]) + " }"
     if partner:
         parts.append(f'partner = "{partner}"')
@@ -104,7 +106,7 @@ def _step(rng: random.Random, partner: str | None, *, lossy: bool, last: bool) -
         parts.append("fold = false")
     if kind == "spectral":
         parts.append(f"rank = {rng.choice(RANKS)}")
-        parts.append(f"refresh = {rng.choice([0, 0, 1, 4])}")
+        parts.append(f"refresh = {rng.choice([0, 0, 1, 4]) if last else 1}")
         parts += rng.choice([[], [], ["track = false"], ["power_steps = 0"], ['sketch = "signs"'], ["track_share = 0.5"], ["sample = 1.0"]])
         if last and rng.random() < 0.2:
             parts.append("compensate = true")

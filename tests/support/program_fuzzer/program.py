@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 HEADER = '''\
 import torch
@@ -92,6 +92,3 @@ class Program:
         model = scope["Program"]().to(getattr(torch, self.dtype))
         return model, scope["inputs"]
 
-
-def tensors_of(results: Any) -> list[Tensor]:
-    return [t for t in results if isinstance(t, Tensor)]

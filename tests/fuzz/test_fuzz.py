@@ -1,0 +1,114 @@
+"""Random small programs under random policies: the first cases of `make fuzz`, and what the fuzzer itself must do."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from program_fuzzer.cases import Case, draw_case
+from program_fuzzer.program import Program, Statement
+from program_fuzzer.shrink import shrink
+from program_fuzzer.statements import STATEMENTS
+
+from metis_compile.passes.joint import rewrite
+from metis_compile.passes.joint.tails import Conditioner
+
+CASES = 60
+SUPPORT = Path(__file__).parents[1] / "support"
+
+
+@pytest.fixture(autouse=True)
+def _quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR, "metis_compile")  # policies at random leave much in high precision
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("seed", range(CASES))
+def test_case(seed: int) -> None:
+    case = draw_case(seed)
+    failure = case.failure()
+    if failure is not None:
+        case, failure = shrink(case, failure)
+        pytest.fail(f"case {seed}: {failure}\n\n{case.script}", pytrace=False)
+
+
+def test_a_number_always_stands_for_the_same_case() -> None:
+    assert draw_case(7) == draw_case(7)
+    assert draw_case(7) != draw_case(8)
+
+
+def test_all_statements_and_dtypes_are_drawn() -> None:
+    programs = [draw_case(seed).program for seed in range(300)]
+    assert {kind for program in programs for kind in program.kinds} == set(STATEMENTS)
+    assert {program.dtype for program in programs} == {"float32", "bfloat16", "float64"}
+    assert {program.dynamic for program in programs} == {True, False}
+
+
+SCALED = Program(
+    inputs={"x0": "randn(0, 20 + more, 32)"},
+    tracked=frozenset({"x0"}),
+    attributes={"w0": "nn.Parameter(randn(1, 32, 24) / 5)", "w1": "nn.Parameter(randn(2, 24))"},
+    statements=(
+        Statement(target="v0", code="v0 = x0.relu()"),
+        Statement(target="v1", code="v1 = torch.addmm(self.w1, v0, self.w0, alpha=-2.0)\nv1 = torch.tanh(v1)"),
+        Statement(target="v2", code="v2 = v1 * 2"),
+    ),
+)
+TREATMENTS = "\n".join(f'{role} = {{ format = "nvfp4"{{}} }}' for role in ("weight", "activation", "gradient"))
+PLAIN = f'[recipe.r0]\n{TREATMENTS.replace("{}", "")}\n[[rule]]\nrecipe = "r0"'
+MEANS = f"[recipe.r0]\n{TREATMENTS.replace('{}', ', split = "mean"')}\n[[rule]]\nrecipe = \"r0\""
+
+
+def test_what_a_case_needs_is_all_that_is_printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of a compiler that forgets alpha, the product that has one."""
+    case = Case(seed=0, oracle="splits", program=SCALED, policy=MEANS)
+    assert case.failure() is None
+    scaled = rewrite.Rewriter._scaled
+    with monkeypatch.context() as patched:
+        patched.setattr(rewrite.Rewriter, "_scaled", lambda *args, alpha=1, beta=1: scaled(*args, beta=beta))
+        failure = case.failure()
+        assert failure is not None
+        assert failure.startswith("Mismatch: ")
+        case, failure = shrink(case, failure)
+    (left,) = case.program.statements
+    assert left.code.startswith("v1 = torch.addmm(")
+    assert "tanh" not in left.code
+    (tmp_path / "case.py").write_text(case.script)
+    path = os.pathsep.join([str(SUPPORT), str(SUPPORT.parents[1])])
+    ran = subprocess.run(
+        [sys.executable, tmp_path / "case.py"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.stdout == "all holds\n", ran.stderr
+
+
+def _axis_of_activations(self, site, operand, spec, source, quantize=rewrite.Rewriter._quantize):  # type: ignore[no-untyped-def]
+    for (known, of, _), node in self._quantized.items():
+        if known is source and of == spec and operand.role == "activation":
+            return node
+    return quantize(self, site, operand, spec, source)
+
+
+@pytest.mark.parametrize(
+    ("oracle", "policy", "of", "name", "broken"),
+    [
+        ("splits", MEANS, Conditioner, "tails", lambda self, left, right: []),
+        ("splits", MEANS, Conditioner, "_vanishes", staticmethod(lambda *sides: True)),
+        ("nearest", PLAIN, rewrite.Rewriter, "_quantize", _axis_of_activations),
+        ("nearest", PLAIN, rewrite.Rewriter, "_quantize", lambda self, *a: None),
+        ("anything", MEANS, Conditioner, "tails", lambda self, left, right: []),
+        ("high", 'extends = "high"', torch.Tensor, "relu", torch.Tensor.abs),
+    ],
+)
+def test_a_compiler_that_is_broken_fails(
+    oracle: str, policy: str, of: type, name: str, broken: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pass
