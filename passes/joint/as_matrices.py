@@ -87,7 +87,9 @@ class _Writer:
         """The tensor as a matrix, once for all that read it; None where its elements don't lie so."""
         source = found.source
         own = shape_of(source)[-2:]
-        as_it_is = len(own) == 2 and all(same(a, b) for a, b in zip(own, found.shape, strict=True))  # [n, 1] is not [1, n]
+        as_it_is = len(own) == 2 and all(
+            same(a, b) for a, b in zip(own, found.shape, strict=True)
+        )  # [n, 1] is not [1, n]
         if len(shape_of(source)) == 2 and as_it_is:
             return source
         key = source, tuple(map(str, found.shape))

@@ -6,17 +6,18 @@ import logging
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from program_fuzzer.cases import Case, draw_case
 from program_fuzzer.program import Program, Statement
 from program_fuzzer.shrink import shrink
 from program_fuzzer.statements import STATEMENTS
 
-from metis_compile.passes.joint import rewrite
+from metis_compile import Policy
+from metis_compile.numerics import QuantSpec
+from metis_compile.passes.graph.sites import Site
+from metis_compile.passes.joint import resolve, rewrite
 from metis_compile.passes.joint.tails import Conditioner
 
 CASES = 60
@@ -46,12 +47,12 @@ def test_a_number_always_stands_for_the_same_case() -> None:
 def test_all_statements_and_dtypes_are_drawn() -> None:
     programs = [draw_case(seed).program for seed in range(300)]
     assert {kind for program in programs for kind in program.kinds} == set(STATEMENTS)
-    assert {program.dtype for program in programs} == {"float32", "bfloat16", "float64"}
+    assert {program.dtype for program in programs} == {"float32", "bfloat16", "float16", "float64"}
     assert {program.dynamic for program in programs} == {True, False}
 
 
 SCALED = Program(
-    inputs={"x0": "randn(0, 20 + more, 32)"},
+    inputs={"x0": "skewed(0, 20 + more, 32)"},
     tracked=frozenset({"x0"}),
     attributes={"w0": "nn.Parameter(randn(1, 32, 24) / 5)", "w1": "nn.Parameter(randn(2, 24))"},
     statements=(
@@ -60,9 +61,16 @@ SCALED = Program(
         Statement(target="v2", code="v2 = v1 * 2"),
     ),
 )
-TREATMENTS = "\n".join(f'{role} = {{ format = "nvfp4"{{}} }}' for role in ("weight", "activation", "gradient"))
-PLAIN = f'[recipe.r0]\n{TREATMENTS.replace("{}", "")}\n[[rule]]\nrecipe = "r0"'
-MEANS = f"[recipe.r0]\n{TREATMENTS.replace('{}', ', split = "mean"')}\n[[rule]]\nrecipe = \"r0\""
+PLAIN = """
+[recipe.r0]
+weight = { format = "nvfp4" }
+activation = { format = "nvfp4" }
+gradient = { format = "nvfp4" }
+[[rule]]
+recipe = "r0"
+"""
+OTHER_WEIGHTS = PLAIN.replace('"nvfp4"', '"fp8"', 1)
+MEANS = PLAIN.replace('"nvfp4"', '"nvfp4", split = "mean"')
 
 
 def test_what_a_case_needs_is_all_that_is_printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -90,25 +98,36 @@ def test_what_a_case_needs_is_all_that_is_printed(monkeypatch: pytest.MonkeyPatc
     assert ran.stdout == "all holds\n", ran.stderr
 
 
-def _axis_of_activations(self, site, operand, spec, source, quantize=rewrite.Rewriter._quantize):  # type: ignore[no-untyped-def]
-    for (known, of, _), node in self._quantized.items():
-        if known is source and of == spec and operand.role == "activation":
-            return node
-    return quantize(self, site, operand, spec, source)
+def _weight_as_activation(site: Site, policy: Policy, resolved=resolve.resolve_site) -> None:  # type: ignore[no-untyped-def]
+    roles = [operand.role for operand in site.operands]
+    for operand in site.operands:
+        operand.role = "activation" if operand.role == "weight" else operand.role
+    resolved(site, policy)
+    for operand, role in zip(site.operands, roles, strict=True):
+        operand.role = role
+
+
+def _another_format(spec: QuantSpec, quantize=rewrite.Rewriter._quantize):  # type: ignore[no-untyped-def]
+    return lambda self, site, operand, _, source: quantize(self, site, operand, spec, source)
 
 
 @pytest.mark.parametrize(
     ("oracle", "policy", "of", "name", "broken"),
     [
         ("splits", MEANS, Conditioner, "tails", lambda self, left, right: []),
-        ("splits", MEANS, Conditioner, "_vanishes", staticmethod(lambda *sides: True)),
-        ("nearest", PLAIN, rewrite.Rewriter, "_quantize", _axis_of_activations),
-        ("nearest", PLAIN, rewrite.Rewriter, "_quantize", lambda self, *a: None),
+        ("splits", MEANS, Conditioner, "_vanishes", staticmethod(lambda left, right, split: True)),
+        ("nearest", OTHER_WEIGHTS, resolve, "resolve_site", _weight_as_activation),
+        ("nearest", PLAIN, rewrite.Rewriter, "_quantize", _another_format(QuantSpec.parse("mxfp4 1x32 nearest floor"))),
         ("anything", MEANS, Conditioner, "tails", lambda self, left, right: []),
-        ("high", 'extends = "high"', torch.Tensor, "relu", torch.Tensor.abs),
     ],
+    ids=["tails dropped", "tails taken for zero", "roles mixed up", "another format", "tails dropped, near enough"],
 )
-def test_a_compiler_that_is_broken_fails(
-    oracle: str, policy: str, of: type, name: str, broken: object, monkeypatch: pytest.MonkeyPatch
+def test_a_broken_compiler_fails(
+    oracle: str, policy: str, of: object, name: str, broken: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pass
+    case = Case(seed=0, oracle=oracle, program=SCALED, policy=policy)
+    assert case.failure() is None
+    monkeypatch.setattr(of, name, broken)
+    failure = case.failure()
+    assert failure is not None
+    assert failure.startswith("Mismatch: ")

@@ -11,6 +11,7 @@ import time
 import warnings
 
 import torch
+
 from program_fuzzer.cases import draw_case
 from program_fuzzer.shrink import shrink
 
@@ -19,7 +20,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__)
     parser.add_argument("--cases", type=int, default=200, help="how many cases (default 200)")
     parser.add_argument("--seed", type=int, default=0, help="the number of the first (default 0)")
-    parser.add_argument("--as-drawn", action="store_true", help="print failing cases as they are, without making them smaller")
+    parser.add_argument(
+        "--as-drawn", action="store_true", help="print failing cases as they are, without making them smaller"
+    )
     given = parser.parse_args()
     os.environ["METIS_VERIFY"] = "1"
     warnings.filterwarnings("ignore")

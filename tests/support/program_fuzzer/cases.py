@@ -38,17 +38,19 @@ class Case:
     @property
     def script(self) -> str:
         """A file that runs this case, with tests/support in PYTHONPATH."""
+        p = self.program
         lines = [
             f'"""Case {self.seed}, {self.oracle}: PYTHONPATH=.:tests/support python FILE"""',
             "",
-            self.program.source,
+            p.source,
             "",
             f'POLICY = """\n{self.policy}\n"""',
             "",
             'if __name__ == "__main__":',
             "    from program_fuzzer.reproduce import reproduce",
             "",
-            f"    reproduce(Program, inputs, POLICY, {self.oracle!r}, dtype={self.program.dtype!r}, dynamic={self.program.dynamic})",
+            f"    how = dict(dtype={p.dtype!r}, dynamic={p.dynamic}, patterns={p.patterns})",
+            f"    reproduce(Program, inputs, POLICY, {self.oracle!r}, **how)",
         ]
         return "\n".join(lines)
 

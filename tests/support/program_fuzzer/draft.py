@@ -1,4 +1,4 @@
-"""Makes a program from a seed. Each statement is tried eagerly, so that only what eager PyTorch runs is in a program."""
+"""Makes a program from a seed. Each statement is tried eagerly, so that all of a program runs."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class Draft:
         self.model = nn.Module()
         self.attributes: dict[str, str] = {}
         self.inputs: dict[str, str] = {}
+        self.tracked: set[str] = set()
         self.values: dict[str, Tensor] = {}
         self.statements: list[Statement] = []
         self.scope: dict[str, Any] = {"self": self.model, "more": 0}
@@ -49,9 +50,8 @@ class Draft:
         return self.rng.choices(SIZES, SIZES_WEIGHTS)[0]
 
     def program(self) -> Program | None:
-        self.dtype = self.rng.choices(["float32", "bfloat16", "float64"], [0.78, 0.17, 0.05])[0]
+        self.dtype = self.rng.choices(["float32", "bfloat16", "float16", "float64"], [0.76, 0.15, 0.04, 0.05])[0]
         torch.manual_seed(0)
-        tracked = set()
         for index in range(self.rng.randint(1, 2)):
             name = f"x{index}"
             first, *rest = self.choice([(self.size() + 1,), (self.rng.randint(2, 4), self.rng.randint(3, 9))])
@@ -61,9 +61,9 @@ class Draft:
             self.values[name] = self.run(self.inputs[name]).to(getattr(torch, self.dtype))
             self.scope[name] = self.values[name]
             if self.chance(0.7) and not (self.plain_inputs and len(shape) == 2):
-                tracked.add(name)
+                self.tracked.add(name)
         names = [name for name in STATEMENTS if name not in self.without]
-        kinds, wanted = set(), self.rng.randint(1, 6)
+        kinds, wanted = set(), self.rng.randint(1, 4)
         for _ in range(6 * wanted):
             if len(self.statements) == wanted:
                 break
@@ -72,17 +72,19 @@ class Draft:
                 kinds.add(kind)
         program = Program(
             inputs=self.inputs,
-            tracked=frozenset(tracked),
+            tracked=frozenset(self.tracked),
             attributes=self.attributes,
             statements=tuple(self.statements),
             dtype=self.dtype,
             dynamic=self.chance(0.15),
+            patterns=self.chance(0.2) or "attention" in kinds,
             kinds=frozenset(kinds),
         ).cleaned()
-        return program if self.statements and (program.tracked or self._trains(program)) else None
-
-    def _trains(self, program: Program) -> bool:
-        return any("nn.Parameter" in code or "nn.Linear" in code or "Cell" in code for code in program.attributes.values())
+        return (
+            program
+            if self.statements and (program.tracked or any(p.requires_grad for p in program.build()[0].parameters()))
+            else None
+        )
 
     def run(self, expression: str) -> Any:
         with torch.no_grad():
@@ -90,7 +92,7 @@ class Draft:
 
     def add(self, make: Any) -> bool:
         """Whether the statement runs, and gives what a next one can go on with; otherwise nothing is added."""
-        kept = dict(self.attributes)
+        kept, inputs = dict(self.attributes), dict(self.inputs)
         target = f"v{len(self.statements)}"
         try:
             code = make(self)
@@ -106,11 +108,11 @@ class Draft:
                 exec(code, self.scope)
             value = self.scope[target]
         except (RuntimeError, ValueError, IndexError, TypeError, AttributeError, NotImplementedError):
-            self.attributes = kept
+            self.attributes, self.inputs = kept, inputs
             return False
         size = float(value.float().std()) if value.numel() > 1 else 1.0
         if value.dim() == 0 or not 2 <= value.numel() <= MOST_ELEMENTS or not 1e-2 < size < 20:
-            self.attributes = kept
+            self.attributes, self.inputs = kept, inputs
             return False
         self.values[target] = value
         self.statements.append(Statement(target=target, code=code))
@@ -127,7 +129,15 @@ class Draft:
             have = self.values[name].dim()
             if self.chance(0.35):
                 view = self.choice(
-                    [".mT", "[..., 1:, :]", "[..., ::2]", "[..., :-1]", ".flip(-1)", ".mT.contiguous().mT", ".roll(1, -1)"]
+                    [
+                        ".mT",
+                        "[..., 1:, :]",
+                        "[..., ::2]",
+                        "[..., :-1]",
+                        ".flip(-1)",
+                        ".mT.contiguous().mT",
+                        ".roll(1, -1)",
+                    ]
                 )
                 if have >= 2:
                     expression += view
@@ -157,15 +167,24 @@ class Draft:
         self.attributes[name] = code
         value = self.run(code)
         setattr(self.model, name, value.to(getattr(torch, self.dtype)) if isinstance(value, nn.Module) else value)
-        if isinstance(value, nn.Parameter):
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
             value.data = value.data.to(getattr(torch, self.dtype))
         return f"self.{name}"
+
+    def argument(self, *shape: int) -> str:
+        """An input of this shape."""
+        name = f"x{len(self.inputs)}"
+        self.inputs[name] = f"randn({self.rng.randint(0, 999)}, {', '.join(map(str, shape))}) / {shape[-2] ** 0.5:.1f}"
+        self.scope[name] = self.run(self.inputs[name]).to(getattr(torch, self.dtype))
+        if self.chance(0.7) and not self.plain_inputs:
+            self.tracked.add(name)
+        return name
 
     def module(self, code: str) -> str:
         return self.attribute(code, "m")
 
     def parameter(self, *shape: int) -> str:
-        """A parameter of this shape, perhaps one that is there already; features are in the dimension before the last."""
+        """A parameter of this shape, perhaps one that is there already."""
         same = [
             name
             for name, code in self.attributes.items()
@@ -175,7 +194,11 @@ class Draft:
             return f"self.{self.choice(same)}"
         scale = f" / {max(shape[-2:]) ** 0.5:.1f}" if len(shape) > 1 else ""
         sizes = "".join(f", {size}" for size in shape)
-        return self.attribute(f"nn.Parameter(randn({self.rng.randint(0, 999)}{sizes}){scale})", "w")
+        value = f"randn({self.rng.randint(0, 999)}{sizes}){scale}"
+        kind = self.rng.choices(["trained", "frozen", "buffer"], [0.88, 0.06, 0.06])[0]
+        if kind == "buffer":
+            return self.attribute(f"nn.Buffer({value})", "b")
+        return self.attribute(f"nn.Parameter({value}{', requires_grad=False' if kind == 'frozen' else ''})", "w")
 
     def weight(self, *shape: int) -> str:
         """An expression of parameters, of this shape."""
@@ -187,7 +210,9 @@ class Draft:
             return f"({self.parameter(*shape)} * {self.parameter(columns)})"
         if form == 2 and columns > 1:
             half = columns // 2
-            return f"torch.cat([{self.parameter(*lead, rows, half)}, {self.parameter(*lead, rows, columns - half)}], -1)"
+            return (
+                f"torch.cat([{self.parameter(*lead, rows, half)}, {self.parameter(*lead, rows, columns - half)}], -1)"
+            )
         if form == 3:
             w = self.parameter(*shape)
             return f"({w} / {w}.norm(dim=-1, keepdim=True) * {self.parameter(rows, 1)})"

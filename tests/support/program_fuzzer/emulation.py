@@ -1,4 +1,4 @@
-"""An eager run whose matrix products are quantized as a policy says, by `metis_compile.quantize` and nothing of the passes.
+"""An eager run whose products are quantized as a policy says, by `metis_compile.quantize` and nothing of the passes.
 
 What each operand is, is told by what its memory was made from. Forward products are known to their gradients by
 autograd's number, which a backward operator carries.
@@ -159,7 +159,7 @@ class Emulation(TorchDispatchMode):
             return [None, None]
         if "gradient" in roles:
             node = torch._C._current_autograd_node()  # type: ignore[attr-defined]
-            own, other = (0, 1) if roles[0] == "gradient" else (1, 0)
+            other = 1 if roles[0] == "gradient" else 0
             gemm, has_weight = "dgrad", roles[other] == "weight"
             for forward in self.forward.get(node._sequence_nr() if node is not None else -1, []):
                 if memory[other] in forward.memory:
@@ -172,7 +172,6 @@ class Emulation(TorchDispatchMode):
             given = self.functions.name == "linear" or (offs is not None and b.dim() == 3)
             if roles == ["activation", "activation"]:
                 if given:
-                    # addmm(bias, x, w.t()): of a linear, the right one
                     roles[1] = "weight"
                 elif offs is None:
                     for at in (1, 0):

@@ -1,7 +1,7 @@
 """What must hold of a program and a policy. Each oracle raises `Mismatch`, or whatever the compiler raises.
 
-Results are compared by relative Frobenius norms. How far rounding alone may carry them is measured for each program: the
-operands of all its eager products are moved by a few last bits, which says how much the program makes of that.
+Results are compared by relative Frobenius norms. How far rounding alone may carry them is measured for each program:
+the operands of all its eager products are moved by a few last bits, to see what it makes of that.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from unittest import mock
 
 import torch
 from graphs import eager_backend
-from program_fuzzer.emulation import Emulation
 from torch import Tensor
 from without_quantization import remove_quantization
 
 from metis_compile import Policy
 from metis_compile.passes import pipeline
 from metis_compile.passes.context import PassContext, PassResult
+from program_fuzzer.emulation import Emulation
 
 Results = dict[str, Tensor]
 # Of each dtype, a few last bits: what another order of sums, or an operator that is written out, changes.
@@ -28,15 +28,21 @@ LAST_BITS = {torch.float32: 1e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-
 MORE_BITS = {**LAST_BITS, torch.float32: 1e-5}
 # What the coarsest formats and splits that lose something do to an operand, and to one with outliers.
 COARSE = dict.fromkeys(LAST_BITS, 0.3)
-FLOOR = {"float32": 1e-5, "float64": 1e-5, "bfloat16": 1e-2}  # float64 programs have bfloat16 and float32 parts too
+FLOOR = {
+    "float32": 1e-5,
+    "float64": 1e-5,
+    "bfloat16": 1e-2,
+    "float16": 2e-3,
+}  # float64 programs have bfloat16 and float32 parts too
 TIMES = 4.0  # what is allowed, in what was measured
 
 
 class Runs(Protocol):
-    """What an oracle needs of a program; build: the module, and the function that makes inputs with so many rows more."""
+    """What an oracle needs of a program; build: the module, and what makes its inputs, with so many rows more."""
 
     dtype: str
     dynamic: bool
+    patterns: bool
 
     def build(self) -> tuple[Any, Callable[[int], Any]]: ...
 
@@ -53,7 +59,7 @@ def high(program: Runs, policy: str) -> None:
 def nearest(program: Runs, policy: str) -> None:
     """Formats alone, rounded to nearest: what the emulation gives."""
     chosen = Policy.from_toml(policy)
-    _check(program, chosen, expected=chosen, noise=MORE_BITS, floor=2e-3 if program.dtype != "bfloat16" else 2e-2)
+    _check(program, chosen, expected=chosen, noise=MORE_BITS, floor=max(2e-3, 2 * FLOOR[program.dtype]))
 
 
 def splits(program: Runs, policy: str) -> None:
@@ -74,7 +80,8 @@ ORACLES: dict[str, Callable[[Runs, str], None]] = {f.__name__: f for f in (high,
 def _check(program: Runs, policy: Policy, *, expected: Policy | None, noise: Any, floor: float, steps: int = 1) -> None:
     torch.compiler.reset()
     model, inputs = program.build()
-    compiled = torch.compile(model, backend=eager_backend(policy), dynamic=True if program.dynamic else None)
+    backend = eager_backend(policy, pattern_matcher=program.patterns)
+    compiled = torch.compile(model, backend=backend, dynamic=True if program.dynamic else None)
     for more in (0, 1) if program.dynamic else (0,):
         given = inputs(more)
         try:
@@ -112,7 +119,8 @@ def _error(actual: Tensor, expected: Tensor) -> float:
 def _step(model: Any, run: Any, inputs: Any) -> Results:
     """Outputs, and the gradients of what they depend on, for a gradient of the outputs that is the same each time."""
     inputs = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
-    leaves = {f"x{i}": x for i, x in enumerate(inputs) if x.requires_grad} | dict(model.named_parameters())
+    tensors = {f"x{i}": x for i, x in enumerate(inputs)} | dict(model.named_parameters())
+    leaves = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
     outputs = run(*inputs)
     results = {f"output {i}": y.detach() for i, y in enumerate(outputs)}
     trained = [y for y in outputs if y.requires_grad]

@@ -17,7 +17,9 @@ def preset_or_policy(rng: random.Random) -> str:
     """The text of a policy of any kind."""
     if rng.random() < 0.3:
         return f'extends = "{rng.choice(presets())}"'
-    return _policy(rng, lambda role: _treatment(rng, random_rounding=True, split=_split(rng, lossy=True), hadamard=True))
+    return _policy(
+        rng, lambda role: _treatment(rng, random_rounding=True, split=_split(rng, lossy=True), hadamard=True)
+    )
 
 
 def nearest(rng: random.Random, *, alike: bool) -> str:
@@ -42,7 +44,10 @@ def splits(rng: random.Random) -> str:
 def _policy(rng: random.Random, treatment, modules: bool = True) -> str:  # type: ignore[no-untyped-def]
     count = rng.randint(1, 3)
     recipes = [[treatment(role) if rng.random() < 0.9 else '"high"' for role in OPERANDS] for _ in range(count)]
-    rules = [f'{_conditions(rng, modules)}recipe = "{rng.choice(["r0", f"r{count - 1}", "high"])}"' for _ in range(rng.randint(0, 3))]
+    rules = [
+        f'{_conditions(rng, modules)}recipe = "{rng.choice(["r0", f"r{count - 1}", "high"])}"'
+        for _ in range(rng.randint(0, 3))
+    ]
     return _file(recipes, [*rules, 'recipe = "r0"'])
 
 
@@ -58,7 +63,13 @@ def _file(recipes: list[list[str]], rules: list[str]) -> str:
 
 def _conditions(rng: random.Random, modules: bool) -> str:
     conditions = [
-        *['gemm = "fprop"', 'gemm = ["dgrad", "wgrad"]', 'gemm = "wgrad"', 'operand = "weight"', 'operand = "gradient"'],
+        *[
+            'gemm = "fprop"',
+            'gemm = ["dgrad", "wgrad"]',
+            'gemm = "wgrad"',
+            'operand = "weight"',
+            'operand = "gradient"',
+        ],
         *["has_weight = false", 'dtype = "bfloat16"', 'when = "k % 16 == 0"', 'when = "m * n > 400"', 'when = "n < k"'],
     ]
     if modules:
@@ -85,7 +96,9 @@ def _treatment(rng: random.Random, *, random_rounding: bool = False, split: str 
 
 def _split(rng: random.Random, *, lossy: bool) -> str:
     """One step, or two of which the last alone keeps a basis; the steps of a list have one partner."""
-    kinds = rng.choice([[], ["mean"], ["spectral"], ["spectral"], [OWN], ["mean", "spectral"], [OWN, "spectral"], ["spectral"] * 2])
+    kinds = rng.choice(
+        [[], ["mean"], ["spectral"], ["spectral"], [OWN], ["mean", "spectral"], [OWN, "spectral"], ["spectral"] * 2]
+    )
     if not kinds:
         return ""
     partner = None if OWN in kinds else rng.choice([None, "high", "e4m3 row", "residual"])
@@ -107,7 +120,17 @@ def _step(rng: random.Random, kind: str, partner: str | None, *, lossy: bool, la
     if kind == "spectral":
         parts.append(f"rank = {rng.choice(RANKS)}")
         parts.append(f"refresh = {rng.choice([0, 0, 1, 4]) if last else 1}")
-        parts += rng.choice([[], [], ["track = false"], ["power_steps = 0"], ['sketch = "signs"'], ["track_share = 0.5"], ["sample = 1.0"]])
+        parts += rng.choice(
+            [
+                [],
+                [],
+                ["track = false"],
+                ["power_steps = 0"],
+                ['sketch = "signs"'],
+                ["track_share = 0.5"],
+                ["sample = 1.0"],
+            ]
+        )
         if last and rng.random() < 0.2:
             parts.append("compensate = true")
     return "{ " + ", ".join(parts) + " }"

@@ -51,6 +51,7 @@ class Program:
     statements: tuple[Statement, ...]
     dtype: str = "float32"
     dynamic: bool = False
+    patterns: bool = False  # whether Inductor's pattern matcher runs, which takes a third of the time of a case
     kinds: frozenset[str] = field(default=frozenset(), compare=False)  # of the statements
 
     @property
@@ -77,7 +78,7 @@ class Program:
         lines += ["", f"    def forward({', '.join(['self', *self.inputs])}):"]
         lines += [f"        {line}" for s in self.statements for line in s.code.splitlines()]
         lines += [f"        return {', '.join(self.outputs)},", "", ""]
-        lines += ["def inputs(more=0):", f'    """more: rows that are added to each, for sizes that change."""']
+        lines += ["def inputs(more=0):", '    """more: rows that are added to each, for sizes that change."""']
         lines += [f"    {name} = {code}.to(torch.{self.dtype})" for name, code in self.inputs.items()]
         lines += [f"    {name}.requires_grad_()" for name in self.inputs if name in self.tracked]
         lines += [f"    return {', '.join(self.inputs)}{',' if self.inputs else '()'}", ""]
@@ -91,4 +92,3 @@ class Program:
         exec(compile(self.source, name, "exec"), scope)
         model = scope["Program"]().to(getattr(torch, self.dtype))
         return model, scope["inputs"]
-

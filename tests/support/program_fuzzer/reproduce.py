@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
 from program_fuzzer.oracles import ORACLES
 
 
@@ -16,6 +17,7 @@ class Printed:
     inputs: Callable[[int], Any]
     dtype: str
     dynamic: bool
+    patterns: bool
 
     def build(self) -> tuple[torch.nn.Module, Callable[[int], Any]]:
         return self.module().to(getattr(torch, self.dtype)), self.inputs
@@ -29,7 +31,8 @@ def reproduce(
     *,
     dtype: str,
     dynamic: bool,
+    patterns: bool,
 ) -> None:
     """Raises as the case did."""
-    ORACLES[oracle](Printed(module=module, inputs=inputs, dtype=dtype, dynamic=dynamic), policy)
+    ORACLES[oracle](Printed(module=module, inputs=inputs, dtype=dtype, dynamic=dynamic, patterns=patterns), policy)
     print("all holds")

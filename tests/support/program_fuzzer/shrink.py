@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+
 from program_fuzzer.cases import Case
 from program_fuzzer.program import HEADER, Program, Statement
 
@@ -38,6 +39,8 @@ def _smaller(case: Case) -> Iterator[Case]:
     program = case.program
     if program.dynamic:
         yield replace(case, program=replace(program, dynamic=False))
+    if program.patterns:
+        yield replace(case, program=replace(program, patterns=False))
     for statements in _fewer(program):
         yield replace(case, program=replace(program, statements=statements).cleaned())
     shapes = _shapes(program)

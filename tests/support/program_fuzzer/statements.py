@@ -21,7 +21,10 @@ def statement(weight: float = 1.0) -> Callable[[Maker], Maker]:
 
 
 def scales(d: Draft) -> str:
-    alpha, beta = d.choice(["", "alpha=-2.0", "alpha=0.5", "alpha=0", "alpha=3"]), d.choice(["", "beta=2", "beta=-0.5", "beta=0"])
+    alpha, beta = (
+        d.choice(["", "alpha=-2.0", "alpha=0.5", "alpha=0", "alpha=3"]),
+        d.choice(["", "beta=2", "beta=-0.5", "beta=0"]),
+    )
     return "".join(f", {scale}" for scale in (alpha, beta) if scale)
 
 
@@ -63,6 +66,14 @@ def weight_first(d: Draft) -> str:
 def matmul(d: Draft) -> str:
     x = d.value()
     return f"{x} @ {d.weight(d.last, d.size())}"
+
+
+@statement(0.7)
+def functional(d: Draft) -> str:
+    """By a weight that the caller passes."""
+    x = d.value()
+    w = d.argument(d.last, d.size())
+    return d.choice([f"{x} @ {w}", f"F.linear({x}, {w}.t())", f"torch.einsum('...k,kn->...n', {x}, {w})"])
 
 
 @statement()
@@ -136,7 +147,9 @@ def einsum(d: Draft) -> str:
     if d.chance(0.3):
         x = d.value(2)
         m, k = d.shape
-        text, w = d.choice([("mk,kn->nm", d.weight(k, 12)), ("mk,nk->mn", d.weight(9, k)), ("mk,mn->kn", d.weight(m, 7))])
+        text, w = d.choice(
+            [("mk,kn->nm", d.weight(k, 12)), ("mk,nk->mn", d.weight(9, k)), ("mk,mn->kn", d.weight(m, 7))]
+        )
         return f"torch.einsum('{text}', {x}, {w})"
     x = d.value(3)
     b, s, k = d.shape
@@ -177,7 +190,7 @@ def inner(d: Draft) -> str:
 def multi_dot(d: Draft) -> str:
     x, between, n = d.value(2), d.size(), d.size()
     name = d.choice(["torch.linalg.multi_dot([", "torch.chain_matmul(*["])
-    return f"{name}{x}, {d.weight(d.last, between)}, {d.weight(between, n)}]{')' if name.endswith('(*[') else ')'}"
+    return f"{name}{x}, {d.weight(d.last, between)}, {d.weight(between, n)}])"
 
 
 @statement(0.5)
@@ -245,7 +258,8 @@ def recurrence(d: Draft) -> str:
     cell = d.module(f"nn.{kind}({k}, {h})")
     first = "None" if kind == "LSTMCell" else f"{x}.new_zeros({x}.shape[0], {h})"
     read = "h[0]" if kind == "LSTMCell" else "h"
-    return f"h, seen = {first}, []\nfor i in range({steps}):\n    h = {cell}({x}[:, i], h)\n    seen.append({read})\n{{out}} = torch.stack(seen, 1)"
+    lines = [f"h, seen = {first}, []", f"for i in range({steps}):", f"    h = {cell}({x}[:, i], h)"]
+    return "\n".join([*lines, f"    seen.append({read})", "{out} = torch.stack(seen, 1)"])
 
 
 @statement(0.7)
@@ -270,7 +284,8 @@ def checkpointed(d: Draft) -> str:
 def autocast(d: Draft) -> str:
     x, n = d.value(), d.size()
     w = d.weight(n, d.last)
-    return f'with torch.autocast("cpu", dtype=torch.bfloat16):\n    {{out}} = F.linear({x}, {w}, {d.parameter(n)})\n{{out}} = {{out}}.to({x}.dtype)'
+    lines = ['with torch.autocast("cpu", dtype=torch.bfloat16):', f"    {{out}} = F.linear({x}, {w}, {d.parameter(n)})"]
+    return "\n".join([*lines, f"{{out}} = {{out}}.to({x}.dtype)"])
 
 
 @statement(0.5)
@@ -295,17 +310,26 @@ def residual(d: Draft) -> str:
 @statement(0.7)
 def in_place(d: Draft) -> str:
     x = d.value()
-    change = d.choice(["mul_(0.5)", "add_(1)", "relu_()", "sigmoid_()", "[..., :1].zero_()", f"add_({d.parameter(d.last)})"])
+    change = d.choice(
+        ["mul_(0.5)", "add_(1)", "relu_()", "sigmoid_()", "[..., :1].zero_()", f"add_({d.parameter(d.last)})"]
+    )
     return f"{{out}} = {x}.clone()\n{{out}}{'' if change.startswith('[') else '.'}{change}"
 
 
 @statement(0.5)
 def joined(d: Draft) -> str:
     x = d.value()
-    return d.choice([f"torch.cat([{x}, {x} * 2], -1)", f"torch.stack([{x}, -{x}]).sum(0)", f"torch.where({x} > 0, {x}, 0.1)"])
+    return d.choice(
+        [f"torch.cat([{x}, {x} * 2], -1)", f"torch.stack([{x}, -{x}]).sum(0)", f"torch.where({x} > 0, {x}, 0.1)"]
+    )
 
 
 @statement(0.5)
 def norm(d: Draft) -> str:
     x = d.value()
-    return d.choice([f"F.layer_norm({x}, ({d.last},), {d.parameter(d.last)})", f"{x} * torch.rsqrt({x}.square().mean(-1, True) + 1e-2)"])
+    return d.choice(
+        [
+            f"F.layer_norm({x}, ({d.last},), {d.parameter(d.last)})",
+            f"{x} * torch.rsqrt({x}.square().mean(-1, True) + 1e-2)",
+        ]
+    )
