@@ -130,8 +130,9 @@ def _step(model: Any, run: Any, inputs: Any) -> Results:
         emulation = getattr(run, "emulation", None)
         for g in given if emulation is not None else ():
             emulation.declare(g, tangent=True)
-        found = torch.autograd.grad(trained, list(leaves.values()), given, allow_unused=True)
-        results |= {f"gradient of {n}": g.clone() for n, g in zip(leaves, found, strict=True) if g is not None}
+        model.zero_grad(set_to_none=True)
+        torch.autograd.backward(trained, given)  # not grad(): reentrant checkpoints refuse it
+        results |= {f"gradient of {n}": leaf.grad.clone() for n, leaf in leaves.items() if leaf.grad is not None}
     return results
 
 

@@ -79,7 +79,7 @@ class Program:
         lines += [f"        {line}" for s in self.statements for line in s.code.splitlines()]
         lines += [f"        return {', '.join(self.outputs)},", "", ""]
         lines += ["def inputs(more=0):", '    """more: rows that are added to each, for sizes that change."""']
-        lines += [f"    {name} = {code}.to(torch.{self.dtype})" for name, code in self.inputs.items()]
+        lines += [f"    {name} = ({code}).to(torch.{self.dtype})" for name, code in self.inputs.items()]
         lines += [f"    {name}.requires_grad_()" for name in self.inputs if name in self.tracked]
         lines += [f"    return {', '.join(self.inputs)}{',' if self.inputs else '()'}", ""]
         return "\n".join(lines)
