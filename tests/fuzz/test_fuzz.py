@@ -107,8 +107,8 @@ def _weight_as_activation(site: Site, policy: Policy, resolved=resolve.resolve_s
         operand.role = role
 
 
-def _another_format(spec: QuantSpec, quantize=rewrite.Rewriter._quantize):  # type: ignore[no-untyped-def]
-    return lambda self, site, operand, _, source: quantize(self, site, operand, spec, source)
+def _another_format(text: str, quantize=rewrite.Rewriter._quantize):  # type: ignore[no-untyped-def]
+    return lambda self, site, operand, _, source: quantize(self, site, operand, QuantSpec.parse(text), source)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,13 @@ def _another_format(spec: QuantSpec, quantize=rewrite.Rewriter._quantize):  # ty
         ("splits", MEANS, Conditioner, "tails", lambda self, left, right: []),
         ("splits", MEANS, Conditioner, "_vanishes", staticmethod(lambda left, right, split: True)),
         ("nearest", OTHER_WEIGHTS, resolve, "resolve_site", _weight_as_activation),
-        ("nearest", PLAIN, rewrite.Rewriter, "_quantize", _another_format(QuantSpec.parse("mxfp4 1x32 nearest floor"))),
+        (
+            "nearest",
+            PLAIN,
+            rewrite.Rewriter,
+            "_quantize",
+            _another_format("nvfp4 1x16 nearest 4/6-mse"),
+        ),
         ("anything", MEANS, Conditioner, "tails", lambda self, left, right: []),
     ],
     ids=["tails dropped", "tails taken for zero", "roles mixed up", "another format", "tails dropped, near enough"],

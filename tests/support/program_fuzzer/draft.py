@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from program_fuzzer.program import HEADER, Program, Statement
+from program_fuzzer.program import HEADER, Program, Statement, train_step
 from program_fuzzer.statements import STATEMENTS
 
 SIZES = (1, 2, 3, 5, 8, 16, 17, 24, 32, 33, 40)
@@ -80,11 +80,7 @@ class Draft:
             patterns=self.chance(0.2) or "attention" in kinds,
             kinds=frozenset(kinds),
         ).cleaned()
-        return (
-            program
-            if self.statements and (program.tracked or any(p.requires_grad for p in program.build()[0].parameters()))
-            else None
-        )
+        return program if self.statements and _trains(program) else None
 
     def run(self, expression: str) -> Any:
         with torch.no_grad():
@@ -234,3 +230,13 @@ class Draft:
         if form == 10:
             return f"{self.parameter(1, columns)}.expand({', '.join(map(str, shape))})"
         return self.parameter(*shape)
+
+
+def _trains(program: Program) -> bool:
+    """Whether it has gradients, and all that are its can be had."""
+    model, inputs = program.build()
+    try:
+        results = train_step(model, model, inputs())
+    except RuntimeError:
+        return False
+    return any(name.startswith("gradient") for name in results) and all(x.isfinite().all() for x in results.values())

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+Results = dict[str, Tensor]
 HEADER = '''\
 import torch
 import torch.nn.functional as F
@@ -92,3 +93,25 @@ class Program:
         exec(compile(self.source, name, "exec"), scope)
         model = scope["Program"]().to(getattr(torch, self.dtype))
         return model, scope["inputs"]
+
+
+def train_step(model: nn.Module, run: Any, inputs: Any, given: Any = lambda gradient: None) -> Results:
+    """Outputs, and the gradients of what they depend on, for a gradient of the outputs that is the same each time.
+
+    given: called with each of these before it is used.
+    """
+    inputs = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
+    tensors = {f"x{i}": x for i, x in enumerate(inputs)} | dict(model.named_parameters())
+    leaves = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
+    outputs = run(*inputs)
+    results = {f"output {i}": y.detach() for i, y in enumerate(outputs)}
+    trained = [y for y in outputs if y.requires_grad]
+    if trained:
+        generator = torch.Generator().manual_seed(0)
+        gradients = [torch.randn(y.shape, generator=generator).to(y.dtype) for y in trained]
+        for gradient in gradients:
+            given(gradient)
+        model.zero_grad(set_to_none=True)
+        torch.autograd.backward(trained, gradients)  # not grad(): reentrant checkpoints refuse it
+        results |= {f"gradient of {n}": leaf.grad.clone() for n, leaf in leaves.items() if leaf.grad is not None}
+    return results
