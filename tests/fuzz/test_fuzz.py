@@ -15,7 +15,6 @@ from program_fuzzer.shrink import shrink
 from program_fuzzer.statements import STATEMENTS
 
 from metis_compile import Policy
-from metis_compile.numerics import QuantSpec
 from metis_compile.passes.graph.sites import Site
 from metis_compile.passes.joint import resolve, rewrite
 from metis_compile.passes.joint.tails import Conditioner
@@ -70,6 +69,7 @@ gradient = { format = "nvfp4" }
 recipe = "r0"
 """
 OTHER_WEIGHTS = PLAIN.replace('"nvfp4"', '"fp8"', 1)
+WGRAD_HIGH = PLAIN.replace("[[rule]]", '[[rule]]\ngemm = "wgrad"\nrecipe = "high"\n[[rule]]')
 MEANS = PLAIN.replace('"nvfp4"', '"nvfp4", split = "mean"')
 
 
@@ -107,8 +107,10 @@ def _weight_as_activation(site: Site, policy: Policy, resolved=resolve.resolve_s
         operand.role = role
 
 
-def _another_format(text: str, quantize=rewrite.Rewriter._quantize):  # type: ignore[no-untyped-def]
-    return lambda self, site, operand, _, source: quantize(self, site, operand, QuantSpec.parse(text), source)
+def _wgrad_as_dgrad(site: Site, policy: Policy, resolved=resolve.resolve_site) -> None:  # type: ignore[no-untyped-def]
+    gemm, site.gemm = site.gemm, "dgrad" if site.gemm == "wgrad" else site.gemm
+    resolved(site, policy)
+    site.gemm = gemm
 
 
 @pytest.mark.parametrize(
@@ -117,16 +119,10 @@ def _another_format(text: str, quantize=rewrite.Rewriter._quantize):  # type: ig
         ("splits", MEANS, Conditioner, "tails", lambda self, left, right: []),
         ("splits", MEANS, Conditioner, "_vanishes", staticmethod(lambda left, right, split: True)),
         ("nearest", OTHER_WEIGHTS, resolve, "resolve_site", _weight_as_activation),
-        (
-            "nearest",
-            PLAIN,
-            rewrite.Rewriter,
-            "_quantize",
-            _another_format("nvfp4 1x16 nearest 4/6-mse"),
-        ),
+        ("nearest", WGRAD_HIGH, resolve, "resolve_site", _wgrad_as_dgrad),
         ("anything", MEANS, Conditioner, "tails", lambda self, left, right: []),
     ],
-    ids=["tails dropped", "tails taken for zero", "roles mixed up", "another format", "tails dropped, near enough"],
+    ids=["tails dropped", "tails taken for zero", "roles mixed up", "products mixed up", "tails dropped, any policy"],
 )
 def test_a_broken_compiler_fails(
     oracle: str, policy: str, of: object, name: str, broken: object, monkeypatch: pytest.MonkeyPatch

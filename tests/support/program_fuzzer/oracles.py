@@ -26,15 +26,14 @@ from program_fuzzer.program import Results, train_step
 LAST_BITS = {torch.float32: 1e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10, torch.float64: 1e-14}
 # Nearest codes change with the last bit now and then: more of it, so that what is measured has more such elements.
 MORE_BITS = {**LAST_BITS, torch.float32: 1e-5}
-# What the coarsest formats and splits that lose something do to an operand, and to one with outliers.
-COARSE = dict.fromkeys(LAST_BITS, 0.3)
+# More than the coarsest formats do to an operand: E2M1 at random is off by 0.15 to 0.2.
+COARSE = dict.fromkeys(LAST_BITS, 0.25)
 FLOOR = {
     "float32": 1e-5,
     "float64": 1e-5,
     "bfloat16": 1e-2,
     "float16": 2e-3,
 }  # float64 programs have bfloat16 and float32 parts too
-TIMES = 4.0  # what is allowed, in what was measured
 
 
 class Runs(Protocol):
@@ -71,13 +70,22 @@ def splits(program: Runs, policy: str) -> None:
 
 def anything(program: Runs, policy: str) -> None:
     """Compiles, is finite, and near what operands give that are off by as much as coarse formats make them."""
-    _check(program, Policy.from_toml(policy), expected=None, noise=COARSE, floor=0.3, steps=2)
+    _check(program, Policy.from_toml(policy), expected=None, noise=COARSE, floor=0.1, times=2, steps=2)
 
 
 ORACLES: dict[str, Callable[[Runs, str], None]] = {f.__name__: f for f in (high, nearest, splits, anything)}
 
 
-def _check(program: Runs, policy: Policy, *, expected: Policy | None, noise: Any, floor: float, steps: int = 1) -> None:
+def _check(
+    program: Runs,
+    policy: Policy,
+    *,
+    expected: Policy | None,
+    noise: Any,
+    floor: float,
+    times: float = 4,
+    steps: int = 1,
+) -> None:
     torch.compiler.reset()
     model, inputs = program.build()
     backend = eager_backend(policy, pattern_matcher=program.patterns)
@@ -94,10 +102,10 @@ def _check(program: Runs, policy: Policy, *, expected: Policy | None, noise: Any
         for step in range(steps):
             torch.manual_seed(step)
             found = train_step(model, compiled, given)
-            _compare(found, wanted, moved, floor, f" in step {step}" if step else "")
+            _compare(found, wanted, moved, floor, times, f" in step {step}" if step else "")
 
 
-def _compare(found: Results, wanted: Results, moved: list[Results], floor: float, where: str) -> None:
+def _compare(found: Results, wanted: Results, moved: list[Results], floor: float, times: float, where: str) -> None:
     for name in sorted(found.keys() | wanted.keys()):
         # what is cut off from the loss has no gradient in eager PyTorch, and may have zeros from a compiled graph
         result, value = (results.get(name, torch.zeros_like((found | wanted)[name])) for results in (found, wanted))
@@ -105,7 +113,7 @@ def _compare(found: Results, wanted: Results, moved: list[Results], floor: float
             raise Mismatch(f"{name}{where}: {result.dtype} {[*result.shape]}, expected {value.dtype} {[*value.shape]}")
         if not result.isfinite().all() and value.isfinite().all():
             raise Mismatch(f"{name}{where} is not finite")
-        allowed = floor + TIMES * max(_error(m.get(name, value), value) for m in moved)
+        allowed = floor + times * max(_error(m.get(name, value), value) for m in moved)
         if not _error(result, value) <= allowed:
             raise Mismatch(f"{name}{where}: relative error {_error(result, value):.2e}, allowed {allowed:.2e}")
 
