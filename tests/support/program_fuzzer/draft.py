@@ -12,7 +12,7 @@ from program_fuzzer.program import HEADER, Program, Statement, train_step
 from program_fuzzer.statements import STATEMENTS
 
 SIZES = (1, 2, 3, 5, 8, 16, 17, 24, 32, 33, 40)
-SIZES_WEIGHTS = (0.3, 0.4, 1, 1, 1, 2, 2, 2, 2, 2, 1)
+SIZES_WEIGHTS = (1, 0.5, 1, 1, 1, 2, 2, 2, 2, 2, 1)
 MOST_ELEMENTS = 20_000
 
 
@@ -54,7 +54,7 @@ class Draft:
         torch.manual_seed(0)
         for index in range(self.rng.randint(1, 2)):
             name = f"x{index}"
-            first, *rest = self.choice([(self.size() + 1,), (self.rng.randint(2, 4), self.rng.randint(3, 9))])
+            first, *rest = self.choice([(self.size(),), (self.rng.randint(2, 4), self.rng.randint(3, 9))])
             shape = [f"{first} + more", *map(str, rest), str(max(self.size(), 3))]
             make = self.choice(["randn", "skewed"])
             self.inputs[name] = f"{make}({self.rng.randint(0, 999)}, {', '.join(shape)})"
