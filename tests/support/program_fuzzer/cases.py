@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from program_fuzzer import policies
 from program_fuzzer.draft import draw_program
@@ -68,7 +68,3 @@ def draw_case(seed: int) -> Case:
         "anything": lambda: policies.preset_or_policy(rng),
     }[oracle]()
     return Case(seed=seed, oracle=oracle, program=draw_program(seed), policy=policy)
-
-
-def with_program(case: Case, program: Program) -> Case:
-    return replace(case, program=program.cleaned())
