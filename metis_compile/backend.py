@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from metis_compile.compat import (
     copy_dynamo_graph,
     exact_division,
     inductor_config,
+    without_autograd_cache,
 )
 from metis_compile.kernels.gemm.lowering import register_gemm
+from metis_compile.monitoring.monitor import watch
 from metis_compile.naming import outermost, report
 from metis_compile.naming.graph_names import names_of
 from metis_compile.naming.per_module import PerModule, variants
@@ -122,7 +125,9 @@ def _compile(
     records = [capture.begin() for capture in captures]
     noted = SummaryRecord(gm, uuid, config.policy)
     tally = Tally(policy=config.policy)
-    joint = JointPasses(config=config, inputs=inputs, key=uuid, records=[*records, noted, tally], report=told.add)
+    watched = watch(inputs, example_inputs, config.cpu_kernels) if listed else None
+    seeing = [*records, noted, tally, *([] if watched is None else [watched])]
+    joint = JointPasses(config=config, inputs=inputs, key=uuid, records=seeing, report=told.add)
     patches = {**exact_division(), **patches}
     register_gemm()  # here too: what a warm cache serves may call it, and has no pass run
 
@@ -136,7 +141,13 @@ def _compile(
         patches["force_disable_caches"] = True
         inner = patches.get("custom_partitioner_fn", inductor_config.custom_partitioner_fn)
         patches["custom_partitioner_fn"] = RecordingPartitioner(records, inner)
-    compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches, **compile_fx_kwargs)
+    caches: AbstractContextManager[Any] = nullcontext()
+    if watched is not None:
+        inner = watched.compiling(compile_fx_kwargs.get("inner_compile"))
+        compile_fx_kwargs = {**compile_fx_kwargs, "inner_compile": inner}
+        caches = without_autograd_cache()  # no pass sees a graph that comes from it; Inductor's own cache is read
+    with caches:
+        compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches, **compile_fx_kwargs)
     count(tally)
     if listed:
         first_parameter = min(inputs.parameters, default=None)

@@ -25,6 +25,8 @@ LAYERS = (
     "naming",
     "state",
     "reporting",
+    "statistics",
+    "monitoring",
     "backend",
     "inspection",
     "weights",
