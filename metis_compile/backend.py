@@ -34,7 +34,7 @@ from metis_compile.options import Config, read_options
 from metis_compile.passes.context import Pass
 from metis_compile.passes.graph.sites import GraphInputs
 from metis_compile.passes.pipeline import AFTER_INDUCTOR, BEFORE_INDUCTOR, LOWERING, JointPasses, Passes
-from metis_compile.passes.record import RecordingPartitioner, Tally, active_captures, count
+from metis_compile.passes.record import Recorder, RecordingPartitioner, Tally, active_captures, count
 from metis_compile.reporting import summary
 from metis_compile.reporting.summary import SummaryRecord
 
@@ -126,7 +126,7 @@ def _compile(
     noted = SummaryRecord(gm, uuid, config.policy)
     tally = Tally(policy=config.policy)
     watched = watch(inputs, example_inputs, config.cpu_kernels) if listed else None
-    seeing = [*records, noted, tally, *([] if watched is None else [watched])]
+    seeing: list[Recorder] = [*records, noted, tally, *([] if watched is None else [watched])]
     joint = JointPasses(config=config, inputs=inputs, key=uuid, records=seeing, report=told.add)
     patches = {**exact_division(), **patches}
     register_gemm()  # here too: what a warm cache serves may call it, and has no pass run

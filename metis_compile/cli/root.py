@@ -6,6 +6,7 @@ import typer
 
 from metis_compile.cli.bench import bench
 from metis_compile.cli.compare import compare
+from metis_compile.cli.diff import diff
 from metis_compile.cli.explain import explain
 from metis_compile.cli.export import export
 from metis_compile.cli.train import train
@@ -42,5 +43,6 @@ def root(
 app.command()(train)
 app.command()(explain)
 app.command()(compare)
+app.command()(diff)
 app.command()(export)
 app.add_typer(bench)

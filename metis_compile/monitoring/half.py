@@ -57,14 +57,14 @@ class Half:
         Raises RuntimeError where that would write to one of the graph's inputs.
         """
         steps = self._steps(known, wanted)
-        waiting = [[set(each.names) - set(known), each] for each in wanted]
+        waiting: list[tuple[set[str], Wanted]] = [(set(each.names) - known.keys(), each) for each in wanted]
         last_use = self._last_uses(steps, wanted)
         values = dict(known)
         waiting = list(_visit_ready(waiting, values))
         for place, node in enumerate(steps):
             values[node.name] = self._value(node, values)
             for entry in waiting:
-                entry[0].discard(node.name)  # type: ignore[attr-defined]
+                entry[0].discard(node.name)
             waiting = list(_visit_ready(waiting, values))
             for name in last_use.get(place, ()):
                 del values[name]
@@ -108,6 +108,8 @@ class Half:
             for part in str(node.target).split("."):
                 found = getattr(found, part)
             return found
+        args: Any
+        kwargs: Any
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n.name])
         if node.target is QUANTIZE and not kwargs.get("swizzled"):
             x, text, axis, *random = args
@@ -119,14 +121,15 @@ class Half:
         return target(*args, **kwargs)
 
 
-def _visit_ready(waiting: Iterable[Any], values: Mapping[str, Any]) -> Iterator[Any]:
+def _visit_ready(
+    waiting: Iterable[tuple[set[str], Wanted]], values: Mapping[str, Any]
+) -> Iterator[tuple[set[str], Wanted]]:
     """Visits what misses nothing any more, and gives the rest."""
     for entry in waiting:
-        missing, each = entry
-        if missing:
+        if entry[0]:
             yield entry
         else:
-            each.visit(values)
+            entry[1].visit(values)
 
 
 def writes(node: fx.Node) -> bool:

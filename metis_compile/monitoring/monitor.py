@@ -43,17 +43,18 @@ def monitor(
 
     model: compiled by backend="metis", a module with compiled parts, or the module that will be compiled. every: steps
     0, `every`, 2 `every`, ... are sampled. to: where records go, a path (JSON lines), a function of a list of records,
-    a TensorBoard SummaryWriter, a list of these, or None: `Monitor.records` has those of the last sampled step. what_if:
-    other formats, such as ("mxfp8", "nvfp4"), that each tensor is put into as well. modules: a glob of the names of
-    modules to look at, None for all. vectors: about how many of each operand's vectors along the contracted axis are
-    looked at, None for all. start: the number of the first step; a file is emptied where it is 0, else added to.
+    a TensorBoard SummaryWriter, a list of these, or None: `Monitor.records` has those of the last sampled step.
+    what_if: other formats, such as ("mxfp8", "nvfp4"), that each tensor is put into as well. modules: a glob of the
+    names of modules to look at, None for all. vectors: about how many of each operand's vectors along the contracted
+    axis are looked at, None for all. start: the number of the first step; a file is emptied where it is 0, else added
+    to.
 
     A step ends when an optimizer that has one of the model's parameters has stepped, or, once `Monitor.advance` was
     called, when it is called. In a distributed run every process records its own tensors, under its `rank`.
 
-    Raises TypeError for what is no module or no destination; ValueError for every < 1, start < 0, vectors < 1, an unknown
-    format, a bad glob, and a model that is monitored already; OSError for a file that can't be written. At the end of
-    the first sampled step RuntimeError where nothing was recorded, and says why.
+    Raises TypeError for what is no module or no destination; ValueError for every < 1, start < 0, vectors < 1, an
+    unknown format, a bad glob, and a model that is monitored already; OSError for a file that can't be written. At the
+    end of the first sampled step RuntimeError where nothing was recorded, and says why.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
@@ -149,15 +150,18 @@ class Monitor:
         """Takes one record, with tensors of no dimensions for numbers; they are read when the step ends."""
         self._waiting.append({"step": self.step, "rank": _rank(), **record})
 
-    def renaming(self, parameter: Tensor, name: str) -> tuple[str, str]:
+    def renaming(self, parameter: Tensor, name: str) -> tuple[str, str] | None:
         """(prefix, its replacement) that makes of names in a graph those of the block of the model that runs it.
 
-        parameter: an input of the graph, which was compiled with the name `name` for it.
+        parameter: an input of the graph, which was compiled with the name `name` for it. None where it is that of
+        another model of the same class, which the graph serves as well.
         """
         names = self._names.get(parameter.data_ptr())
         if names is None:
             self._names = _parameter_names(self.model())
             names = self._names.get(parameter.data_ptr(), set())
+        if not names and isinstance(parameter, nn.Parameter):
+            return None
         if not names or name in names:
             return "", ""
         ours, theirs = min(names).split("."), name.split(".")
@@ -213,12 +217,13 @@ class Monitor:
         if not self.watched:
             return (
                 'no training graph of this model was compiled with backend="metis" since monitor() was called: compile '
-                "it with that backend, and call monitor before the first training step (or torch.compiler.reset() after)"
+                "it with that backend, and call monitor before the first training step of this and of any other model "
+                "of its class, whose code it may run (or call torch.compiler.reset() after it)"
             )
         if not any(watched.sites for watched in self.watched):
             return (
-                "none of its products is quantized, or of those that `modules` names: metis_compile.summary and explain "
-                "say what the policy does"
+                "none of its products is quantized, or none of those that `modules` names: metis_compile.summary and "
+                "explain say what the policy does"
             )
         return "no compiled part of the model ran forward and backward in it"
 

@@ -54,7 +54,7 @@ def as_numbers(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def numbers_in(record: dict[str, Any]) -> dict[str, float]:
     """The statistics of a record by name, those of other formats as "what_if.mxfp8.error"."""
-    found = {}
+    found: dict[str, float] = {}
     for name, value in record.items():
         if name in ("step", "call", "rank"):
             continue

@@ -88,6 +88,8 @@ class Watched:
         self._begin_step()
         known = dict(zip(half.inputs, inputs, strict=True))
         owner, rename = self._owner(known)
+        if rename is None:
+            return run(inputs)
         runs_again = in_backward()  # a checkpointed forward: what its backward reads comes from this one
         count = self._forwards[owner] = self._forwards.get(owner, 0) + (not runs_again)
         if count > 1:
@@ -121,7 +123,7 @@ class Watched:
             self._forwards.clear()
             self._calls.clear()
 
-    def _owner(self, known: Mapping[str, Any]) -> tuple[Any, tuple[str, str]]:
+    def _owner(self, known: Mapping[str, Any]) -> tuple[Any, tuple[str, str] | None]:
         """Whose call this is, of the blocks of a class that share a graph, and how names change for it."""
         for name, parameter in self.parameters.items():
             value = known.get(name)

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import fx
 
-from metis_compile.passes.graph.sites import Operand, Site
 from metis_compile.conditioning.registry import describe
+from metis_compile.passes.graph.sites import Operand, Site
 
 __all__ = ["WatchedOperand", "WatchedSite", "watched_sites"]
 
