@@ -53,9 +53,7 @@ def train(
     average: Annotated[int, typer.Option(help="Last steps in the training loss of the table.")] = 50,
     monitor: Annotated[
         Path | None,
-        typer.Option(
-            help="Write statistics of the policy's operands to this file, as JSON lines (metis diff reads it)."
-        ),
+        typer.Option(help="File for statistics of the policy's operands, JSON lines that metis diff reads."),
     ] = None,
     monitor_every: Annotated[int, typer.Option(help="Steps between those that --monitor looks at.")] = 50,
     model: Annotated[

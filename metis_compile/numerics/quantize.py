@@ -110,14 +110,14 @@ def magnitude_limits(parts: Sequence[Tensor], spec: QuantSpec, axis: int, length
     layout = BlockLayout.of(spec, parts[0].dim(), axis)
     shape = list(parts[0].shape)
     shape[layout.axis] = length
-    limits = layout.spread(scale_values(parts, spec, axis), shape) * spec.element.max
+    limits = layout.spread(scale_values(parts, spec), shape) * spec.element.max
     if spec.fmt.tensor_scale:
         limits = limits * parts[2]
     ones = limits.new_ones(()).expand(shape)
     return layout.join(layout.split(ones) * limits, shape)
 
 
-def scale_values(parts: Sequence[Tensor], spec: QuantSpec, axis: int) -> Tensor:
+def scale_values(parts: Sequence[Tensor], spec: QuantSpec) -> Tensor:
     """The block scales in `parts` as float32, without that of the whole tensor, in the shape that `encode` stores."""
     stored = parts[1]
     if is_swizzled(spec, parts[0].dim(), stored.dim()):

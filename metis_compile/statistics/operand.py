@@ -10,7 +10,8 @@ transform; x itself where there is neither) and q what it gives:
     split_energy  1 - || s ||^2 / || x ||^2, the share that a split took; None where there is none
     mean_share    rows || mean over rows of x ||^2 / || x ||^2, the share that is in the mean over tokens (of a
                   weight, over its output features)
-    scale_spread  log2 of the largest block scale over the smallest that is not zero; None of one scale for a tensor
+    scale_spread  log2 of the largest block scale over the smallest, of blocks that are not all zeros; None of one
+                  scale for a tensor
 
 All but amax are of some vectors of the operand (`sampling`), all of it where it has no more.
 """
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from metis_compile.numerics import QuantSpec
+from metis_compile.numerics.blocks import BlockLayout
 from metis_compile.numerics.quantize import magnitude_limits, scale_values
 from metis_compile.statistics.quantized import parts_of, values_of
 from metis_compile.statistics.sampling import as_matrix, vector_numbers
@@ -104,12 +106,13 @@ def _quantization(
     values = values_of(parts, spec, axis, length, cpu_kernels=cpu_kernels)
     nonzero = torch.count_nonzero(source)
     limits = magnitude_limits(parts, spec, axis, length)
+    layout = BlockLayout.of(spec, source.dim(), axis)
     beyond = torch.count_nonzero(source.abs() > limits * _ROUNDING)
     return {
         "underflow": _share(nonzero - torch.count_nonzero(values), nonzero),
         "saturation": beyond / max(source.numel(), 1),
         "error": _share(_energy(values - source), energy).sqrt(),
-        "scale_spread": None if spec.block == "tensor" else _spread(scale_values(parts, spec, axis)),
+        "scale_spread": None if spec.block == "tensor" else _spread(scale_values(parts, spec), layout.amax(source)),
     }
 
 
@@ -134,10 +137,11 @@ def _share(part: Tensor, whole: Tensor) -> Tensor:
     return torch.where(whole == 0, 0.0, part / whole).to(torch.float32)
 
 
-def _spread(scales: Tensor) -> Tensor:
-    """log2 of the largest over the smallest that is not zero; 0 where there is none."""
-    positive = torch.where(scales > 0, scales, torch.inf)
-    least, largest = torch.amin(positive) if scales.numel() else scales.new_tensor(torch.inf), scales.new_zeros(())
-    if scales.numel():
-        largest = torch.amax(torch.where(torch.isfinite(scales), scales, 0.0))
-    return torch.where(torch.isfinite(least), torch.log2(largest / least), 0.0)
+def _spread(scales: Tensor, amax: Tensor) -> Tensor:
+    """log2 of the largest scale over the smallest, of blocks that are not all zeros (amax); 0 where there are none."""
+    if scales.numel() == 0:
+        return scales.new_zeros(())
+    counts = (amax > 0) & (scales > 0) & torch.isfinite(scales)
+    least = torch.amin(torch.where(counts, scales, torch.inf))
+    largest = torch.amax(torch.where(counts, scales, 0.0))
+    return torch.where(torch.isfinite(least), torch.log2(largest) - torch.log2(least), 0.0)
