@@ -91,8 +91,9 @@ class Watched:
         if rename is None:
             return run(inputs)
         runs_again = in_backward()  # a checkpointed forward: what its backward reads comes from this one
-        count = self._forwards[owner] = self._forwards.get(owner, 0) + (not runs_again)
-        if count > 1:
+        before = self._forwards.get(owner, 0)
+        self._forwards[owner] = max(before + (not runs_again), 1)
+        if before > runs_again:
             return run(inputs)
         for name in half.written:  # with what it held before this call
             known[name] = known[name].clone()
@@ -103,7 +104,9 @@ class Watched:
                 known.setdefault(name, value)
         saved = {value.data_ptr() for value in results if isinstance(value, Tensor)} - given
         call = self._calls[owner] = _Call(rename=rename, saved=saved)
-        wanted = [*self._operands(half, call), *self._products(half, call), *self._kept_blocks(half, call)]
+        wanted = list(self._kept_blocks(half, call))
+        if not before:  # else it was recorded when it ran first
+            wanted += [*self._operands(half, call), *self._products(half, call)]
         self._run(half, known, wanted)
         return results
 

@@ -18,7 +18,6 @@ import metis_compile
 from metis_compile import Monitor, Policy
 from metis_compile.numerics import QuantSpec
 from metis_compile.statistics import operand_statistics
-from metis_compile.statistics.operand import QUANTIZATION
 
 NVFP4 = QuantSpec.make("nvfp4")
 Records = list[dict[str, Any]]
