@@ -26,7 +26,7 @@ from metis_compile.compat import (
     without_autograd_cache,
 )
 from metis_compile.kernels.gemm.lowering import register_gemm
-from metis_compile.monitoring.monitor import watch
+from metis_compile.monitoring import monitor
 from metis_compile.naming import outermost, report
 from metis_compile.naming.graph_names import names_of
 from metis_compile.naming.per_module import PerModule, variants
@@ -68,6 +68,7 @@ def reset() -> None:
     report.clear()
     summary.clear()
     schedule.clear()
+    monitor.clear()
 
 
 metis.reset = reset  # type: ignore[attr-defined]
@@ -148,7 +149,7 @@ def _compile(
     records = [capture.begin() for capture in captures]
     noted = SummaryRecord(gm, uuid, config.policy)
     tally = Tally(policy=config.policy)
-    watched = watch(inputs, example_inputs, config.cpu_kernels) if listed else None
+    watched = monitor.watch(inputs, example_inputs, config.cpu_kernels) if listed else None
     seeing: list[Recorder] = [*records, noted, tally, *([] if watched is None else [watched])]
     joint = JointPasses(config=config, inputs=inputs, key=uuid, records=seeing, report=told.add)
     patches = {**exact_division(), **patches}

@@ -21,7 +21,7 @@ from metis_compile.policy import PolicyError
 from metis_compile.policy.globs import Glob, compile_glob
 from metis_compile.statistics import VECTORS, format_specs
 
-__all__ = ["Monitor", "monitor", "watch"]
+__all__ = ["Monitor", "clear", "monitor", "watch"]
 
 _OPEN: list[Monitor] = []
 _WRAPPERS = ("_orig_mod.", "module.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
@@ -235,6 +235,12 @@ def watch(inputs: GraphInputs, values: Sequence[Any], cpu_kernels: bool) -> Watc
             opened.watched.append(Watched(opened, cpu_kernels))
             return opened.watched[-1]
     return None
+
+
+def clear() -> None:
+    """Forgets the graphs that are looked at, as torch.compiler.reset() forgets every compiled graph."""
+    for opened in _OPEN:
+        opened.watched.clear()
 
 
 def _rank() -> int:
