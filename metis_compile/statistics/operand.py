@@ -33,7 +33,7 @@ from metis_compile.statistics.what_if import format_specs
 
 __all__ = ["FIELDS", "VECTORS", "operand_statistics"]
 
-VECTORS = 256  # of an operand that are looked at, unless said otherwise
+VECTORS = 64  # of an operand that are looked at, unless said otherwise
 QUANTIZATION = ("underflow", "saturation", "error", "scale_spread")  # what depends on the format
 FIELDS = ("amax", *QUANTIZATION, "split_energy", "mean_share")
 _ROUNDING = 1 + 1e-6  # of a scale in float32: an element that it maps to the largest value has not saturated
