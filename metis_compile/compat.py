@@ -6,6 +6,7 @@
 | CustomGraphPass | 2.6 | a pass with a uuid keeps the FX graph and AOTAutograd caches usable |
 | CustomPartitionerFn | 2.9 | sees the forward and backward graphs the moment they are cut apart |
 | partition | 2.0 | the min-cut partitioner that Inductor uses, called from our recording partitioner |
+| without_custom_passes | 2.0 | Inductor's joint passes without ours, for what the plain model saves for backward |
 | inductor_config | 2.0 | the options that a user may give beside ours |
 | list_mode_options | 2.0 | what `mode="max-autotune"` stands for |
 | detect_fake_mode | 2.0 | the fake tensor mode of a captured graph |
@@ -73,6 +74,7 @@ from torch._inductor.codecache import CppCodeCache
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn
 from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.fx_passes.joint_graph import joint_graph_passes
 from torch._inductor.graph import GraphLowering
 from torch._inductor.ir import (
     ExternKernel,
@@ -167,8 +169,15 @@ __all__ = [
     "synthetic_source",
     "trace_structured",
     "without_autograd_cache",
+    "without_custom_passes",
     "without_default_device",
 ]
+
+
+def without_custom_passes(gm: fx.GraphModule) -> fx.GraphModule:
+    """A joint graph after Inductor's own joint passes, without those that the configuration adds."""
+    with inductor_config.patch(joint_custom_pre_pass=None, joint_custom_post_pass=None):
+        return joint_graph_passes(gm) if inductor_config.use_joint_graph_passes else gm  # type: ignore[no-any-return]
 
 
 VALUE_OF_FAKE_ERRORS = (DataDependentOutputException, DynamicOutputShapeException)
