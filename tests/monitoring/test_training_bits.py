@@ -45,7 +45,9 @@ def train(start: nn.Module, policy: str, every: int | None) -> tuple[list[Any], 
             optimizer.zero_grad()
             trace += [p.detach().clone() for p in model.parameters()]
     state = metis_compile.state_dict(model)
-    trace += [tensor for parts in state.values() for tensor in parts.values()]
+    kept = [tensor for parts in state.values() for tensor in parts.values()]
+    assert kept
+    trace += kept
     trace.append(torch.get_rng_state())
     if monitor is not None:
         monitor.close()
