@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from metis_compile.numerics import QuantizedTensor, quantize
     from metis_compile.passes.record import Captured, CapturedGraph, SavedTensor, capture
     from metis_compile.policy import Policy, PolicyError, Schedule, presets
+    from metis_compile.ranks import data_parallel_rank, set_data_parallel_rank
     from metis_compile.reporting.summary import Summary, summary
     from metis_compile.schedule import advance
     from metis_compile.sensitivity import Blame, BlameError, blame
@@ -44,6 +45,7 @@ _HOMES = {
     "advance": "schedule",
     "blame": "sensitivity",
     "capture": "passes.record",
+    "data_parallel_rank": "ranks",
     "dual_range_regularizer": "weights.regularizer",
     "explain": "inspection.explain",
     "export_mlir": "mlir",
@@ -54,6 +56,7 @@ _HOMES = {
     "presets": "policy",
     "quantize": "numerics",
     "reparametrize": "weights.reparametrization",
+    "set_data_parallel_rank": "ranks",
     "split": "conditioning",
     "state_dict": "state",
     "summary": "reporting.summary",
@@ -80,6 +83,7 @@ __all__ = [
     "advance",
     "blame",
     "capture",
+    "data_parallel_rank",
     "dual_range_regularizer",
     "explain",
     "export_mlir",
@@ -90,6 +94,7 @@ __all__ = [
     "presets",
     "quantize",
     "reparametrize",
+    "set_data_parallel_rank",
     "split",
     "state_dict",
     "summary",

@@ -40,6 +40,8 @@
 | without_default_device | 2.3 | stand-ins of meta tensors are on the CPU, and so is what is made beside them |
 | compile_fx_inner, around_compiled | 2.0, 2.6 | a forward or backward graph the moment it is compiled; its calls |
 | without_autograd_cache | 2.6 | a graph that is to be looked at must be made, and not come from AOTAutograd's cache |
+| compiles_a_backward | 2.5 | compiled autograd hands over backwards whose products were treated with their forward |
+| fsdp_layouts | 2.6 | how FSDP2's parameters lie while they compute, to tell tensor parallelism from storage |
 | saves_through_hooks | 2.3 | a forward that checkpointing may run again is one whose saved tensors go through hooks |
 """
 
@@ -47,6 +49,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -57,8 +60,8 @@ from typing import Any
 import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo import compiled_autograd, pgo
 from torch._dynamo import config as dynamo_config
-from torch._dynamo import pgo
 from torch._dynamo.exc import Unsupported as DynamoUnsupported
 from torch._dynamo.source import SyntheticLocalSource
 from torch._dynamo.symbolic_convert import InstructionTranslator
@@ -120,6 +123,7 @@ __all__ = [
     "FakeTensor",
     "FallbackKernel",
     "FixedLayout",
+    "Layout",
     "OpOverload",
     "SymbolicGridFn",
     "TensorBox",
@@ -136,9 +140,11 @@ __all__ = [
     "compile_fx_inner",
     "compile_phase",
     "compile_phases",
+    "compiles_a_backward",
     "copy_dynamo_graph",
     "detached_dynamo_state",
     "detect_fake_mode",
+    "dtensor_layout",
     "dynamo_scope",
     "dynamo_source",
     "empty_buffer",
@@ -146,6 +152,7 @@ __all__ = [
     "exact_division",
     "fake_mode_of",
     "fallback_handler",
+    "fsdp_layouts",
     "fx_graph_cse",
     "graph_being_lowered",
     "has_values",
@@ -342,6 +349,14 @@ def in_backward() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
+def compiles_a_backward() -> bool:
+    """Whether compiled autograd is running a backward that it compiles.
+
+    torch._dynamo.compiled_autograd.in_compiled_autograd_region.
+    """
+    return bool(compiled_autograd.in_compiled_autograd_region)
+
+
 def saves_through_hooks() -> bool:
     """Whether what autograd saves in this thread goes through hooks, as a checkpointed forward's does."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
@@ -364,6 +379,38 @@ def without_autograd_cache() -> AbstractContextManager[Any]:
     """Within: AOTAutograd makes its graphs anew. What Inductor made of them still comes from its own cache."""
     patched: AbstractContextManager[Any] = functorch_config.patch(enable_autograd_cache=False)
     return patched
+
+
+Layout = tuple[Any, Sequence[Any]]  # the DeviceMesh and the placements of a DTensor
+
+
+def dtensor_layout(value: object) -> Layout | None:
+    """How a DTensor, or a fake one, lies; None for all else."""
+    tensor = sys.modules.get("torch.distributed.tensor")
+    if tensor is None or not isinstance(value, tensor.DTensor):
+        return None
+    return value.device_mesh, value.placements
+
+
+def fsdp_layouts(model: torch.nn.Module) -> dict[int, Layout | None]:
+    """Of each parameter that FSDP2 shards, by its id: how it lies once it is gathered; None for a plain tensor.
+
+    FSDPParam._unsharded_dtensor_spec (2.13), _tp_spec before; FSDPState._fsdp_param_groups, _fsdp_param_group before.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    found: dict[int, Layout | None] = {}
+    for module in [] if fsdp is None else model.modules():
+        if not isinstance(module, fsdp.FSDPModule):  # type: ignore[union-attr]
+            continue
+        state: Any = module._get_fsdp_state()
+        groups = getattr(state, "_fsdp_param_groups", None)
+        groups = [state._fsdp_param_group] if groups is None else groups
+        for parameter in [parameter for group in groups if group is not None for parameter in group.fsdp_params]:
+            spec = getattr(parameter, "_unsharded_dtensor_spec", None) or getattr(parameter, "_tp_spec", None)
+            layout = None if spec is None else (spec.mesh, spec.placements)
+            for tensor in (parameter.sharded_param, getattr(parameter, "_unsharded_param", None)):
+                found[id(tensor)] = layout
+    return found
 
 
 def scaled_mm(a: torch.Tensor, b: torch.Tensor, a_scale: torch.Tensor, b_scale: torch.Tensor, dtype: Any) -> Any:

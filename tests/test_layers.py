@@ -16,6 +16,7 @@ LAYERS = (
     "compat",
     "numerics",
     "conditioning",
+    "ranks",
     "ops",
     "cost_model",
     "policy",

@@ -161,10 +161,15 @@ def _quantize(x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None) -> tu
         assert noise is not None
         scales, noise = eden_scaling(x, layout, spec, noise), None
     else:
-        scales = four_over_six_scaling(x, layout, spec) if spec.select else scaling(layout.amax(x), spec)
+        scales = scaling_of(x, layout, spec)
     scaled = layout.split(x) * layout.spread(scales.multiplier, x.shape)
     rounded = round_to_element(scaled, spec.element, None if noise is None else layout.split(noise))
     return layout, rounded, scales
+
+
+def scaling_of(x: Tensor, layout: BlockLayout, spec: QuantSpec) -> Scaling:
+    """The scales of fp32 x, of a spec that does not round these at random."""
+    return four_over_six_scaling(x, layout, spec) if spec.select else scaling(layout.amax(x), spec)
 
 
 def _store(scale: Tensor, spec: QuantSpec) -> Tensor:

@@ -32,7 +32,8 @@ from metis_compile.passes.graph.products import OPERANDS
 from metis_compile.passes.graph.sites import GraphInputs, KeptName, Operand, Site
 from metis_compile.passes.graph.views import for_any_matrix, same, target_of, undoes
 from metis_compile.passes.joint.site_errors import errors_at
-from metis_compile.passes.joint.tails import Conditioner, Parts, Side
+from metis_compile.passes.joint.tails import Conditioner, Hadamard, Parts, Side
+from metis_compile.policy import Treatment
 
 aten = torch.ops.aten
 WITHOUT_ADDED: dict[Any, Any] = {aten.addmm.default: aten.mm.default, aten.baddbmm.default: aten.bmm.default}
@@ -123,6 +124,7 @@ class Rewriter:
         assert operand.decision is not None
         treatment = operand.decision.treatment
         spec, split, parts = treatment.spec, treatment.split, None
+        hadamard = hadamard_of(treatment)
         in_backward = site.gemm != "fprop" and operand.role == "activation"
         if spec is None:
             quantized = operand.base
@@ -132,8 +134,8 @@ class Rewriter:
                 split, kept_name = self._ranked(site, operand, split)
                 parts = self._split(site, operand, split, kept_name)
                 source = parts.residual
-            if treatment.hadamard:
-                source = self._hadamard(site, operand, source, str(treatment.hadamard))
+            if hadamard is not None:
+                source = self._hadamard(site, operand, source, hadamard)
             operand.quantized = self._quantize(site, operand, spec, source)
             operand.kept_as = tuple(u.name for u in operand.quantized.users if u.target is operator.getitem)
             quantized = self._dequantize(site, operand, spec)
@@ -145,7 +147,7 @@ class Rewriter:
             quantized=quantized,
             spec=spec,
             only_saved=in_backward and spec is not None,
-            hadamard=str(treatment.hadamard) if spec is not None and treatment.hadamard else None,
+            hadamard=hadamard if spec is not None else None,
         )
 
     def _as_read(self, site: Site, side: Side) -> fx.Node:
@@ -197,10 +199,10 @@ class Rewriter:
                 operand, split, self._next_stream(), label, kept_name=kept_name, backward=backward
             )
 
-    def _hadamard(self, site: Site, operand: Operand, source: fx.Node, signs: str) -> fx.Node:
+    def _hadamard(self, site: Site, operand: Operand, source: fx.Node, how: Hadamard) -> fx.Node:
         before, like = self._place(site, operand)
         with self.builder.at(before, like=like):
-            return self.conditioner.hadamard(source, operand.axis, signs)
+            return self.conditioner.hadamard(source, operand.axis, how)
 
     def _next_stream(self) -> int:
         self._streams += 1
@@ -289,6 +291,13 @@ class Rewriter:
         if isinstance(factor, (int, float)) and factor == 1:
             return node
         return self.builder.call(aten.mul.Tensor, (node, factor), name=f"{node.name}_scaled")
+
+
+def hadamard_of(treatment: Treatment) -> Hadamard | None:
+    """The transform that a treatment asks for."""
+    if treatment.hadamard is None or treatment.hadamard_size is None:
+        return None
+    return Hadamard(str(treatment.hadamard), treatment.hadamard_size)
 
 
 def _two_part_names(spec: QuantSpec) -> tuple[str, ...]:
