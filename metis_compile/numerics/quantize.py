@@ -102,6 +102,29 @@ def decode(
     return layout.join(result, values.shape).to(dtype)
 
 
+def magnitude_limits(parts: Sequence[Tensor], spec: QuantSpec, axis: int, length: int) -> Tensor:
+    """The largest magnitude that each element could have been stored as, under the scales in `parts`.
+
+    float32, one for each element of what :func:`encode` was given. The other arguments as for :func:`decode`.
+    """
+    layout = BlockLayout.of(spec, parts[0].dim(), axis)
+    shape = list(parts[0].shape)
+    shape[layout.axis] = length
+    limits = layout.spread(scale_values(parts, spec), shape) * spec.element.max
+    if spec.fmt.tensor_scale:
+        limits = limits * parts[2]
+    ones = limits.new_ones(()).expand(shape)
+    return layout.join(layout.split(ones) * limits, shape)
+
+
+def scale_values(parts: Sequence[Tensor], spec: QuantSpec) -> Tensor:
+    """The block scales in `parts` as float32, without that of the whole tensor, in the shape that `encode` stores."""
+    stored = parts[1]
+    if is_swizzled(spec, parts[0].dim(), stored.dim()):
+        raise ValueError("parts must hold block scales as they lie in the tensor, got swizzled ones")
+    return _load(stored, spec)
+
+
 def empty_values(parts: Sequence[Tensor], spec: QuantSpec, axis: int, length: int) -> Tensor:
     """What :func:`decode` returns for these parts, float32, contiguous and not filled in."""
     codes = parts[0]

@@ -85,6 +85,7 @@ class Rewriter:
         as_it_is = site.offs is None or site.node.target is GROUPED_MM
         if site.node.meta["val"].dtype == torch.float32 and not tails and as_it_is:
             site.node.args = tuple(args)
+            site.result = site.node
         else:
             self._product_in_float32(site, args, tails)
 
@@ -267,6 +268,7 @@ class Rewriter:
                 result = self.builder.call(aten.add.Tensor, (result, tail), name=f"{node.name}_with_tail")
             if scaled:
                 result = self._scaled(result, added, **kwargs)
+            site.result = None if scaled else result
             result = self.builder.cast(result, node.meta["val"].dtype)
         node.replace_all_uses_with(result)
         for operand in (o for site in self.sites for o in site.operands):  # products that read this one as it is
