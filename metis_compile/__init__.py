@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from metis_compile.naming import PolicyWarning, name_modules
     from metis_compile.numerics import QuantizedTensor, quantize
     from metis_compile.passes.record import Captured, CapturedGraph, SavedTensor, capture
-    from metis_compile.policy import Policy, PolicyError, presets
+    from metis_compile.policy import Policy, PolicyError, Schedule, presets
     from metis_compile.reporting.summary import Summary, summary
+    from metis_compile.schedule import advance
     from metis_compile.state import load_state_dict, state_dict
     from metis_compile.weights.regularizer import dual_range_regularizer
     from metis_compile.weights.reparametrization import plain_state_dict, reparametrize, unreparametrize
@@ -32,7 +33,9 @@ _HOMES = {
     "PolicyWarning": "naming",
     "QuantizedTensor": "numerics",
     "SavedTensor": "passes.record",
+    "Schedule": "policy",
     "Summary": "reporting.summary",
+    "advance": "schedule",
     "capture": "passes.record",
     "dual_range_regularizer": "weights.regularizer",
     "explain": "inspection.explain",
@@ -60,7 +63,9 @@ __all__ = [
     "PolicyWarning",
     "QuantizedTensor",
     "SavedTensor",
+    "Schedule",
     "Summary",
+    "advance",
     "capture",
     "dual_range_regularizer",
     "explain",

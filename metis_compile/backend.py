@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import fx
 
 import metis_compile
-from metis_compile import state
+from metis_compile import schedule, state
 from metis_compile.compat import (
     CustomGraphPass,
     bf16_gemm,
@@ -32,6 +33,7 @@ from metis_compile.passes.context import Pass
 from metis_compile.passes.graph.sites import GraphInputs
 from metis_compile.passes.pipeline import AFTER_INDUCTOR, BEFORE_INDUCTOR, LOWERING, JointPasses, Passes
 from metis_compile.passes.record import RecordingPartitioner, Tally, active_captures, count
+from metis_compile.policy import Schedule
 from metis_compile.reporting import summary
 from metis_compile.reporting.summary import SummaryRecord
 
@@ -51,6 +53,8 @@ def metis(
     option and PolicyError for a mistake in a policy. Registered under the entry point group `torch_dynamo_backends`.
     """
     config, patches = read_options(options, mode)
+    if config.schedule is not None:
+        return compile_stages(gm, example_inputs, config, patches, config.schedule)
     return compile_graph(gm, example_inputs, config, patches)
 
 
@@ -60,9 +64,28 @@ def reset() -> None:
     outermost.clear()
     report.clear()
     summary.clear()
+    schedule.clear()
 
 
 metis.reset = reset  # type: ignore[attr-defined]
+
+
+def compile_stages(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], config: Config, patches: dict[str, Any], stages: Schedule
+) -> schedule.Staged:
+    """Compiles `gm` for the stage that its model is in and all that follow; the present one last, for the summary."""
+    names = names_of(gm)
+    parameter = min(names.inputs.parameters, default=None)
+    root = None if names.tree is None else names.tree.root
+    modules = [module for module in (names.base, root) if module is not None]
+    owner = None if parameter is None else example_inputs[parameter]
+    first = schedule.stage_of(stages, schedule.position_of(owner, modules))
+    compiled: list[Callable[..., Any]] = []
+    for stage in reversed(stages.stages[first:]):
+        copied, _ = copy_dynamo_graph(gm)
+        of_stage = replace(config, policy=stage.policy, schedule=None)
+        compiled.insert(0, compile_graph(copied, example_inputs, of_stage, patches))
+    return schedule.Staged(stages, first, compiled, parameter=parameter, modules=modules)
 
 
 def compile_graph(

@@ -23,6 +23,7 @@ LAYERS = (
     "kernels",
     "passes",
     "naming",
+    "schedule",
     "state",
     "reporting",
     "backend",

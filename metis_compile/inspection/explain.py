@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from metis_compile.inspection.dry_run import dry_run
 from metis_compile.inspection.expand import expanded, saved_everywhere
 from metis_compile.inspection.repeats import Cut
-from metis_compile.options import read_options
+from metis_compile.options import one_policy, read_options
 from metis_compile.passes.record import CapturedGraph, SavedTensor
 from metis_compile.policy import Policy
 
@@ -116,6 +116,7 @@ def explain(
     fake or on the meta device, and whatever the model raises.
     """
     config, patches = read_options({} if policy is None else {"policy": policy}, None)
+    one_policy(config, "explain")
     run = dry_run(model, args, kwargs, config, patches, once=True)
     return _explanation(config.policy, run.captured.graphs, run.cuts, full)
 

@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | `metis::quantize`, `metis::dequantize` | quantization | packed codes and scales of a tensor, and its values again |
 | `metis::fresh_basis`, `metis::power_step` | basis | a basis from a sketch, and one power step of it |
+| `metis::hadamard`, `metis::inverse_hadamard` | hadamard | the 16-point transform along an axis |
 | `metis::grouped_mm` | grouped | a product for each group of tokens |
 | `metis::load`, `metis::store_`, `metis::keep_` | state | slices of what lives across steps |
 | `metis::materialize`, `metis::to_bfloat16` | buffers | a buffer of its own, and a cast that compilers do not drop |

@@ -75,6 +75,12 @@ class Policy:
 
     @classmethod
     def _of(cls, document: Document) -> "Policy":
+        inner: Document | None = document
+        while inner is not None:
+            if "stage" in inner.data:
+                problem = "a file with stages is a schedule, not a policy: metis_compile.Schedule.load reads it"
+                raise inner.error(PolicyError(problem, value="stage"), ("stage",), "stage")
+            inner = inner.parent
         recipes, rules = load_recipes_and_rules(document)
         return cls(name=document.name, source=document.file, recipes=tuple(recipes), rules=tuple(rules))
 

@@ -25,12 +25,13 @@ from metis_compile.compat import enable_python_dispatcher
 from metis_compile.conditioning import Conditioning, Mean, kept_step, makes_basis, next_basis
 from metis_compile.conditioning.compensation import compensated_left
 from metis_compile.conditioning.factors import partner_spec
-from metis_compile.conditioning.hadamard import fixed_signs, hadamard, inverse_hadamard, signs_from
+from metis_compile.conditioning.hadamard import signs_from
 from metis_compile.conditioning.operators import using
 from metis_compile.conditioning.registry import as_read
 from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.noise import stream_offset
 from metis_compile.ops.grouped import GROUPED_MM
+from metis_compile.ops.hadamard import HADAMARD, INVERSE_HADAMARD
 from metis_compile.passes.graph.builder import GraphBuilder
 from metis_compile.passes.graph.inline import Inliner
 from metis_compile.passes.graph.operators import GraphOperators
@@ -206,45 +207,28 @@ class Conditioner:
     def hadamard(self, node: fx.Node, axis: int, signs: str) -> fx.Node:
         """`node` transformed along `axis`, float32, filled up to blocks of 16; once for all that read it so."""
         if (node, axis, signs) not in self._transformed:
-
-            def run(x: torch.Tensor, signs: torch.Tensor) -> list[torch.Tensor]:
-                return [hadamard(x, axis, signs)]
-
-            inputs = [node, self._signs_node(node, signs)]
-            with self.builder.marking(metis_hadamard=axis):  # for a kernel that transforms by itself
-                (result,) = self.inliner.insert(("hadamard", axis), run, inputs, f"{node.name}_hadamard")
-            self._transformed[node, axis, signs] = result
+            args = (node, axis, *self._signs(node, signs))
+            self._transformed[node, axis, signs] = self.builder.call(HADAMARD, args, name=f"{node.name}_hadamard")
         return self._transformed[node, axis, signs]
 
-    def _signs_node(self, node: fx.Node, signs: str) -> fx.Node:
-        device = node.meta["val"].device
+    def _signs(self, node: fx.Node, signs: str) -> list[fx.Node]:
+        """The signs that a transform takes: none where they never change."""
+        if signs != "fresh":
+            return []
+        seed = self.builder.shared_seed(node.meta["val"].device)
 
-        def run(*seed: torch.Tensor) -> list[torch.Tensor]:
-            return [self._signs(device, *seed)]
+        def run(seed: torch.Tensor) -> list[torch.Tensor]:
+            return [signs_from(seed, SIGN_STREAM)]
 
-        key = ("signs", signs, device)
-        (result,) = self.inliner.insert(key, run, self._sign_seed(node, signs), f"{node.name}_signs")
-        return result
-
-    def _sign_seed(self, node: fx.Node, signs: str) -> list[fx.Node]:
-        return [self.builder.shared_seed(node.meta["val"].device)] if signs == "fresh" else []
-
-    @staticmethod
-    def _signs(device: torch.device, *seed: torch.Tensor) -> torch.Tensor:
-        return signs_from(seed[0], SIGN_STREAM) if seed else fixed_signs(device)
+        return self.inliner.insert(("signs", SIGN_STREAM), run, [seed], f"{node.name}_signs")
 
     def _plain(self, side: Side) -> fx.Node:
         """What the big product reads, without the Hadamard transform."""
         if side.hadamard is None:
             return side.quantized
         axis, length = side.operand.axis, self.builder.size(side.operand.base, side.operand.axis)
-
-        def run(x: torch.Tensor, length: int, *seed: torch.Tensor) -> list[torch.Tensor]:
-            return [inverse_hadamard(x, axis, self._signs(x.device, *seed), length)]
-
-        inputs = [side.quantized, length, *self._sign_seed(side.quantized, side.hadamard)]
-        (result,) = self.inliner.insert(("inverse", axis, side.hadamard), run, inputs, f"{side.quantized.name}_plain")
-        return result
+        args = (side.quantized, axis, length, *self._signs(side.quantized, side.hadamard))
+        return self.builder.call(INVERSE_HADAMARD, args, name=f"{side.quantized.name}_plain")
 
     def tails(self, left: Side, right: Side) -> list[fx.Node]:
         """What to add to the big product: matrices [m, n], or rows [1, n] that are added to every row."""

@@ -16,6 +16,7 @@ import metis_compile
 from metis_compile import Policy, PolicyError
 from metis_compile.integrations.transformers import FILE, MetisCallback
 from metis_compile.options import environment_policy
+from metis_compile.policy.schedule import Schedule, Stage
 
 pytestmark = pytest.mark.usefixtures("eagerly")
 
@@ -38,6 +39,18 @@ def test_a_run_that_resumes_is_the_uninterrupted_one(
         resumed = train(tmp_path / "run", resume=tmp_path / "run" / f"checkpoint-{step}", **given)
         assert resumed.state.global_step == 6
         assert differing(whole, outcome(resumed)) == [], step
+
+
+def test_a_run_by_a_schedule_resumes_in_its_stage(tmp_path: Path) -> None:
+    """Of six steps, the last two are of the second stage."""
+    schedule = Schedule(stages=(Stage(policy=POLICY, until=0.6), Stage(policy=Policy.load("mxfp8"))))
+    given = {"policy": schedule, "dataloader_drop_last": True, "num_train_epochs": 3}
+    whole = outcome(train(tmp_path / "run", **given))
+    for step in (3, 5):
+        resumed = outcome(train(tmp_path / "run", resume=tmp_path / f"run/checkpoint-{step}", **given))
+        assert differing(whole, resumed) == [], step
+    first_alone = outcome(train(tmp_path / "first", **{**given, "policy": POLICY}))
+    assert "up.weight" in differing(whole, first_alone)
 
 
 def test_without_the_callback_bases_start_anew(tmp_path: Path) -> None:
