@@ -15,19 +15,23 @@ if TYPE_CHECKING:
     from metis_compile.policy import Policy, PolicyError, Schedule, presets
     from metis_compile.reporting.summary import Summary, summary
     from metis_compile.schedule import advance
-    from metis_compile.state import load_state_dict, state_dict
+    from metis_compile.sensitivity import Blame, BlameError, blame
+    from metis_compile.state import KeptState, load_state_dict, state_dict
     from metis_compile.weights.regularizer import dual_range_regularizer
     from metis_compile.weights.reparametrization import plain_state_dict, reparametrize, unreparametrize
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Blame": "sensitivity",
+    "BlameError": "sensitivity",
     "Captured": "passes.record",
     "CapturedGraph": "passes.record",
     "Conditioned": "conditioning",
     "Explanation": "inspection.explain",
     "ExportError": "mlir",
     "Exported": "mlir",
+    "KeptState": "state",
     "Policy": "policy",
     "PolicyError": "policy",
     "PolicyWarning": "naming",
@@ -36,6 +40,7 @@ _HOMES = {
     "Schedule": "policy",
     "Summary": "reporting.summary",
     "advance": "schedule",
+    "blame": "sensitivity",
     "capture": "passes.record",
     "dual_range_regularizer": "weights.regularizer",
     "explain": "inspection.explain",
@@ -52,12 +57,15 @@ _HOMES = {
     "unreparametrize": "weights.reparametrization",
 }
 __all__ = [
+    "Blame",
+    "BlameError",
     "Captured",
     "CapturedGraph",
     "Conditioned",
     "Explanation",
     "ExportError",
     "Exported",
+    "KeptState",
     "Policy",
     "PolicyError",
     "PolicyWarning",
@@ -66,6 +74,7 @@ __all__ = [
     "Schedule",
     "Summary",
     "advance",
+    "blame",
     "capture",
     "dual_range_regularizer",
     "explain",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 import metis_compile
 from metis_compile import schedule, state
@@ -25,7 +25,7 @@ from metis_compile.compat import (
 )
 from metis_compile.kernels.gemm.lowering import register_gemm
 from metis_compile.naming import outermost, report
-from metis_compile.naming.graph_names import names_of
+from metis_compile.naming.graph_names import GraphNames, names_of
 from metis_compile.naming.per_module import PerModule, variants
 from metis_compile.naming.report import Report
 from metis_compile.options import Config, read_options
@@ -106,9 +106,8 @@ def compile_graph(
         names = names_of(gm)
         modules = variants(names, config.policy)
         told = Report(names, config.policy, [len(found) for found in modules.values()])
-    kind = None if names.base is None else type(names.base)
     if len(modules) < 2:
-        compiled = _compile(gm, example_inputs, config, patches, names.write(), told, kind, listed, compile_fx_kwargs)
+        compiled = _compile(gm, example_inputs, config, patches, names, names.base, told, listed, compile_fx_kwargs)
         if listed:
             told.finish()
         return compiled
@@ -116,9 +115,10 @@ def compile_graph(
     assert tree is not None
     served = []
     for same in modules.values():
-        inputs = names.write(tree.modules[id(same[0])])
         copied, _ = copy_dynamo_graph(gm)
-        served.append(_compile(copied, example_inputs, config, patches, inputs, told, kind, listed, compile_fx_kwargs))
+        served.append(
+            _compile(copied, example_inputs, config, patches, names, same[0], told, listed, compile_fx_kwargs)
+        )
     if listed:
         told.finish()
     return PerModule(served, modules, names, config.policy)
@@ -129,18 +129,26 @@ def _compile(
     example_inputs: Sequence[Any],
     config: Config,
     patches: dict[str, Any],
-    inputs: GraphInputs,
+    names: GraphNames,
+    module: nn.Module | None,
     told: Report,
-    kind: type[torch.nn.Module] | None,
     listed: bool,
     compile_fx_kwargs: dict[str, Any],
 ) -> Callable[..., Any]:
+    """module: the one that it is compiled for, which has the class of `names.base`, or is that."""
     with compile_phase("metis_backend"):
+        called = names.tree.modules[id(module)] if names.tree is not None else None
+        inputs = names.write(called)
+        owner = min(inputs.parameters, default=None)
+        with_state = torch.is_grad_enabled() and state.keeps(config.policy)
+        if with_state:
+            kept = state.shapes_in_use(names.roots, config.policy) if listed else {}
+            under = (f"{called}.", f"{called}:") if called else ""
+            inputs = replace(inputs, kept={name: shape for name, shape in kept.items() if name[0].startswith(under)})
         uuid = _uuid(gm, config, inputs)
-        sizes = state.room(gm, config.policy) if torch.is_grad_enabled() else None
-        if sizes is not None:
-            gm, inputs, first, owner = state.with_state_inputs(gm, inputs, example_inputs, sizes)
-            example_inputs = [*example_inputs, *first]
+        if with_state:
+            gm, inputs, handles = state.with_state_inputs(gm, inputs, example_inputs)
+            example_inputs = [*example_inputs, *handles]
     captures = active_captures()
     records = [capture.begin() for capture in captures]
     noted = SummaryRecord(gm, uuid, config.policy)
@@ -162,9 +170,10 @@ def _compile(
     compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches, **compile_fx_kwargs)
     count(tally)
     if listed:
-        first_parameter = min(inputs.parameters, default=None)
-        noted.finish(None if first_parameter is None else example_inputs[first_parameter])
-    return compiled if sizes is None else state.Stateful(compiled, first, owner, listed, kind)
+        noted.finish(None if owner is None else example_inputs[owner])
+    if not with_state:
+        return compiled
+    return state.Stateful(compiled, parameter=owner, listed=listed, module=module, name=called or "", roots=names.roots)
 
 
 class _Chain(CustomGraphPass):
@@ -196,6 +205,7 @@ def _uuid(gm: fx.GraphModule, config: Config, inputs: GraphInputs) -> str:
     text += [f"{i}={name}" for i, name in sorted(inputs.parameters.items())]
     text += [f"{sorted(inputs.buffers)} {sorted(inputs.arguments)}"]
     text += [f"{sorted(inputs.depths.items())} {sorted(inputs.heads)} {sorted(inputs.embeddings)} {inputs.vocabulary}"]
+    text += [f"{sorted(inputs.kept.items())}"]
     for node in gm.graph.nodes:
         stack = node.meta.get("nn_module_stack") or {}
         functions = node.meta.get("source_fn_stack") or []

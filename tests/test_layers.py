@@ -28,6 +28,7 @@ LAYERS = (
     "reporting",
     "backend",
     "inspection",
+    "sensitivity",
     "weights",
     "mlir",
     "measure",

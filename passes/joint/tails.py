@@ -35,8 +35,8 @@ from metis_compile.ops.hadamard import HADAMARD, INVERSE_HADAMARD
 from metis_compile.passes.graph.builder import GraphBuilder
 from metis_compile.passes.graph.inline import Inliner
 from metis_compile.passes.graph.operators import GraphOperators
-from metis_compile.passes.graph.sites import GraphInputs, Operand
-from metis_compile.passes.joint.state_slices import StateSlices
+from metis_compile.passes.graph.sites import GraphInputs, KeptName, Operand
+from metis_compile.passes.joint.kept_tensors import KeptTensors
 
 aten = torch.ops.aten
 SIGN_STREAM = 2**30  # of fresh Hadamard signs: one for the graph, since both operands of a product need the same
@@ -102,37 +102,46 @@ class Conditioner:
     def __init__(self, builder: GraphBuilder, inputs: GraphInputs) -> None:
         self.builder = builder
         self.inliner = Inliner(builder, lambda: using(GraphOperators()))
-        self.slots = StateSlices(builder, inputs)
+        self.kept = KeptTensors(builder, inputs)
         self._parts: dict[Any, Parts] = {}
         self._not_kept: dict[Any, str] = {}  # why the basis of a split that would keep one is made anew
         self._moved: dict[Any, fx.Node] = {}
         self._transformed: dict[Any, fx.Node] = {}
         self._compensated: dict[Any, fx.Node] = {}
 
-    def split(self, operand: Operand, split: Conditioning, stream: int, label: str, backward: bool) -> Parts:
+    def split(
+        self,
+        operand: Operand,
+        split: Conditioning,
+        stream: int,
+        label: str,
+        *,
+        kept_name: KeptName | None,
+        backward: bool,
+    ) -> Parts:
         """Residual and factors of `operand.base`, where the builder stands unless they are there already.
 
-        backward: whether it stands in the backward part.
+        kept_name: of the basis, where the split keeps one. backward: whether it stands in the backward part.
         """
         axis = operand.axis
         key = (operand.base, split, axis if split.depends_on_axis else None)
         if key not in self._parts:
             moved = self._moved.get((operand.base, split))
-            kept = kept_step(split) is not None and self.slots.training
-            if kept and moved is None and self._why_not_kept(operand, split, backward) is None:
-                self._parts[key] = self._follow(operand, split, stream, label, backward)
+            kept = kept_name is not None and self.kept.training
+            if kept and moved is None and self._why_not_kept(operand, split) is None:
+                assert kept_name is not None
+                self._parts[key] = self._follow(operand, split, stream, label, kept_name, backward)
             else:
                 self._parts[key] = self._split_by(operand, split, stream, label, moved)
         if (operand.base, split) in self._not_kept:
             operand.note = f"basis made anew each step: {self._not_kept[operand.base, split]}"
         return self._parts[key]
 
-    def _why_not_kept(self, operand: Operand, split: Conditioning, backward: bool) -> str | None:
+    def _why_not_kept(self, operand: Operand, split: Conditioning) -> str | None:
         """Why the basis of a split can't live across steps, or None; it is then made anew in each."""
         key = operand.base, split
         if key not in self._not_kept:
-            shapes = [self._basis_shape(split, operand.base), *([[1]] if _counts(split) else [])]
-            why = self.slots.refusal(shapes, operand.base, backward)
+            why = self.kept.refusal(self._basis_shape(split, operand.base))
             if why is None:
                 return None
             self._not_kept[key] = why
@@ -145,7 +154,7 @@ class Conditioner:
         if split.needs_seed:
             seed = [self._stream_seed(base, stream)]
         elif makes_basis(split, given=basis is not None):  # inference draws nothing: it gives the same each time
-            seed = [self._stream_seed(base, stream) if self.slots.training else self._fixed_seed(base, stream)]
+            seed = [self._stream_seed(base, stream) if self.kept.training else self._fixed_seed(base, stream)]
 
         def run(x: torch.Tensor, *given: torch.Tensor) -> list[torch.Tensor]:
             noise, kept = (given[0] if seed else None), given[len(seed) :]
@@ -158,17 +167,19 @@ class Conditioner:
             residual, left, right = self.inliner.insert(key, run, inputs, label)
         return Parts(residual=residual, left=left, right=right)
 
-    def _follow(self, operand: Operand, split: Conditioning, stream: int, label: str, backward: bool) -> Parts:
+    def _follow(
+        self, operand: Operand, split: Conditioning, stream: int, label: str, kept_name: KeptName, backward: bool
+    ) -> Parts:
         """A split by a basis that is kept: read, moved on by this step's tensor, and written back.
 
         Once for both axes: they differ in how factors are rounded alone.
         """
         axis, base = operand.axis, operand.base
-        slot = self.slots.allot(self._basis_shape(split, base), base, backward)
+        slot = self.kept.at(kept_name, self._basis_shape(split, base), base, backward)
         kept = [slot.read(f"{label}_kept")]
         counter = None
         if _counts(split):
-            counter = self.slots.allot([1], base, backward)
+            counter = self.kept.at((kept_name[0], f"{kept_name[1]}.steps"), [1], base, backward)
             kept.append(counter.read(f"{label}_count"))
         random = counter is not None or split.needs_seed or makes_basis(split, given=True)
         seed = [self._stream_seed(base, stream)] if random else []
