@@ -42,7 +42,7 @@ def bench_depth(policies: Sequence[str], sizes: Sequence[Settings], options: Opt
             for text, settings in cases[:: 1 if i % 2 == 0 else -1]
         }
         measured = run_tasks(list(tasks.values()), options, console)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "policy": name_of(text),
             "settings": asdict(settings),
