@@ -36,6 +36,7 @@
 | in_backward | 2.0 | a forward that runs inside a backward is a checkpointed one, run again |
 | VALUE_OF_FAKE_ERRORS | 2.0 | what is raised where a model reads the value of a fake tensor |
 | new_fake_mode, fake_mode_of, has_values | 2.0 | stand-ins for a model on the meta device; what is fake |
+| fake_tensor | 2.0 | what a call returns is known from an equal one, and need not be evaluated |
 | detached_dynamo_state | 2.8 | a dry run neither reads nor changes what Dynamo has learned of changing sizes |
 | without_default_device | 2.3 | stand-ins of meta tensors are on the CPU, and so is what is made beside them |
 | compile_fx_inner, around_compiled | 2.0, 2.6 | a forward or backward graph the moment it is compiled; its calls |
@@ -105,6 +106,7 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensor,
     FakeTensorMode,
+    in_kernel_invocation_manager,
 )
 from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils import _device as torch_device
@@ -151,6 +153,7 @@ __all__ = [
     "enable_python_dispatcher",
     "exact_division",
     "fake_mode_of",
+    "fake_tensor",
     "fallback_handler",
     "fsdp_layouts",
     "fx_graph_cse",
@@ -198,6 +201,18 @@ def new_fake_mode() -> Any:
 def fake_mode_of(tensors: Iterable[object]) -> Any:
     """The mode of the first fake tensor among `tensors`, or None."""
     return next((t.fake_mode for t in tensors if isinstance(t, FakeTensor)), None)
+
+
+def fake_tensor(
+    mode: Any, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """A fake tensor of `mode` with memory of its own, made as the mode makes those that it has cached.
+
+    torch._subclasses.fake_tensor.in_kernel_invocation_manager.
+    """
+    with in_kernel_invocation_manager(mode):
+        meta = torch.empty_strided(tuple(shape), tuple(strides), dtype=dtype, device="meta")
+    return FakeTensor(mode, meta, device)
 
 
 def has_values(tensor: torch.Tensor) -> bool:

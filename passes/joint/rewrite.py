@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import operator
 import re
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ class Rewriter:
 
     def __init__(self, graph: fx.Graph, sites: list[Site], inputs: GraphInputs) -> None:
         self.builder = GraphBuilder(graph)
-        self.sites, self.inputs = sites, inputs
+        self.inputs = inputs
         self.conditioner = Conditioner(self.builder, inputs)
         self.forward_products = {s.seq: s.node for s in sites if s.gemm == "fprop" and s.operands}
         self._quantized: dict[Any, fx.Node] = {}
@@ -66,6 +67,12 @@ class Rewriter:
         self._splits: dict[Any, tuple[Conditioning, KeptName | None]] = {}
         self._streams = 0  # numbers the tensors that round at random: each draws its own noise
         self._without_strays(sites)
+        # A graph has thousands of operands, so who reads a node is looked up, and not searched for with each product.
+        self._readers: dict[fx.Node, list[tuple[Site, Operand]]] = defaultdict(list)
+        for site in sites:
+            for operand in site.operands:
+                for node in {operand.base, operand.node}:
+                    self._readers[node].append((site, operand))
 
     def rewrite(self, site: Site) -> None:
         """Replaces the site's operands and adds the tails of those that are split.
@@ -175,10 +182,9 @@ class Rewriter:
         if key not in self._splits:
             rows, columns = operand.base.meta["val"].shape
             others = [
-                size
-                for reader in self.sites
+                reader.n if read is reader.lhs else reader.m
+                for reader, read in self._readers[operand.base]
                 if reader.gemm == site.gemm and reader.reason is None
-                for read, size in zip(reader.operands, (reader.n, reader.m), strict=True)
                 if read.base is operand.base and read.decision is not None and read.decision.treatment.split == split
             ]
             name, own = None, split
@@ -271,9 +277,11 @@ class Rewriter:
             site.result = None if scaled else result
             result = self.builder.cast(result, node.meta["val"].dtype)
         node.replace_all_uses_with(result)
-        for operand in (o for site in self.sites for o in site.operands):  # products that read this one as it is
+        readers = self._readers.pop(node, [])  # products that read this one as it is
+        for _, operand in readers:
             operand.base = result if operand.base is node else operand.base
             operand.node = result if operand.node is node else operand.node
+        self._readers[result] += readers
         self.builder.take_place(node, product, result)
         self.builder.graph.erase_node(node)
         if self.forward_products.get(site.seq) is node:
