@@ -8,6 +8,7 @@ from metis_compile.cli.bench import bench
 from metis_compile.cli.blame import blame
 from metis_compile.cli.calibrate import calibrate
 from metis_compile.cli.compare import compare
+from metis_compile.cli.diff import diff
 from metis_compile.cli.explain import explain
 from metis_compile.cli.export import export
 from metis_compile.cli.train import train
@@ -46,5 +47,6 @@ app.command()(explain)
 app.command()(blame)
 app.command()(calibrate)
 app.command()(compare)
+app.command()(diff)
 app.command()(export)
 app.add_typer(bench)
