@@ -18,7 +18,7 @@ from metis_compile.monitoring.half import Half, Wanted
 from metis_compile.monitoring.watched_sites import WatchedOperand, WatchedSite, watched_sites
 from metis_compile.naming.graph_names import moved
 from metis_compile.numerics import QuantSpec
-from metis_compile.passes.graph.sites import Site
+from metis_compile.passes.graph.sites import GraphInputs, Site
 from metis_compile.statistics import left_block, operand_statistics, product_error, right_block
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Watched:
     def nested(self, sites: list[Site]) -> None:
         return None
 
-    def before(self, graph: fx.Graph) -> None:
+    def before(self, graph: fx.Graph, inputs: GraphInputs) -> None:
         return None
 
     def after(self, graph: fx.Graph, sites: list[Site], parameters: dict[str, str], state: Sequence[str]) -> None:
