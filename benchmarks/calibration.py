@@ -12,6 +12,7 @@ import json
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,24 +75,23 @@ def main() -> None:
         tokens = torch.zeros(4, LARGE.context, dtype=torch.int64)
     cost = explain(large, tokens, tokens, policy="nvfp4").cost(given.device).ratio
     common = {"device": given.device, "candidates": CANDIDATES, "cost_of": (large, (tokens, tokens))}
-    as_nvfp4 = calibrate(loss, batches, budget_cost=cost, **common)
-    keep(given.out, "as-nvfp4", as_nvfp4)
-    as_best = calibrate(loss, batches, budget_error=as_nvfp4.candidates["best"].loss, **common)
-    keep(given.out, "as-best", as_best)
-    found = {
+    about = {
         "date": date.today().isoformat(),
         "machine": machine(),
         "settings": asdict(settings),
         "branch": given.branch,
         "large": asdict(LARGE) | {"tokens": tokens.numel()},
-        "as-nvfp4": as_nvfp4.to_dict(),
-        "as-best": as_best.to_dict(),
     }
-    (given.out / "calibration.json").write_text(json.dumps(found, indent=1) + "\n")
+    as_nvfp4 = calibrate(loss, batches, budget_cost=cost, **common)
+    keep(given.out / "as-nvfp4", as_nvfp4, about)
+    as_best = calibrate(loss, batches, budget_error=as_nvfp4.candidates["best"].loss, **common)
+    keep(given.out / "as-best", as_best, about)
 
 
-def keep(out: Path, name: str, found: Calibration) -> None:
-    (out / f"{name}.toml").write_text(found.to_toml())
+def keep(path: Path, found: Calibration, about: dict[str, Any]) -> None:
+    """The policy, and the numbers beside it."""
+    path.with_suffix(".toml").write_text(found.to_toml())
+    path.with_suffix(".json").write_text(json.dumps(about | found.to_dict(), indent=1) + "\n")
     print(found, flush=True)
 
 
