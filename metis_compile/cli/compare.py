@@ -12,6 +12,7 @@ from metis_compile.cli.errors import user_errors
 __all__ = ["compare"]
 
 SIZE = "Size of the model and its batches"
+RATE = "Optimizer and what is validated"
 
 
 def compare(
@@ -20,8 +21,9 @@ def compare(
         typer.Argument(
             metavar="POLICY...",
             help="Presets or policy files. POLICY+shuffled starts from the same weights in another order and "
-            "POLICY+redrawn rounds by other random numbers (what chance does), POLICY+nudged changes every weight by a "
-            "millionth (whether runs repeat), POLICY+reparametrized trains linears in four parts.",
+            "POLICY+redrawn rounds by other random numbers (what chance does), POLICY+perturbed changes each weight by "
+            "a hundredth and POLICY+nudged by a millionth (how far that carries), POLICY+reparametrized trains linears "
+            "in four parts.",
         ),
     ],
     seeds: Annotated[str, typer.Option(help="A number of seeds, or the seeds: 3, or 0,2,5.")] = "3",
@@ -60,6 +62,28 @@ def compare(
         ),
     ] = None,
     learning_rate: Annotated[float, typer.Option(help="AdamW's, at its highest.")] = 1e-3,
+    warmup: Annotated[
+        int | None,
+        typer.Option(rich_help_panel=RATE, help="Steps in which the learning rate rises.", show_default="20"),
+    ] = None,
+    final_rate: Annotated[
+        float, typer.Option(rich_help_panel=RATE, help="Share of the learning rate left at the end.")
+    ] = 0.1,
+    clip: Annotated[float, typer.Option(rich_help_panel=RATE, help="Largest norm of the gradients.")] = 1.0,
+    average_weights: Annotated[
+        float,
+        typer.Option(
+            rich_help_panel=RATE,
+            help="Validate the mean of the weights over this share of the steps, at the end; 0: the last weights.",
+        ),
+    ] = 0.0,
+    ema: Annotated[
+        float,
+        typer.Option(
+            rich_help_panel=RATE,
+            help="Validate a moving average of the weights of this decay; 0: the last weights.",
+        ),
+    ] = 0.0,
     text: Annotated[
         str | None, typer.Option(help="A file to train on.", show_default="Python's standard library")
     ] = None,
@@ -77,6 +101,7 @@ def compare(
     """
     from rich.console import Console
 
+    from metis_compile.compare import order
     from metis_compile.compare.comparison import Comparison, Options
     from metis_compile.compare.gemm_report import compare_gemms
     from metis_compile.compare.summary import table
@@ -91,6 +116,11 @@ def compare(
             device=device,
             dtype=dtype or ("float32" if device == "cpu" else "bfloat16"),
             learning_rate=learning_rate,
+            warmup=warmup,
+            final_rate=final_rate,
+            clip=clip,
+            average_weights=average_weights,
+            ema=ema,
             text=text,
             model=model,
             width=width,
@@ -118,6 +148,8 @@ def compare(
     elif outcome.rows:
         console = Console()
         console.print(table(outcome.rows, outcome.title))
+        if len(order.ordered(outcome.rows)) > 1:
+            console.print(order.table(outcome.rows))
         for name, path in outcome.files.items():
             console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
     for failure in outcome.failures:

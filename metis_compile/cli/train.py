@@ -18,6 +18,7 @@ __all__ = ["train"]
 
 # Settings default to None here: a resumed run takes its checkpoint's, a new one those of the class Settings.
 SIZE = "Size of the model and its batches"
+RATE = "Optimizer and what is validated"
 
 
 def train(
@@ -45,6 +46,33 @@ def train(
         ),
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="AdamW's, at its highest.", show_default="0.001")] = None,
+    warmup: Annotated[
+        int | None,
+        typer.Option(rich_help_panel=RATE, help="Steps in which the learning rate rises.", show_default="20"),
+    ] = None,
+    final_rate: Annotated[
+        float | None,
+        typer.Option(rich_help_panel=RATE, help="Share of the learning rate left at the end.", show_default="0.1"),
+    ] = None,
+    clip: Annotated[
+        float | None, typer.Option(rich_help_panel=RATE, help="Largest norm of the gradients.", show_default="1.0")
+    ] = None,
+    average_weights: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=RATE,
+            help="Validate the mean of the weights over this share of the steps, at the end.",
+            show_default="the last weights",
+        ),
+    ] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=RATE,
+            help="Validate a moving average of the weights of this decay.",
+            show_default="the last weights",
+        ),
+    ] = None,
     text: Annotated[
         str | None,
         typer.Option(help="A file to train on.", show_default="Python's standard library"),
@@ -73,6 +101,11 @@ def train(
         "device": device,
         "dtype": dtype,
         "learning_rate": learning_rate,
+        "warmup": warmup,
+        "final_rate": final_rate,
+        "clip": clip,
+        "average_weights": average_weights,
+        "ema": ema,
         "text": text,
         "model": model,
         "width": width,

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from metis_compile.compare import order
 from metis_compile.compare.cost import Cost
 from metis_compile.compare.plot import draw, draw_cost
 from metis_compile.compare.record import Record, read
 from metis_compile.compare.run import identity, record_path
 from metis_compile.compare.run_config import BASELINE, RunConfig
 from metis_compile.compare.summary import Row, markdown, summarize, to_json
+from metis_compile.compare.title import title_of
 from metis_compile.measure.folder import check_folder, writing
 from metis_compile.measure.machine import machine
 from metis_compile.measure.progress import JobProgress
@@ -24,6 +26,9 @@ from metis_compile.train.errors import TrainError
 from metis_compile.train.settings import Settings
 
 __all__ = ["Comparison", "Options", "Outcome"]
+
+FILES = {"report": "compare.json", "table": "table.md", "order": "order.md", "plot": "gap.png"}
+SETTINGS_BEFORE = identity(Settings())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +63,12 @@ class Outcome:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"title": self.title, "rows": to_json(self.rows), "missing": self.missing}
+        return {
+            "title": self.title,
+            "rows": to_json(self.rows),
+            "missing": self.missing,
+            **order.to_json(self.rows),
+        }
 
 
 class Comparison:
@@ -126,12 +136,13 @@ class Comparison:
         baselines = [r for r in records if r.arm == BASELINE]
         last = min(self.options.average, self.settings.steps)
         rows = summarize(records, baselines, costs, last)
-        files = {"report": out / "compare.json", "table": out / "table.md", "plot": out / "gap.png"}
+        title = title_of(self.settings, self.options.branch, last)
+        files = {name: out / file for name, file in FILES.items()}
         if any(row.cost is not None for row in rows):
             files["cost"] = out / "cost.png"
         outcome = Outcome(
             rows=rows,
-            title=self._title(last),
+            title=f"{title}; gaps: mean over seeds ± deviation",
             files=files if rows else {},
             failures=list(failures),
             missing=[f"{arm.name} seed {seed}" for arm, seed in wanted if (arm.text, seed) not in have],
@@ -147,16 +158,9 @@ class Comparison:
                 if "cost" in files:
                     draw_cost(rows, files["cost"])
                 files["report"].write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-                files["table"].write_text(markdown(rows, self._title(last)))
+                files["table"].write_text(markdown(rows, outcome.title))
+                files["order"].write_text(order.markdown(rows, title))
         return outcome
-
-    def _title(self, last: int) -> str:
-        s, branch = self.settings, self.options.branch
-        common = f", the first {branch} of them in full precision" if branch else ""
-        return (
-            f"{s.model}, width {s.width}, {s.layers} layers, {s.steps} steps of {s.batch * s.context} tokens, "
-            f"{s.dtype}{common}; train gap: mean of the last {last} steps; gaps: mean over seeds ± deviation"
-        )
 
     def _trial(self, arm: RunConfig, seed: int) -> Job:
         settings = asdict(replace(self.settings, policy=arm.policy, seed=seed))
@@ -203,7 +207,8 @@ class Comparison:
 
     def _check(self, path: Path, record: Record, arm: RunConfig) -> None:
         mine = identity(self.settings, self.options.branch)
-        theirs = record.settings
+        # A record from before a setting was there was trained with what is now its default.
+        theirs = SETTINGS_BEFORE | record.settings
         keys = dict.fromkeys([*mine, *theirs])
         differing = [f"{k} {theirs.get(k)!r} and not {mine.get(k)!r}" for k in keys if theirs.get(k) != mine.get(k)]
         if differing:

@@ -23,6 +23,7 @@ class Spread:
 
     mean: float
     deviation: float | None
+    values: list[float]  # of each seed, in the row's order
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
@@ -30,6 +31,7 @@ class Spread:
         return cls(
             mean=statistics.fmean(values),
             deviation=statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None,
+            values=list(values),
         )
 
     def percent(self) -> str:
