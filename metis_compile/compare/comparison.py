@@ -150,6 +150,7 @@ class Comparison:
         )
         if rows:
             report = outcome.to_dict() | {
+                "heading": title,
                 "settings": identity(self.settings, self.options.branch),
                 "machine": machine(),
             }

@@ -14,7 +14,7 @@ from metis_compile.compare.run_config import RunConfig
 from metis_compile.measure.markdown import markdown_table
 from metis_compile.train.report import finite, gap
 
-__all__ = ["Row", "markdown", "summarize", "table"]
+__all__ = ["Row", "Spread", "from_json", "markdown", "summarize", "table", "to_json"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,3 +119,21 @@ def markdown(rows: Sequence[Row], caption: str) -> str:
 def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Plain values; a number that is not finite is None."""
     return [finite(asdict(row)) for row in rows]
+
+
+def from_json(rows: Sequence[dict[str, Any]]) -> list[Row]:
+    """The inverse of :func:`to_json`, but for numbers that were not finite, which are NaN."""
+    made = []
+    for row in rows:
+        spreads = {
+            name: Spread(
+                mean=number(row[name]["mean"]),
+                deviation=row[name]["deviation"],
+                values=[number(value) for value in row[name]["values"]],
+            )
+            for name in ("train_gap", "validation_gap")
+        }
+        losses = {name: number(row[name]) for name in ("train_loss", "validation_loss")}
+        cost = None if row["cost"] is None else Cost(**row["cost"])
+        made.append(Row(**(row | spreads | losses | {"cost": cost})))
+    return made
