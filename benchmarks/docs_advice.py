@@ -9,27 +9,29 @@ from metis_compile.measure.markdown import markdown_table
 __all__ = ["ADVICE", "advice"]
 
 HEADINGS = ("you train", "take", "why", "measured")
+SCRATCH = "compare-scratch"
+MODELS = {"compare-branch": "GPT", "compare-llama": "Llama", SCRATCH: "Llama"}
 Results = dict[str, dict[str, Any]]  # of each folder of results that there is, the JSON
 
 
 def late(results: Results, *presets: str, folder: str = "compare-branch") -> str:
     """The validation gaps of the last half of a run."""
     rows = {row["arm"]: row["validation_gap"]["mean"] for row in results[folder]["rows"]}
-    return "last half: " + ", ".join(f"`{name}` {rows[name]:+.2f} %" for name in presets)
+    return f"last half of a {MODELS[folder]}'s run: " + ", ".join(f"`{name}` {rows[name]:+.2f} %" for name in presets)
 
 
-def whole(results: Results, *presets: str, folder: str = "compare-scratch") -> str:
+def whole(results: Results, *presets: str) -> str:
     """The validation gaps from the first step on, of those that were run."""
-    if folder not in results:
+    if SCRATCH not in results:
         return ""
-    rows = {row.arm: row for row in summary.from_json(results[folder]["rows"])}
+    rows = {row.arm: row for row in summary.from_json(results[SCRATCH]["rows"])}
     shown = [f"`{name}` {order.interval(rows[name].validation_gap)}" for name in presets if name in rows]
-    return "from scratch: " + ", ".join(shown) if shown else ""
+    return f"a {MODELS[SCRATCH]} from scratch: " + ", ".join(shown) if shown else ""
 
 
 def work(results: Results, *presets: str) -> str:
     """Floating-point operations beyond full precision's."""
-    rows = {row["arm"]: row["cost"]["flops_ratio"] for row in results["compare-branch"]["rows"]}
+    rows = {row["arm"]: row["cost"]["flops_ratio"] for row in results["compare-branch"]["rows"] if row["cost"]}
     return "operations: " + ", ".join(f"`{name}` {100 * (rows[name] - 1):+.1f} %" for name in presets)
 
 
@@ -39,7 +41,7 @@ ADVICE: list[tuple[str, str, str, Measured]] = [
         "a whole run, every linear in 4 bits",
         "`best`",
         "the least loss given up of all in 4 bits; the default",
-        lambda r: (whole(r, "best", "nvfp4"), late(r, "best", "nvfp4")),
+        lambda r: (whole(r, "best", "metis", "averis", "nvfp4"), late(r, "best", "metis", "averis", "nvfp4")),
     ),
     (
         "the same, and nothing may be added to the work of a step",
@@ -52,19 +54,13 @@ ADVICE: list[tuple[str, str, str, Measured]] = [
         ),
     ),
     (
-        "a Llama, every linear in 4 bits",
-        "`best`",
-        "the same order as in the GPT",
-        lambda r: (
-            whole(r, "best", "nvfp4", folder="compare-scratch-llama"),
-            late(r, "best", "metis", "nvfp4", folder="compare-llama"),
-        ),
-    ),
-    (
         "a run that began in high precision and ends in 4 bits",
         "`best`",
-        "hardly to be told from full precision over half a run",
-        lambda r: (late(r, "best", "metis", "nvfp4"),),
+        "less than a third of what `nvfp4` gives up",
+        lambda r: (
+            late(r, "best", "metis", "nvfp4"),
+            late(r, "best", "metis", "nvfp4", folder="compare-llama"),
+        ),
     ),
     (
         "in 8 bits, on what multiplies blocks of 32 with power-of-two scales",

@@ -16,6 +16,7 @@ from typing import Any
 
 import step_profile
 from docs_advice import advice
+from docs_chance import chance
 from docs_targets import TARGETS
 from rich.console import Console
 
@@ -44,8 +45,8 @@ FOLDERS = {
     "against": "against",
 }
 
-# Comparisons from the first step.
-SCRATCH = ("compare-scratch", "compare-scratch-llama")
+# Comparisons from the first step; docs_advice.py reads the first.
+SCRATCH = ("compare-scratch",)
 
 Results = dict[str, dict[str, Any]]  # of each folder that there is, the JSON
 
@@ -56,6 +57,7 @@ def load(root: Path = RESULTS) -> Results:
     found = {folder: json.loads(path.read_text()) for folder, path in files.items() if path.is_file()}
     others = {
         "train": root / "train.json",
+        "chance": root / "chance" / "chance.json",
         "profile": root / "profile" / "profile.json",
         **{folder: root / folder / "compare.json" for folder in ("compare-branch", "compare-llama", *SCRATCH)},
     }
@@ -226,6 +228,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "train": train,
     "presets": presets,
     "advice": advice,
+    "chance": chance,
     **{folder: scratch(folder) for folder in SCRATCH},
 }
 

@@ -69,6 +69,7 @@ def test_tables_beside_the_numbers(folder: str) -> None:
         ("presets", ["compare-scratch", "rows", 1, "validation_gap", "values"], 2),
         ("presets", ["compare-branch", "rows", 1, "validation_gap", "mean"], 2),
         ("compare-scratch", ["compare-scratch", "rows", 1, "validation_gap", "values"], 2),
+        ("chance", ["chance", "runs", 0, "validation_loss"], 2),
         ("advice", ["compare-scratch", "rows", 1, "validation_gap", "values"], 2),
         ("advice", ["compare-llama", "rows", 1, "validation_gap", "mean"], 2),
     ],
