@@ -12,28 +12,38 @@ if TYPE_CHECKING:
     from metis_compile.naming import PolicyWarning, name_modules
     from metis_compile.numerics import QuantizedTensor, quantize
     from metis_compile.passes.record import Captured, CapturedGraph, SavedTensor, capture
-    from metis_compile.policy import Policy, PolicyError, presets
+    from metis_compile.policy import Policy, PolicyError, Schedule, presets
+    from metis_compile.ranks import data_parallel_rank, set_data_parallel_rank
     from metis_compile.reporting.summary import Summary, summary
-    from metis_compile.state import load_state_dict, state_dict
+    from metis_compile.schedule import advance
+    from metis_compile.sensitivity import Blame, BlameError, blame
+    from metis_compile.state import KeptState, load_state_dict, state_dict
     from metis_compile.weights.regularizer import dual_range_regularizer
     from metis_compile.weights.reparametrization import plain_state_dict, reparametrize, unreparametrize
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Blame": "sensitivity",
+    "BlameError": "sensitivity",
     "Captured": "passes.record",
     "CapturedGraph": "passes.record",
     "Conditioned": "conditioning",
     "Explanation": "inspection.explain",
     "ExportError": "mlir",
     "Exported": "mlir",
+    "KeptState": "state",
     "Policy": "policy",
     "PolicyError": "policy",
     "PolicyWarning": "naming",
     "QuantizedTensor": "numerics",
     "SavedTensor": "passes.record",
+    "Schedule": "policy",
     "Summary": "reporting.summary",
+    "advance": "schedule",
+    "blame": "sensitivity",
     "capture": "passes.record",
+    "data_parallel_rank": "ranks",
     "dual_range_regularizer": "weights.regularizer",
     "explain": "inspection.explain",
     "export_mlir": "mlir",
@@ -43,25 +53,33 @@ _HOMES = {
     "presets": "policy",
     "quantize": "numerics",
     "reparametrize": "weights.reparametrization",
+    "set_data_parallel_rank": "ranks",
     "split": "conditioning",
     "state_dict": "state",
     "summary": "reporting.summary",
     "unreparametrize": "weights.reparametrization",
 }
 __all__ = [
+    "Blame",
+    "BlameError",
     "Captured",
     "CapturedGraph",
     "Conditioned",
     "Explanation",
     "ExportError",
     "Exported",
+    "KeptState",
     "Policy",
     "PolicyError",
     "PolicyWarning",
     "QuantizedTensor",
     "SavedTensor",
+    "Schedule",
     "Summary",
+    "advance",
+    "blame",
     "capture",
+    "data_parallel_rank",
     "dual_range_regularizer",
     "explain",
     "export_mlir",
@@ -71,6 +89,7 @@ __all__ = [
     "presets",
     "quantize",
     "reparametrize",
+    "set_data_parallel_rank",
     "split",
     "state_dict",
     "summary",

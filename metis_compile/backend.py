@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 import metis_compile
-from metis_compile import state
+from metis_compile import ranks, schedule, state
 from metis_compile.compat import (
     CustomGraphPass,
     bf16_gemm,
     compile_fx,
     compile_phase,
+    compiles_a_backward,
     copy_dynamo_graph,
     exact_division,
     inductor_config,
 )
 from metis_compile.kernels.gemm.lowering import register_gemm
 from metis_compile.naming import outermost, report
-from metis_compile.naming.graph_names import names_of
+from metis_compile.naming.graph_names import GraphNames, names_of
 from metis_compile.naming.per_module import PerModule, variants
 from metis_compile.naming.report import Report
 from metis_compile.options import Config, read_options
@@ -32,6 +34,7 @@ from metis_compile.passes.context import Pass
 from metis_compile.passes.graph.sites import GraphInputs
 from metis_compile.passes.pipeline import AFTER_INDUCTOR, BEFORE_INDUCTOR, LOWERING, JointPasses, Passes
 from metis_compile.passes.record import RecordingPartitioner, Tally, active_captures, count
+from metis_compile.policy import Policy, Schedule
 from metis_compile.reporting import summary
 from metis_compile.reporting.summary import SummaryRecord
 
@@ -51,18 +54,40 @@ def metis(
     option and PolicyError for a mistake in a policy. Registered under the entry point group `torch_dynamo_backends`.
     """
     config, patches = read_options(options, mode)
+    if config.schedule is not None:
+        return compile_stages(gm, example_inputs, config, patches, config.schedule)
     return compile_graph(gm, example_inputs, config, patches)
 
 
 def reset() -> None:
     """Forgets what compiled models keep, and which models were compiled: torch.compiler.reset() calls it."""
     state.clear()
+    ranks.clear()
     outermost.clear()
     report.clear()
     summary.clear()
+    schedule.clear()
 
 
 metis.reset = reset  # type: ignore[attr-defined]
+
+
+def compile_stages(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], config: Config, patches: dict[str, Any], stages: Schedule
+) -> schedule.Staged:
+    """Compiles `gm` for the stage that its model is in and all that follow; the present one last, for the summary."""
+    names = names_of(gm)
+    parameter = min(names.inputs.parameters, default=None)
+    root = None if names.tree is None else names.tree.root
+    modules = [module for module in (names.base, root) if module is not None]
+    owner = None if parameter is None else example_inputs[parameter]
+    first = schedule.stage_of(stages, schedule.position_of(owner, modules))
+    compiled: list[Callable[..., Any]] = []
+    for stage in reversed(stages.stages[first:]):
+        copied, _ = copy_dynamo_graph(gm)
+        of_stage = replace(config, policy=stage.policy, schedule=None)
+        compiled.insert(0, compile_graph(copied, example_inputs, of_stage, patches))
+    return schedule.Staged(stages, first, compiled, parameter=parameter, modules=modules)
 
 
 def compile_graph(
@@ -81,11 +106,16 @@ def compile_graph(
     """
     with compile_phase("metis_backend"):
         names = names_of(gm)
+        if compiles_a_backward() and not names.inputs.parameters:  # products in it were treated with their forward
+            config, listed = replace(config, policy=Policy.load("high")), False
         modules = variants(names, config.policy)
         told = Report(names, config.policy, [len(found) for found in modules.values()])
-    kind = None if names.base is None else type(names.base)
+        if listed:
+            nodes = gm.graph.find_nodes(op="placeholder")
+            root = None if names.tree is None else names.tree.root
+            ranks.note(root, [nodes[i].meta["example_value"] for i in names.inputs.parameters])
     if len(modules) < 2:
-        compiled = _compile(gm, example_inputs, config, patches, names.write(), told, kind, listed, compile_fx_kwargs)
+        compiled = _compile(gm, example_inputs, config, patches, names, names.base, told, listed, compile_fx_kwargs)
         if listed:
             told.finish()
         return compiled
@@ -93,9 +123,10 @@ def compile_graph(
     assert tree is not None
     served = []
     for same in modules.values():
-        inputs = names.write(tree.modules[id(same[0])])
         copied, _ = copy_dynamo_graph(gm)
-        served.append(_compile(copied, example_inputs, config, patches, inputs, told, kind, listed, compile_fx_kwargs))
+        served.append(
+            _compile(copied, example_inputs, config, patches, names, same[0], told, listed, compile_fx_kwargs)
+        )
     if listed:
         told.finish()
     return PerModule(served, modules, names, config.policy)
@@ -106,18 +137,26 @@ def _compile(
     example_inputs: Sequence[Any],
     config: Config,
     patches: dict[str, Any],
-    inputs: GraphInputs,
+    names: GraphNames,
+    module: nn.Module | None,
     told: Report,
-    kind: type[torch.nn.Module] | None,
     listed: bool,
     compile_fx_kwargs: dict[str, Any],
 ) -> Callable[..., Any]:
+    """module: the one that it is compiled for, which has the class of `names.base`, or is that."""
     with compile_phase("metis_backend"):
+        called = names.tree.modules[id(module)] if names.tree is not None else None
+        inputs = names.write(called)
+        owner = min(inputs.parameters, default=None)
+        with_state = torch.is_grad_enabled() and state.keeps(config.policy)
+        if with_state:
+            kept = state.shapes_in_use(names.roots, config.policy) if listed else {}
+            under = (f"{called}.", f"{called}:") if called else ""
+            inputs = replace(inputs, kept={name: shape for name, shape in kept.items() if name[0].startswith(under)})
         uuid = _uuid(gm, config, inputs)
-        sizes = state.room(gm, config.policy) if torch.is_grad_enabled() else None
-        if sizes is not None:
-            gm, inputs, first, owner = state.with_state_inputs(gm, inputs, example_inputs, sizes)
-            example_inputs = [*example_inputs, *first]
+        if with_state:
+            gm, inputs, handles = state.with_state_inputs(gm, inputs, example_inputs)
+            example_inputs = [*example_inputs, *handles]
     captures = active_captures()
     records = [capture.begin() for capture in captures]
     noted = SummaryRecord(gm, uuid, config.policy)
@@ -138,10 +177,14 @@ def _compile(
         patches["custom_partitioner_fn"] = RecordingPartitioner(records, inner)
     compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches, **compile_fx_kwargs)
     count(tally)
+    if not tally.seen:
+        told.add_unseen()
     if listed:
-        first_parameter = min(inputs.parameters, default=None)
-        noted.finish(None if first_parameter is None else example_inputs[first_parameter])
-    return compiled if sizes is None else state.Stateful(compiled, first, owner, listed, kind)
+        owners = [None if owner is None else example_inputs[owner], told.base]
+        noted.finish([each for each in owners if each is not None])
+    if not with_state:
+        return compiled
+    return state.Stateful(compiled, parameter=owner, listed=listed, module=module, name=called or "", roots=names.roots)
 
 
 class _Chain(CustomGraphPass):
@@ -169,10 +212,12 @@ def _place(patches: dict[str, Any], option: str, first: CustomGraphPass, *last: 
 def _uuid(gm: fx.GraphModule, config: Config, inputs: GraphInputs) -> str:
     """What Inductor's cache key lacks: our version and sources, the policy, and what the rules may look at."""
     text = [metis_compile.__version__, sources_digest(), config.policy.digest(), config.on_error]
+    text += [f"by_rank={ranks.draws_by_rank()}"]
     text += [f"cpu_kernels={config.cpu_kernels} bf16_gemm={bf16_gemm() is not None}"]
     text += [f"{i}={name}" for i, name in sorted(inputs.parameters.items())]
     text += [f"{sorted(inputs.buffers)} {sorted(inputs.arguments)}"]
     text += [f"{sorted(inputs.depths.items())} {sorted(inputs.heads)} {sorted(inputs.embeddings)} {inputs.vocabulary}"]
+    text += [f"{sorted(inputs.kept.items())}"]
     for node in gm.graph.nodes:
         stack = node.meta.get("nn_module_stack") or {}
         functions = node.meta.get("source_fn_stack") or []
@@ -181,7 +226,7 @@ def _uuid(gm: fx.GraphModule, config: Config, inputs: GraphInputs) -> str:
 
 
 # What decides the code of a graph, of all that is in the package.
-DECIDING = ("numerics", "conditioning", "ops", "policy", "kernels", "passes", "naming", "state")
+DECIDING = ("numerics", "conditioning", "ops", "cost_model", "policy", "kernels", "passes", "naming", "state")
 
 
 @cache

@@ -6,6 +6,7 @@
 | CustomGraphPass | 2.6 | a pass with a uuid keeps the FX graph and AOTAutograd caches usable |
 | CustomPartitionerFn | 2.9 | sees the forward and backward graphs the moment they are cut apart |
 | partition | 2.0 | the min-cut partitioner that Inductor uses, called from our recording partitioner |
+| without_custom_passes | 2.0 | Inductor's joint passes without ours, for what the plain model saves for backward |
 | inductor_config | 2.0 | the options that a user may give beside ours |
 | list_mode_options | 2.0 | what `mode="max-autotune"` stands for |
 | detect_fake_mode | 2.0 | the fake tensor mode of a captured graph |
@@ -37,6 +38,8 @@
 | new_fake_mode, fake_mode_of, has_values | 2.0 | stand-ins for a model on the meta device; what is fake |
 | detached_dynamo_state | 2.8 | a dry run neither reads nor changes what Dynamo has learned of changing sizes |
 | without_default_device | 2.3 | stand-ins of meta tensors are on the CPU, and so is what is made beside them |
+| compiles_a_backward | 2.5 | compiled autograd hands over backwards whose products were treated with their forward |
+| fsdp_layouts | 2.6 | how FSDP2's parameters lie while they compute, to tell tensor parallelism from storage |
 | saves_through_hooks | 2.3 | a forward that checkpointing may run again is one whose saved tensors go through hooks |
 """
 
@@ -44,6 +47,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -54,8 +58,8 @@ from typing import Any
 import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo import compiled_autograd, pgo
 from torch._dynamo import config as dynamo_config
-from torch._dynamo import pgo
 from torch._dynamo.exc import Unsupported as DynamoUnsupported
 from torch._dynamo.source import SyntheticLocalSource
 from torch._dynamo.symbolic_convert import InstructionTranslator
@@ -70,6 +74,7 @@ from torch._inductor.codecache import CppCodeCache
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn
 from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.fx_passes.joint_graph import joint_graph_passes
 from torch._inductor.graph import GraphLowering
 from torch._inductor.ir import (
     ExternKernel,
@@ -115,6 +120,7 @@ __all__ = [
     "FakeTensor",
     "FallbackKernel",
     "FixedLayout",
+    "Layout",
     "OpOverload",
     "SymbolicGridFn",
     "TensorBox",
@@ -129,9 +135,11 @@ __all__ = [
     "compile_fx",
     "compile_phase",
     "compile_phases",
+    "compiles_a_backward",
     "copy_dynamo_graph",
     "detached_dynamo_state",
     "detect_fake_mode",
+    "dtensor_layout",
     "dynamo_scope",
     "dynamo_source",
     "empty_buffer",
@@ -139,6 +147,7 @@ __all__ = [
     "exact_division",
     "fake_mode_of",
     "fallback_handler",
+    "fsdp_layouts",
     "fx_graph_cse",
     "graph_being_lowered",
     "has_values",
@@ -161,8 +170,15 @@ __all__ = [
     "source_chain",
     "synthetic_source",
     "trace_structured",
+    "without_custom_passes",
     "without_default_device",
 ]
+
+
+def without_custom_passes(gm: fx.GraphModule) -> fx.GraphModule:
+    """A joint graph after Inductor's own joint passes, without those that the configuration adds."""
+    with inductor_config.patch(joint_custom_pre_pass=None, joint_custom_post_pass=None):
+        return joint_graph_passes(gm) if inductor_config.use_joint_graph_passes else gm  # type: ignore[no-any-return]
 
 
 VALUE_OF_FAKE_ERRORS = (DataDependentOutputException, DynamicOutputShapeException)
@@ -327,9 +343,49 @@ def in_backward() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
+def compiles_a_backward() -> bool:
+    """Whether compiled autograd is running a backward that it compiles.
+
+    torch._dynamo.compiled_autograd.in_compiled_autograd_region.
+    """
+    return bool(compiled_autograd.in_compiled_autograd_region)
+
+
 def saves_through_hooks() -> bool:
     """Whether what autograd saves in this thread goes through hooks, as a checkpointed forward's does."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+Layout = tuple[Any, Sequence[Any]]  # the DeviceMesh and the placements of a DTensor
+
+
+def dtensor_layout(value: object) -> Layout | None:
+    """How a DTensor, or a fake one, lies; None for all else."""
+    tensor = sys.modules.get("torch.distributed.tensor")
+    if tensor is None or not isinstance(value, tensor.DTensor):
+        return None
+    return value.device_mesh, value.placements
+
+
+def fsdp_layouts(model: torch.nn.Module) -> dict[int, Layout | None]:
+    """Of each parameter that FSDP2 shards, by its id: how it lies once it is gathered; None for a plain tensor.
+
+    FSDPParam._unsharded_dtensor_spec (2.13), _tp_spec before; FSDPState._fsdp_param_groups, _fsdp_param_group before.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    found: dict[int, Layout | None] = {}
+    for module in [] if fsdp is None else model.modules():
+        if not isinstance(module, fsdp.FSDPModule):  # type: ignore[union-attr]
+            continue
+        state: Any = module._get_fsdp_state()
+        groups = getattr(state, "_fsdp_param_groups", None)
+        groups = [state._fsdp_param_group] if groups is None else groups
+        for parameter in [parameter for group in groups if group is not None for parameter in group.fsdp_params]:
+            spec = getattr(parameter, "_unsharded_dtensor_spec", None) or getattr(parameter, "_tp_spec", None)
+            layout = None if spec is None else (spec.mesh, spec.placements)
+            for tensor in (parameter.sharded_param, getattr(parameter, "_unsharded_param", None)):
+                found[id(tensor)] = layout
+    return found
 
 
 def scaled_mm(a: torch.Tensor, b: torch.Tensor, a_scale: torch.Tensor, b_scale: torch.Tensor, dtype: Any) -> Any:

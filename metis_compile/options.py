@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from metis_compile.compat import inductor_config, list_mode_options
 from metis_compile.defaults import DEFAULT_POLICY
-from metis_compile.policy import Policy, PolicyError
+from metis_compile.policy import Policy, PolicyError, Schedule
+from metis_compile.policy.schedule import load
 from metis_compile.spelling import nearest_name
 
 ON_ERROR = ("raise", "leave")
@@ -20,14 +21,15 @@ POLICY_VARIABLE = "METIS_POLICY"
 class Config:
     """One compile's settings, after options and environment were read."""
 
-    policy: Policy
+    policy: Policy  # that of the first stage, where there is a schedule
     on_error: Literal["raise", "leave"] = "raise"  # "leave": a site whose rewrite fails stays in high precision
     verify: bool = False  # check the graph after every pass
+    schedule: Schedule | None = None  # of the policies of a run, one stage after the other
     cpu_kernels: bool = True  # quantize with C++ kernels on the CPU; False: with ops that Inductor compiles
 
 
 OPTIONS = {
-    "policy": "a preset's name, a path to a policy file, or a metis_compile.Policy (or METIS_POLICY)",
+    "policy": "a preset's name, a path, a metis_compile.Policy, or a metis_compile.Schedule of them (or METIS_POLICY)",
     "on_error": "'raise' (default) or 'leave': what an internal error at one site does",
     "verify": "True checks the graph after every pass (or METIS_VERIFY=1)",
     "cpu_kernels": "True (default) quantizes with C++ kernels on the CPU; False with ops that Inductor compiles",
@@ -57,17 +59,37 @@ def read_options(options: Mapping[str, Any] | None, mode: str | None) -> tuple[C
     patches = _mode_patches(mode)
     for key, value in given.items():
         patches.update([_inductor_option(key, value)])
-    config = Config(policy=Policy.load(policy), on_error=on_error, verify=verify, cpu_kernels=cpu_kernels)
+    loaded = load(policy)
+    schedule = loaded if isinstance(loaded, Schedule) else None
+    config = Config(
+        policy=loaded.stages[0].policy if isinstance(loaded, Schedule) else loaded,
+        schedule=schedule,
+        on_error=on_error,
+        verify=verify,
+        cpu_kernels=cpu_kernels,
+    )
     return config, patches
 
 
-def environment_policy() -> Policy | None:
-    """The policy that METIS_POLICY names, None where it is not set. Raises PolicyError, with the variable named."""
+def one_policy(config: Config, function: str) -> None:
+    """Raises ValueError for a schedule, of which a function shows one stage alone."""
+    if config.schedule is not None:
+        raise ValueError(
+            f"metis: {function} shows one policy, and {config.schedule.name} is a schedule: give the policy of one of "
+            "its stages, as policy=metis_compile.Schedule.load(...).stages[0].policy"
+        )
+
+
+def environment_policy() -> Policy | Schedule | None:
+    """The policy or schedule that METIS_POLICY names; None where it is not set.
+
+    Raises PolicyError, with the variable named.
+    """
     named = os.environ.get(POLICY_VARIABLE)
     if not named:
         return None
     try:
-        return Policy.load(named)
+        return load(named)
     except PolicyError as error:
         where = f"{POLICY_VARIABLE}={named}"
         raise error.at(key=where if error.key is None else f"{error.key} ({where})") from None

@@ -28,6 +28,7 @@ from metis_compile.passes.joint.roles import parameter_placeholders, state_place
 from metis_compile.passes.joint.swizzle_scales import swizzle_scales
 from metis_compile.passes.lowering.cpu_gemm import lower_cpu_gemms
 from metis_compile.passes.lowering.decompose_bfloat16 import decompose_bfloat16
+from metis_compile.passes.lowering.decompose_hadamard import decompose_hadamard
 from metis_compile.passes.lowering.fused_quantize import fuse_quantizations
 from metis_compile.passes.lowering.lower import lower_quantizations
 from metis_compile.passes.lowering.packed_gemm import pack_gemms
@@ -51,6 +52,7 @@ LOWERING: tuple[Pass, ...] = (
     decompose_bfloat16,
     pack_gemms,
     fuse_quantizations,
+    decompose_hadamard,
     lower_cpu_gemms,
     lower_quantizations,
 )

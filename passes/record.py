@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import fx
 
-from metis_compile.compat import CustomPartitionerFn, partition, size_hint
+from metis_compile.compat import CustomPartitionerFn, partition, size_hint, without_custom_passes
 from metis_compile.passes.graph.sites import Site
 from metis_compile.passes.graph.views import root
 from metis_compile.policy import Policy
@@ -41,6 +41,7 @@ class CapturedGraph:
     sites: list[Site] = field(default_factory=list)
     saved: list[SavedTensor] = field(default_factory=list)
     parameters: dict[str, str] = field(default_factory=dict)  # graph input -> the parameter's name
+    plain: CapturedGraph | None = None  # the same without our passes, where `capture` was asked for it
 
     @property
     def saved_bytes(self) -> int:
@@ -71,8 +72,8 @@ class Recorder(Protocol):
 class Record:
     """Fills one `CapturedGraph` while a graph is compiled."""
 
-    def __init__(self, graph: CapturedGraph) -> None:
-        self.graph = graph
+    def __init__(self, graph: CapturedGraph, plain: bool = False) -> None:
+        self.graph, self.plain = graph, plain
         self._nested: list[Site] = []
         self._state: Sequence[str] = ()
 
@@ -91,9 +92,19 @@ class Record:
         self.graph.sites, self.graph.parameters = [*sites, *self._nested], parameters
 
     def parted(self, forward: fx.GraphModule, backward: fx.GraphModule, outputs: int) -> None:
-        self.graph.forward, self.graph.backward = _copy(forward.graph), _copy(backward.graph)
-        self.graph.saved = [
-            _saved(node, self.graph.parameters)
+        self._keep_parts(self.graph, forward, backward, outputs)
+
+    def parted_plain(self, forward: fx.GraphModule, backward: fx.GraphModule, outputs: int) -> None:
+        """The parts of the graph as it was before our passes."""
+        self.graph.plain = CapturedGraph(joint_before=self.graph.joint_before, parameters=self.graph.parameters)
+        self._keep_parts(self.graph.plain, forward, backward, outputs)
+
+    def _keep_parts(
+        self, graph: CapturedGraph, forward: fx.GraphModule, backward: fx.GraphModule, outputs: int
+    ) -> None:
+        graph.forward, graph.backward = _copy(forward.graph), _copy(backward.graph)
+        graph.saved = [
+            _saved(node, graph.parameters)
             for node in _outputs(forward)[outputs:]
             if _is_tensor(node) and node.name not in self._state
         ]
@@ -104,10 +115,11 @@ class Captured:
     """What `capture()` yields. `graphs` has one entry per graph that was compiled inside the block, in order."""
 
     graphs: list[CapturedGraph] = field(default_factory=list)
+    plain: bool = False  # keep what the same graphs are without our passes, too
 
     def begin(self) -> Record:
         self.graphs.append(CapturedGraph())
-        return Record(self.graphs[-1])
+        return Record(self.graphs[-1], self.plain)
 
     @property
     def saved_bytes(self) -> int:
@@ -124,13 +136,15 @@ def active_captures() -> tuple[Captured, ...]:
 
 
 @contextmanager
-def capture() -> Iterator[Captured]:
+def capture(*, plain: bool = False) -> Iterator[Captured]:
     """Records every graph that backend="metis" compiles inside the block; the caches are not read there.
+
+    plain: also partition each graph as it was before our passes, for what the plain model saves for backward.
 
     A model that was compiled before the block is not compiled again in it: compile a new one, or call
     `torch.compiler.reset()` first.
     """
-    captured = Captured()
+    captured = Captured(plain=plain)
     token = _ACTIVE.set((*_ACTIVE.get(), captured))
     try:
         yield captured
@@ -188,9 +202,16 @@ class RecordingPartitioner(CustomPartitionerFn):
     def __call__(
         self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
-        forward, backward = (self.inner or partition)(gm, joint_inputs, **kwargs)
+        part = self.inner or partition
+        outputs = kwargs["num_fwd_outputs"]
         for record in self.records:
-            record.parted(forward, backward, kwargs["num_fwd_outputs"])
+            if record.plain and record.graph.joint_before is not None:  # partitioning changes the graph
+                plain = without_custom_passes(_copy(record.graph.joint_before.graph))
+                forward, backward = part(plain, joint_inputs, **kwargs)
+                record.parted_plain(forward, backward, outputs)
+        forward, backward = part(gm, joint_inputs, **kwargs)
+        for record in self.records:
+            record.parted(forward, backward, outputs)
         return forward, backward
 
     def uuid(self) -> None:

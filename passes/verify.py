@@ -9,8 +9,8 @@ from typing import Any
 from torch import fx
 
 from metis_compile.compat import OpOverload
-from metis_compile.numerics import QuantSpec
 from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
+from metis_compile.passes.graph.calls import DequantizeCall, QuantizeCall
 from metis_compile.passes.graph.products import GROUPED, OPERANDS
 from metis_compile.passes.graph.views import REARRANGEMENTS, shape_of, strip_views
 
@@ -54,14 +54,13 @@ def quantize_is_typed(node: Any) -> str | None:
     if node.target is not QUANTIZE:
         return None
     x = node.args[0]
-    spec = QuantSpec.parse(str(node.args[1]))
     if not x.meta["val"].dtype.is_floating_point or x.meta["val"].dtype.itemsize not in (2, 4):
         return f"quantizes a {x.meta['val'].dtype}"
     if not -x.meta["val"].dim() <= int(node.args[2]) < x.meta["val"].dim():
         return f"axis {node.args[2]} of a {x.meta['val'].dim()}-dimensional tensor"
-    noisy = len(node.args) > 3 and node.args[3] is not None
-    if noisy != spec.needs_noise:
-        return f"rounds {spec.rounding} {'with' if noisy else 'without'} a seed"
+    call = QuantizeCall.of(node)
+    if call is not None and (call.seed is not None) != call.spec.needs_noise:
+        return f"rounds {call.spec.rounding} {'without' if call.seed is None else 'with'} a seed"
     return None
 
 
@@ -109,14 +108,13 @@ def axis_rule(node: Any) -> str | None:
     for side, operand, axis in (("left", left, -1), ("right", right, -2)):
         base: Any
         base, base_axis, _ = strip_views(operand, len(shape_of(operand)) + axis)
-        if base.target is not DEQUANTIZE:
+        decoded = DequantizeCall.of(base)
+        if decoded is None:
             if _reads_dequantized(base):
                 return f"its {side} operand rearranges {base.name} across the blocks of a quantized tensor"
             continue
-        spec = QuantSpec.parse(str(base.args[1]))
-        blocked = int(base.args[2]) % base.meta["val"].dim()
-        if not spec.orientation_free and blocked != base_axis:
-            return f"contracts over axis {base_axis} of {base.name}, which is blocked along axis {blocked}"
+        if not decoded.spec.orientation_free and decoded.axis != base_axis:
+            return f"contracts over axis {base_axis} of {base.name}, which is blocked along axis {decoded.axis}"
     return None
 
 

@@ -268,6 +268,35 @@ def quantize(
     show(run, out=out, rounds=rounds, threads=threads, json=json)
 
 
+@bench.command()
+def machine(
+    rounds: Annotated[int, typer.Option(help="Times that each number is measured; the best is kept.")] = 20,
+    threads: Threads = None,
+    out: Out = OUT,
+) -> None:
+    """What this CPU can do, as a file for `metis explain --device`: FLOP/s, bytes/s, and the start of a kernel."""
+    from rich.console import Console
+
+    from metis_compile.bench.errors import BenchError
+
+    with user_errors(BenchError):
+        import torch
+
+        from metis_compile.bench.roofline import measure_device, write_device
+
+        if threads is not None:
+            if threads < 1:
+                raise BenchError(f"threads must be at least 1, got {threads}")
+            torch.set_num_threads(threads)
+        found = measure_device(rounds)
+        path = write_device(found, out)
+    console = Console()
+    for unit, rate in found.rates.items():
+        console.print(f"{unit}: {rate / 1e9:.3g} {'Gelements/s' if unit == 'quantize' else 'GFLOP/s'}")
+    console.print(f"memory: {found.bandwidth / 1e9:.3g} GB/s, start of a kernel: {found.start * 1e6:.2g} us")
+    console.print(str(path), highlight=False, soft_wrap=True)
+
+
 def size(
     width: int | None, layers: int | None, tokens: int | None, device: str, dtype: str | None, model: str = "gpt"
 ) -> Any:

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from metis_compile.cli.bench import bench
+from metis_compile.cli.blame import blame
 from metis_compile.cli.compare import compare
 from metis_compile.cli.explain import explain
 from metis_compile.cli.export import export
@@ -41,6 +42,7 @@ def root(
 
 app.command()(train)
 app.command()(explain)
+app.command()(blame)
 app.command()(compare)
 app.command()(export)
 app.add_typer(bench)

@@ -23,7 +23,8 @@ RATE = "Optimizer and what is validated"
 
 def train(
     policy: Annotated[
-        str | None, typer.Option(help="A preset's name or a policy file.", show_default=DEFAULT_POLICY)
+        str | None,
+        typer.Option(help="A preset's name, or the file of a policy or a schedule.", show_default=DEFAULT_POLICY),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.", show_default="300")] = None,
     seed: Annotated[

@@ -3,14 +3,12 @@
 import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import fx
-from torch.utils.flop_counter import flop_registry
 
 from metis_compile.compare.graphs import rewritten_graphs
 from metis_compile.compare.run_config import BASELINE, RunConfig
+from metis_compile.cost_model.graph import flops_of
 from metis_compile.measure.ratio import Ratio
 from metis_compile.train import corpus
 from metis_compile.train.determinism import deterministic
@@ -67,13 +65,4 @@ def flops(model: torch.nn.Module, settings: Settings, policy: str) -> int:
     """FLOPs of one training step's matrix products in the rewritten graph, attention included."""
     tokens = torch.zeros(settings.batch, settings.context, dtype=torch.int64)
     graphs = [g.joint_after for g in rewritten_graphs(model, tokens, policy) if g.joint_after is not None]
-    return sum(product_flops(node) for graph in graphs for node in graph.graph.nodes)
-
-
-def product_flops(node: fx.Node) -> int:
-    """FLOPs of a node that torch's own counter knows: products and attention; 0 for all others."""
-    formula: Any = flop_registry.get(getattr(node.target, "overloadpacket", None))
-    if formula is None:
-        return 0
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])  # type: ignore[misc]
-    return int(formula(*args, **kwargs, out_val=node.meta["val"]))
+    return int(sum(flops_of(node) for graph in graphs for node in graph.graph.nodes))

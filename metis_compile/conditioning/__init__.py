@@ -2,7 +2,7 @@
 
 from metis_compile.conditioning.adaptive_rate import adapt_rate
 from metis_compile.conditioning.base import Conditioned, Conditioning
-from metis_compile.conditioning.basis import kept_step, largest_rank, makes_basis, next_basis
+from metis_compile.conditioning.basis import has_own_rank, kept_step, makes_basis, next_basis, with_kept_rank
 from metis_compile.conditioning.chain import Chain
 from metis_compile.conditioning.factors import PARTNERS, partner_spec
 from metis_compile.conditioning.hadamard import fixed_signs, hadamard, signs_from
@@ -26,8 +26,8 @@ __all__ = [
     "describe",
     "fixed_signs",
     "hadamard",
+    "has_own_rank",
     "kept_step",
-    "largest_rank",
     "make_conditioning",
     "makes_basis",
     "next_basis",
@@ -38,4 +38,5 @@ __all__ = [
     "resolve_rank",
     "signs_from",
     "split",
+    "with_kept_rank",
 ]

@@ -6,14 +6,13 @@ already as good as a plain sketch of all rows, so the first step needs nothing o
 
 from __future__ import annotations
 
-import math
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from metis_compile.conditioning.chain import Chain
-from metis_compile.conditioning.rank import LARGEST_AUTO
 from metis_compile.conditioning.registry import steps_of
 
 
@@ -27,16 +26,21 @@ def makes_basis(split: Any, given: bool) -> bool:
     return any(step.makes_basis and not (given and step.keeps_basis) for step in steps_of(split))
 
 
-def largest_rank(split: Any, columns: int, rows: int | None = None) -> int:
-    """No split of so many columns, and rows where these are known, keeps more directions.
+def has_own_rank(split: Any) -> bool:
+    """Whether the rank of the basis that a split keeps is a number, whatever the tensor."""
+    rank = kept_step(split).rank
+    return isinstance(rank, int)
 
-    A class that does not say its rank is held to be "auto".
-    """
+
+def with_kept_rank(split: Any, rank: int) -> Any:
+    """The same split with a number as the rank of the basis that it keeps; itself where its class has no such field."""
     step = kept_step(split)
-    rank = step.rank
-    if isinstance(rank, float):
-        return max(1, math.ceil(rank * (columns if rows is None else min(rows, columns))))
-    return min(rank if isinstance(rank, int) else max(LARGEST_AUTO, step.rank_least), columns)
+    if not is_dataclass(step) or "rank" not in {field.name for field in fields(step)}:
+        return split
+    changed: Any = replace(step, rank=rank)  # type: ignore[type-var]
+    if isinstance(split, Chain):
+        return replace(split, steps=tuple(changed if each is step else each for each in split.steps))
+    return changed
 
 
 def next_basis(

@@ -47,6 +47,7 @@ def dry_run(
     patches: dict[str, Any],
     *,
     once: bool = False,
+    plain: bool = False,
     **compile_kwargs: Any,
 ) -> DryRun:
     """Captures `model(*args, **kwargs)` anew, past all caches, and runs its forward once, eagerly and unquantized.
@@ -54,7 +55,8 @@ def dry_run(
     The model, its arguments and the generators are left as they were: see `undisturbed`. Neither what Dynamo has
     learned of sizes that change from call to call, nor what it has compiled, has a part in this or is changed by it.
     `model` may be compiled already, and its tensors may be fake or on the meta device: see `stand_ins`.
-    once: blocks that are alike are captured once, see `cut_repeats`. compile_kwargs: of torch.compile.
+    once: blocks that are alike are captured once, see `cut_repeats`. plain: see `capture`. compile_kwargs: of
+    torch.compile.
     Raises what the model and the compile raise, and RuntimeError where the model reads the value of a tensor that is
     fake or on the meta device.
     """
@@ -77,7 +79,7 @@ def dry_run(
     own = {k: v for k, v in own.items() if k in inspect.signature(torch.compile).parameters}  # from torch 2.13 on
     with (
         detached_dynamo_state(),
-        capture() as captured,
+        capture(plain=plain) as captured,
         undisturbed(model, (args, kwargs)) as keep,
         stand_ins(model, (tuple(args), dict(kwargs))) as (given, given_by_name),
     ):

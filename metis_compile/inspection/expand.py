@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def expanded(sites: Sequence[ExplainedSite], cut: Cut) -> list[ExplainedSite]:
     """The products of the whole graph, in its order: forward from the first block, backward from the last."""
     found: list[ExplainedSite] = []
-    for (repeat, is_forward), group in groupby(sites, key=lambda s: (_repeat_of(s.module, cut), s.gemm == "fprop")):
+    for (repeat, is_forward), group in groupby(sites, key=lambda s: (repeat_of(s.module, cut), s.gemm == "fprop")):
         seen = list(group)
         if repeat is None:
             found += seen
@@ -58,7 +58,7 @@ def _places(forward: fx.GraphModule, cut: Cut) -> dict[str, int]:
     return places
 
 
-def _repeat_of(module: str, cut: Cut) -> Repeat | None:
+def repeat_of(module: str, cut: Cut) -> Repeat | None:
     return next((r for r in cut.repeats if module == r.kept or module.startswith(f"{r.kept}.")), None)
 
 

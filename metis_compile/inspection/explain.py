@@ -7,20 +7,25 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+from metis_compile.cost_model.devices import Device, find_device
+from metis_compile.inspection.costs import SiteCost, costs_of, merged
+from metis_compile.inspection.dataflow import Dataflow, dataflow
 from metis_compile.inspection.dry_run import dry_run
 from metis_compile.inspection.expand import expanded, saved_everywhere
+from metis_compile.inspection.prediction import Prediction, predict
 from metis_compile.inspection.repeats import Cut
-from metis_compile.options import read_options
+from metis_compile.options import one_policy, read_options
 from metis_compile.passes.record import CapturedGraph, SavedTensor
 from metis_compile.policy import Policy
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
+    from metis_compile.cost_model.kernels import Kernel
     from metis_compile.passes.graph.sites import Operand, Site
 
 
@@ -46,6 +51,7 @@ class ExplainedSite:
     saved_bytes: int  # several products may share them: see Explanation.saved_bytes for the sum
     saved_each: Mapping[str, int]  # the same tensors, and the bytes of each
     quantized: Mapping[str, str]  # operand role -> its quantization, by name: products that share one have the same
+    cost: SiteCost | None = field(default=None, compare=False, repr=False)  # its kernels
 
     @property
     def flops(self) -> int | None:
@@ -63,7 +69,21 @@ class Explanation:
     unused_rules: tuple[str, ...]  # labels of the rules that decided nothing
     graphs: int
     saved_bytes: int  # all that forward keeps for backward, parameters not counted
+    plain_saved_bytes: int = 0  # the same of the model without quantization
+    sizes: Mapping[str, int] = field(default_factory=dict)  # sizes that are symbols -> what they were
+    rest: Sequence[tuple[Kernel, int]] = field(default=(), compare=False, repr=False)  # of no product; how often
+    plain_kernels: Sequence[tuple[Kernel, int]] = field(default=(), compare=False, repr=False)  # without quantization
     full: bool = field(default=False, compare=False)  # prints a row for each product
+    device: Device | None = field(default=None, compare=False)  # prints what it costs there
+
+    def cost(self, device: str | Device, **sizes: int) -> Prediction:
+        """What a step costs on a device, by site, beside the model without quantization.
+
+        device: "h100", "h200", "b200", "b300", "rtx5090", the path of a file of one, or a Device. sizes: for
+        dimensions that were marked as dynamic, by the symbol's name, other sizes than those that were explained.
+        Raises DeviceError for a device that is not known, and ValueError for a size that is none.
+        """
+        return predict(self, find_device(device), sizes)
 
     def site(self, module: str, gemm: str = "fprop", *, op: str | None = None) -> ExplainedSite:
         """The one product of this module and GEMM role (and op). Raises LookupError naming what there is."""
@@ -76,10 +96,22 @@ class Explanation:
             f"metis: {number} for {module!r} {gemm}{f' {op}' if op else ''}; there are {', '.join(there)}"
         )
 
+    def dataflow(self, module: str | None = None) -> Dataflow:
+        """Who shares a quantization, why an activation is saved, and what would have to change so that it is not.
+
+        module: a module's name, for the products in it and below it. Raises LookupError where there are none.
+        """
+        return dataflow(self.sites, module)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""
-        values = asdict(self)
-        del values["full"]
+        left_out = ("sites", "full", "device", "rest", "plain_kernels")
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
+        values["sites"] = [asdict(replace(site, cost=None)) for site in self.sites]
+        for site in values["sites"]:
+            del site["cost"]
+        if self.device is not None:
+            values["cost"] = self.cost(self.device).to_dict()
         return values
 
     def __str__(self) -> str:
@@ -101,6 +133,7 @@ def explain(
     *args: Any,
     policy: str | os.PathLike[str] | Policy | None = None,
     full: bool = False,
+    device: str | Device | None = None,
     **kwargs: Any,
 ) -> Explanation:
     """Shows what backend="metis" with this policy does to `model(*args, **kwargs)`.
@@ -112,15 +145,18 @@ def explain(
     all.
 
     full: print a row for each product, in place of one for each module with those of the same treatment in one row.
-    Raises PolicyError for a mistake in the policy, RuntimeError where the model reads the value of a tensor that is
-    fake or on the meta device, and whatever the model raises.
+    device: also print what a step is predicted to cost there, see `Explanation.cost`.
+    Raises PolicyError for a mistake in the policy, DeviceError for a device that is not known, RuntimeError where the
+    model reads the value of a tensor that is fake or on the meta device, and whatever the model raises.
     """
     config, patches = read_options({} if policy is None else {"policy": policy}, None)
-    run = dry_run(model, args, kwargs, config, patches, once=True)
-    return _explanation(config.policy, run.captured.graphs, run.cuts, full)
+    one_policy(config, "explain")
+    found = None if device is None else find_device(device)
+    run = dry_run(model, args, kwargs, config, patches, once=True, plain=True)
+    return replace(_explanation(config.policy, run.captured.graphs, run.cuts), full=full, device=found)
 
 
-def _explanation(policy: Policy, graphs: Sequence[CapturedGraph], cuts: Sequence[Cut], full: bool) -> Explanation:
+def _explanation(policy: Policy, graphs: Sequence[CapturedGraph], cuts: Sequence[Cut]) -> Explanation:
     counts = Counter(
         o.decision.index
         for graph in graphs
@@ -128,17 +164,22 @@ def _explanation(policy: Policy, graphs: Sequence[CapturedGraph], cuts: Sequence
         for o in site.operands
         if o.decision is not None and o.decision.index is not None
     )
-    found = [
-        expanded([explained_site(i, s, graph.saved) for s in graph.sites], cut)
-        for i, (graph, cut) in enumerate(zip(graphs, cuts, strict=True))
-    ]
+    costs = [costs_of(graph, cut) for graph, cut in zip(graphs, cuts, strict=True)]
+    found = []
+    for i, (graph, cut) in enumerate(zip(graphs, cuts, strict=True)):
+        priced = zip(graph.sites, costs[i].sites, strict=True)
+        found.append(expanded([replace(explained_site(i, s, graph.saved), cost=c) for s, c in priced], cut))
+    rest, plain_kernels, sizes = merged(costs)
     return Explanation(
         policy=policy.name,
         sites=tuple(site for sites in found for site in sites),
         unused_rules=tuple(rule.label for rule in policy.unused(counts)),
         graphs=len(graphs),
         saved_bytes=sum(map(saved_everywhere, graphs, cuts)),
-        full=full,
+        plain_saved_bytes=sum(saved_everywhere(g.plain, c) for g, c in zip(graphs, cuts, strict=True) if g.plain),
+        sizes=sizes,
+        rest=rest,
+        plain_kernels=plain_kernels,
     )
 
 

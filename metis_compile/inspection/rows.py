@@ -27,10 +27,11 @@ class Row:
     reasons: tuple[str, ...] = ()  # why products were left alone
     shares: str = ""  # the module whose quantized input it reads
     saved_bytes: int = 0  # of one module; what it shares is counted where it is first read
+    sites: tuple[ExplainedSite, ...] = ()  # the products, of all its modules
 
     @property
     def said(self) -> tuple[object, ...]:
-        """All but the module's name."""
+        """All but the module's name and its products."""
         cells = tuple(sorted(self.cells.items()))
         return self.op, self.sizes, cells, self.rules, self.reasons, self.shares, self.saved_bytes
 
@@ -92,6 +93,7 @@ def _row(module: str, op: str, products: Sequence[ExplainedSite], labels: Labels
         cells=cells,
         rules=tuple(dict.fromkeys(r for s in products if s.reason is None for r in s.rule.split("; ") if r)),
         reasons=tuple(dict.fromkeys(s.reason for s in products if s.reason is not None)),
+        sites=tuple(products),
     )
 
 
@@ -137,7 +139,8 @@ def _one(group: Sequence[Row], position: int) -> Row:
         return group[0]
     parts = group[0].module.split(".")
     parts[position] = _braces([int(row.module.split(".")[position]) for row in group])
-    return replace(group[0], module=".".join(parts), count=sum(row.count for row in group))
+    sites = tuple(site for row in group for site in row.sites)
+    return replace(group[0], module=".".join(parts), count=sum(row.count for row in group), sites=sites)
 
 
 def _braces(numbers: Sequence[int]) -> str:

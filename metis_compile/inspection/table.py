@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from metis_compile.inspection.cost_table import cost_table
 from metis_compile.inspection.rows import GEMMS, Labels, rows
 from metis_compile.inspection.totals import flops_by_format
 
@@ -33,6 +34,8 @@ def by_product(explanation: Explanation) -> Iterator[Any]:
         )
     yield table
     yield from footer(explanation)
+    if explanation.device is not None:
+        yield from cost_table(explanation, explanation.cost(explanation.device))
 
 
 def by_module(explanation: Explanation) -> Iterator[Any]:
@@ -70,6 +73,8 @@ def by_module(explanation: Explanation) -> Iterator[Any]:
         yield 'saved "as ...": reads the input of that module as it was quantized there'
     yield totals(explanation)
     yield from footer(explanation)
+    if explanation.device is not None:
+        yield from cost_table(explanation, explanation.cost(explanation.device), found)
 
 
 def totals(explanation: Explanation) -> str:

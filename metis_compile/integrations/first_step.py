@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from metis_compile.passes.record import Tally, tally
-from metis_compile.policy import Policy
+from metis_compile.policy import Policy, Schedule
 
 
 class FirstStep:
@@ -20,19 +20,21 @@ class FirstStep:
         self._open.close()
         self._tallies = self._open.enter_context(tally())
 
-    def end(self, given: Policy | None) -> str:
+    def end(self, given: Policy | Schedule | None) -> str:
         """What is on, in one line. given: the policy that a callback was told to use.
 
         Raises ValueError if the model was compiled with another one than that.
         """
         self._open.close()
+        stages = given.stages if isinstance(given, Schedule) else ()
+        allowed = [stage.policy for stage in stages] if stages else [given]
         for each in self._tallies:
-            if given is not None and each.policy != given:
+            if given is not None and each.policy not in allowed:
                 raise ValueError(
                     f"metis: the callback was given the policy {given.name}, and the model was compiled with "
                     f"{each.policy.name}, which an option of torch.compile names: leave one of them out"
                 )
-        return told(self._tallies, None if given is None else given.name)
+        return told(self._tallies, given.name if isinstance(given, Policy) else None)
 
 
 def told(tallies: Sequence[Tally], name: str | None = None) -> str:

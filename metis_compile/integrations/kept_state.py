@@ -7,16 +7,16 @@ from typing import Any
 
 from torch import nn
 
-from metis_compile.policy import Policy
+from metis_compile.policy import Policy, Schedule
 from metis_compile.state import load_state_dict, state_dict
 
 
-def saved(model: nn.Module, policy: Policy) -> dict[str, Any]:
+def saved(model: nn.Module, policy: Policy | Schedule) -> dict[str, Any]:
     """Texts and tensors alone, fit for `torch.load(..., weights_only=True)`."""
     return {"policy": policy.name, "digest": policy.digest(), "kept": state_dict(model)}
 
 
-def restore(model: nn.Module, given: Any, policy: Policy, where: str) -> str | None:
+def restore(model: nn.Module, given: Any, policy: Policy | Schedule, where: str) -> str | None:
     """Puts back what `saved` gave. Returns None, or why nothing was put back, in a sentence to print.
 
     where: what holds it, for the sentence and the error. Raises ValueError for what `saved` did not make, and as

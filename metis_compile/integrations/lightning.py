@@ -9,6 +9,7 @@ The module compiles itself, or a part of it, in `configure_model`:
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from metis_compile.integrations.first_step import FirstStep
 from metis_compile.integrations.kept_state import restore, saved
 from metis_compile.integrations.run_policy import RunPolicy
-from metis_compile.policy import Policy
+from metis_compile.policy import Policy, Schedule
+from metis_compile.schedule import advance
 
 KEY = "metis"  # in a checkpoint
 
@@ -26,9 +28,10 @@ KEY = "metis"  # in a checkpoint
 class MetisCallback(Callback):
     """Sets the policy, saves and restores what is kept across steps, and says once what is on.
 
-    policy: a preset's name, a path, a `Policy`, or None for what METIS_POLICY says, or else the default. It is put into
-    the environment as METIS_POLICY, for this process and those that it starts; what an option of `torch.compile` names
-    must be the same. say: what is called with a line of text to show, in the first process.
+    policy: a preset's name, a path, a `Policy` or a `Schedule`, whose stages follow the run's steps; None for what
+    METIS_POLICY says, or else the default. It is put into the environment as METIS_POLICY, for this process and those
+    that it starts; what an option of `torch.compile` names must be the same. say: what is called with a line of text
+    to show, in the first process.
 
     What is kept across steps is in every checkpoint, under "metis"; a run that resumes goes on as it would have. Raises
     PolicyError for a mistake in the policy, here or, for METIS_POLICY, when `fit` begins; ValueError where METIS_POLICY
@@ -36,7 +39,7 @@ class MetisCallback(Callback):
     """
 
     def __init__(
-        self, policy: str | os.PathLike[str] | Policy | None = None, *, say: Callable[[str], None] = print
+        self, policy: str | os.PathLike[str] | Policy | Schedule | None = None, *, say: Callable[[str], None] = print
     ) -> None:
         self._policy = RunPolicy(policy)
         self._say = say
@@ -48,6 +51,10 @@ class MetisCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._first_step = FirstStep()
         self._first_step.begin()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        steps = trainer.estimated_stepping_batches  # infinite where nothing ends the run
+        advance(pl_module, trainer.global_step, steps=int(steps) if math.isfinite(steps) else None)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

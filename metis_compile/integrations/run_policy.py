@@ -10,26 +10,27 @@ from typing import ClassVar
 
 from metis_compile.defaults import DEFAULT_POLICY
 from metis_compile.options import POLICY_VARIABLE, environment_policy
-from metis_compile.policy import Policy, presets
+from metis_compile.policy import Policy, Schedule, presets
+from metis_compile.policy.schedule import load
 
 
 class RunPolicy:
     """A policy that graphs are compiled with where no option of `torch.compile` names one.
 
-    policy: a preset's name, a path, a `Policy`, or None for what METIS_POLICY says, or else the default. Raises
-    PolicyError for a mistake in it.
+    policy: a preset's name, a path, a `Policy` or a `Schedule`, or None for what METIS_POLICY says, or else the
+    default. Raises PolicyError for a mistake in it.
     """
 
     _written: ClassVar[str | None] = None  # what the last of these has put into the environment
     _folders: ClassVar[list[tempfile.TemporaryDirectory[str]]] = []
 
-    def __init__(self, policy: str | os.PathLike[str] | Policy | None) -> None:
-        self.given = None if policy is None else Policy.load(policy)
-        is_path = policy is not None and not isinstance(policy, Policy) and policy not in presets()
+    def __init__(self, policy: str | os.PathLike[str] | Policy | Schedule | None) -> None:
+        self.given = None if policy is None else load(policy)
+        is_path = policy is not None and not isinstance(policy, (Policy, Schedule)) and policy not in presets()
         self._place = Path(policy).resolve() if is_path else policy  # type: ignore[arg-type]
 
     @property
-    def policy(self) -> Policy:
+    def policy(self) -> Policy | Schedule:
         """Raises PolicyError, with METIS_POLICY named, for a mistake in what the environment says."""
         return self.given or environment_policy() or Policy.load(DEFAULT_POLICY)
 
@@ -58,13 +59,16 @@ class RunPolicy:
 
     def _named(self) -> str:
         """A name or a path by which the policy can be loaded again, in this process and those that it starts."""
-        if isinstance(self._place, Policy):
+        if isinstance(self._place, (Policy, Schedule)):
             folder = tempfile.TemporaryDirectory(prefix="metis-policy-")
             RunPolicy._folders.append(folder)  # it goes when the process does
             assert self.given is not None
             name = re.sub(r"[^\w-]", "", Path(self.given.name).stem) or "policy"
             path = Path(folder.name) / f"{name}.toml"
-            path.write_text(self.given.to_toml())
+            if isinstance(self.given, Schedule):
+                self.given.write(path)
+            else:
+                path.write_text(self.given.to_toml())
             self._place = path
         assert self._place is not None
         return os.fspath(self._place)

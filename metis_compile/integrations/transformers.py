@@ -20,7 +20,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from metis_compile.integrations.first_step import FirstStep
 from metis_compile.integrations.kept_state import restore, saved
 from metis_compile.integrations.run_policy import RunPolicy
-from metis_compile.policy import Policy
+from metis_compile.policy import Policy, Schedule
+from metis_compile.schedule import advance
 
 FILE = "metis_state.pt"
 
@@ -28,11 +29,11 @@ FILE = "metis_state.pt"
 class MetisCallback(TrainerCallback):
     """Sets the policy, saves and restores what is kept across steps, and says once what is on.
 
-    policy: a preset's name, a path, a `Policy`, or None for what METIS_POLICY says, or else the default. It is put into
-    the environment as METIS_POLICY, for this process and those that it starts; what an option of `torch.compile` names
-    must be the same. resume_from: the checkpoint that training resumes from, where it is neither
-    `args.resume_from_checkpoint` nor in `args.output_dir`: Trainer does not tell its callbacks. say: what is called
-    with a line of text to show, in each node's first process.
+    policy: a preset's name, a path, a `Policy` or a `Schedule`, whose stages follow the run's steps; None for what
+    METIS_POLICY says, or else the default. It is put into the environment as METIS_POLICY, for this process and those
+    that it starts; what an option of `torch.compile` names must be the same. resume_from: the checkpoint that training
+    resumes from, where it is neither `args.resume_from_checkpoint` nor in `args.output_dir`: Trainer does not tell its
+    callbacks. say: what is called with a line of text to show, in each node's first process.
 
     Every checkpoint gets a file metis_state.pt (in a distributed run metis_state_RANK.pt, one for each process), which
     is read before the first step of a run that resumes: it goes on as it would have. Raises PolicyError for a mistake
@@ -43,7 +44,7 @@ class MetisCallback(TrainerCallback):
 
     def __init__(
         self,
-        policy: str | os.PathLike[str] | Policy | None = None,
+        policy: str | os.PathLike[str] | Policy | Schedule | None = None,
         *,
         resume_from: str | os.PathLike[str] | None = None,
         say: Callable[[str], None] = print,
@@ -64,6 +65,11 @@ class MetisCallback(TrainerCallback):
             self._restore(args, state, model)
         self._first_step = FirstStep()
         self._first_step.begin()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        advance(model, state.global_step, steps=state.max_steps)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._first_step is not None:

@@ -16,7 +16,7 @@ from metis_compile.mlir.functional import Functional, copy_module, functional_gr
 from metis_compile.mlir.lowering import DIALECTS, load_torch_mlir, lower
 from metis_compile.mlir.signature import sources
 from metis_compile.mlir.sites import place_of
-from metis_compile.options import read_options
+from metis_compile.options import one_policy, read_options
 from metis_compile.policy import Policy
 from metis_compile.spelling import did_you_mean
 
@@ -48,6 +48,7 @@ def export_mlir(
         raise ExportError(f"dialect must be one of {', '.join(map(repr, DIALECTS))}, got {dialect!r}{hint}")
     load_torch_mlir()
     config, patches = read_options({} if policy is None else {"policy": policy}, None)
+    one_policy(config, "export_mlir")
     run = _captured(model, args, kwargs, config, {**patches, **_PATCHES})
     captured = run.captured.graphs[0]
     programs = []

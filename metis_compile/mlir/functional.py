@@ -1,7 +1,7 @@
 """Captured graphs as functions of tensors alone: what they draw, keep and change becomes arguments and results.
 
 - The seed that the graph draws is an argument.
-- `metis::load` and `metis::store_` read a slice of a state that is an argument, and make a new state, a result.
+- What lives across steps, which `metis::load` reads, is an argument, and what `metis::store_` writes is a result.
 - A buffer or input that the model changes (`aten.copy_`) has its new value as a result.
 - What forward would save for backward and was given itself (a parameter, a state) backward takes from where forward
   did; what nothing reads is no argument.
@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +23,7 @@ from metis_compile.mlir.errors import ExportError
 from metis_compile.mlir.signature import Kind, Port, Source
 from metis_compile.mlir.sites import place_of
 from metis_compile.numerics.noise import SEED_BITS
+from metis_compile.ops.rank import OF_RANK
 from metis_compile.ops.state import KEEP, LOAD, STORE
 from metis_compile.passes.graph.builder import GraphBuilder
 from metis_compile.passes.record import CapturedGraph
@@ -70,6 +70,7 @@ class _Graph:
         returned: Any = self.graph.output_node().args[0]
         self._names = [getattr(value, "name", "") for value in returned]  # backward's, too
         self._changed: dict[fx.Node, fx.Node] = {}  # input -> its new value
+        self._kept: dict[tuple[Any, Any], fx.Node] = {}  # site and part -> the input that holds it
 
     def functional(self) -> Functional:
         for node in self.graph.find_nodes(op="placeholder"):
@@ -129,6 +130,9 @@ class _Graph:
             self._load(node)
         elif node.target is STORE:
             self._store(node)
+        elif node.target is OF_RANK:  # the function is given the seed of its rank
+            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+            self.graph.erase_node(node)
         elif node.target is KEEP:
             self.graph.erase_node(node)
         elif node.target is aten.copy_.default and node.args[0] in self.ports:
@@ -137,30 +141,31 @@ class _Graph:
             self._refuse_effects(node, node.target)
 
     def _seed(self, node: fx.Node) -> None:
-        first = next(n for n in self.graph.nodes if n.op != "placeholder")
-        with self.graph.inserting_before(first):
-            seed = self.graph.placeholder("metis_seed")
-        seed.meta = dict(node.meta)
+        seed = self._placeholder(node, "metis_seed")
         node.replace_all_uses_with(seed)
         self.graph.erase_node(node)
         self.ports[seed] = self._port(seed, "seed", "seed")
 
+    def _placeholder(self, node: fx.Node, name: str) -> fx.Node:
+        """One more argument, in place of what `node` gives."""
+        first = next(n for n in self.graph.nodes if n.op != "placeholder")
+        with self.graph.inserting_before(first):
+            made = self.graph.placeholder(name)
+        made.meta = dict(node.meta)
+        return made
+
     def _load(self, node: fx.Node) -> None:
-        state, offset, shape = node.args
-        with self.builder.at(node, like=node):
-            flat = self.builder.call(aten.slice.Tensor, (state, 0, offset, offset + math.prod(shape)))  # type: ignore
-            node.replace_all_uses_with(self.builder.call(aten.view.default, (flat, shape), name=node.name))
+        _, site, part, *_ = node.args
+        kept = self._placeholder(node, f"metis_kept_{len(self._kept)}")
+        node.replace_all_uses_with(kept)
         self.graph.erase_node(node)
+        self.ports[kept] = self._port(kept, "state", f"{site}: {part}")
+        self._kept[site, part] = kept
 
     def _store(self, node: fx.Node) -> None:
-        state, value, offset = node.args
-        assert isinstance(state, fx.Node)
+        _, value, site, part = node.args
         assert isinstance(value, fx.Node)
-        numel = value.meta["val"].numel()
-        with self.builder.at(node, like=node):
-            flat = self.builder.call(aten.reshape.default, (self._changed.get(value, value), [numel]))
-            args = (self._changed.get(state, state), flat, 0, offset, offset + numel)  # type: ignore[operator]
-            self._changed[state] = self.builder.call(aten.slice_scatter.default, args)
+        self._changed[self._kept[site, part]] = self._changed.get(value, value)
         self.graph.erase_node(node)
 
     def _copy_into(self, node: fx.Node) -> None:

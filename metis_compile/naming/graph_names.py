@@ -35,6 +35,7 @@ class GraphNames:
     inputs: GraphInputs
     base: nn.Module | None = None
     tree: ModuleTree | None = None  # of the outermost model around base
+    roots: list[nn.Module] = field(default_factory=list)  # the outermost models of all that the graph reads
     modules: dict[str, str] = field(default_factory=dict)  # Dynamo's key of a module -> its name
     stacks: list[tuple[fx.Node, dict[str, Any]]] = field(default_factory=list)
     has_plain_tensors: bool = False  # in the places of parameters, as FSDP1 has them
@@ -124,6 +125,7 @@ def names_of(gm: fx.GraphModule) -> GraphNames:
         inputs=inputs,
         base=base,
         tree=trees[0] if base is not None else None,
+        roots=[tree.root for tree in trees],
         modules=modules,
         stacks=stacks,
         has_plain_tensors=any(not is_parameter_input(placeholders[position]) for position in parameters),

@@ -68,6 +68,19 @@ def caller(kind: type[nn.Module]) -> nn.Module | None:
     return found
 
 
+def holder(parameter: nn.Parameter, kind: type[nn.Module]) -> nn.Module | None:
+    """The module of class `kind` that has `parameter`: the innermost in a running function, or one of a known model."""
+    found = [value for frame in _frames() for value in frame.f_locals.values() if type(value) is kind]
+    known = [*_alive(_NAMED), *_alive(_SEEN)]
+    found += [part for model in known for part in model.modules() if type(part) is kind]
+    return next((module for module in found if has_parameter(module, parameter)), None)
+
+
+def has_parameter(module: nn.Module, parameter: nn.Parameter) -> bool:
+    """Whether `parameter` itself is one of the module's."""
+    return any(own is parameter for own in module.parameters())
+
+
 def _being_called() -> list[nn.Module]:
     """Modules whose methods are running in this thread, outermost first."""
     found = []

@@ -34,6 +34,11 @@ class ModuleTree:
         """All modules of exactly this class, in order."""
         return [module for module in self.root.modules() if type(module) is kind]
 
+    def by_name(self) -> dict[str, nn.Module]:
+        """The modules by their names: of several that have one name, the innermost, which the others wrap."""
+        modules = {id(module): module for module in self.root.modules()}
+        return {name: modules[key] for key, name in self.modules.items()}
+
 
 def tree_of(root: nn.Module) -> ModuleTree:
     """Walks through `root`: DDP, FSDP, torch.compile, checkpoint_wrapper and peft leave no trace in the names.

@@ -5,6 +5,7 @@ from metis_compile.policy.kinds import KINDS
 from metis_compile.policy.policy import Policy
 from metis_compile.policy.presets import presets
 from metis_compile.policy.rule import DTYPES, GEMMS, OPS, Decision, Query, Rule
+from metis_compile.policy.schedule import Schedule, Stage
 from metis_compile.policy.treatment import OPERANDS, Recipe, Treatment
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "Query",
     "Recipe",
     "Rule",
+    "Schedule",
+    "Stage",
     "Treatment",
     "presets",
 ]

@@ -14,7 +14,7 @@ from metis_compile.policy.toml_positions import Path as KeyPath
 from metis_compile.policy.toml_positions import key_lines, line_of
 from metis_compile.spelling import nearest_name
 
-TOP_KEYS = ("extends", "recipe", "rule")
+TOP_KEYS = ("extends", "recipe", "rule", "stage")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +45,9 @@ class _Reading:
         return _Reading(trust=self.trust, chain=(*self.chain, path), length=self.length + length)
 
 
-def read_reference(reference: str | os.PathLike[str], *, trust: bool) -> Document:
-    """Reads the preset or file that ``reference`` names. Raises PolicyError."""
-    return _read_file(_locate(reference, Path()), _Reading(trust=trust))
+def read_reference(reference: str | os.PathLike[str], *, folder: Path | None = None, trust: bool) -> Document:
+    """Reads the preset or file that ``reference`` names, relative to ``folder``. Raises PolicyError."""
+    return _read_file(_locate(reference, folder or Path()), _Reading(trust=trust))
 
 
 def read_text(text: str, name: str, folder: Path, *, trust: bool) -> Document:

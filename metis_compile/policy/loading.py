@@ -8,7 +8,7 @@ from typing import Any
 from metis_compile.policy.document import Document, read_reference
 from metis_compile.policy.errors import PolicyError, show, unknown_key, unknown_name
 from metis_compile.policy.presets import preset_path, presets
-from metis_compile.policy.rule import Rule
+from metis_compile.policy.rule import Rule, check_gain
 from metis_compile.policy.toml_positions import Path as KeyPath
 from metis_compile.policy.treatment import HIGH, HIGH_RECIPE, OPERANDS, TREATMENT_KEYS, Recipe, Treatment
 
@@ -33,6 +33,10 @@ def load_recipes_and_rules(document: Document) -> tuple[list[Recipe], list[Rule]
                     error = unknown_name(rule.recipe, _known(recipes))
                     raise inner.error(error, (*path, "recipe"), f"rule {rule.number}, recipe")
                 recipes[rule.recipe] = stock
+            try:
+                check_gain(rule, recipes.get(rule.recipe, HIGH_RECIPE))
+            except PolicyError as error:
+                raise inner.error(error, (*path, "when"), f"rule {rule.number}, when") from None
             rules.append(rule)
         inner = inner.parent
     return list(recipes.values()), rules

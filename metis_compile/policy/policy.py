@@ -10,7 +10,7 @@ from pathlib import Path
 from metis_compile.policy.document import Document, read_reference, read_text
 from metis_compile.policy.errors import PolicyError, unknown_name
 from metis_compile.policy.loading import RULE_KEYS, load_recipes_and_rules
-from metis_compile.policy.rule import DecideCondition, Decision, Query, Rule
+from metis_compile.policy.rule import DecideCondition, Decision, Query, Rule, check_gain, gain_format
 from metis_compile.policy.splits import split_meaning
 from metis_compile.policy.treatment import HIGH, HIGH_RECIPE, TREATMENT_KEYS, Recipe, Treatment
 from metis_compile.policy.writing import to_toml
@@ -43,6 +43,10 @@ class Policy:
         for number, rule in enumerate(self.rules, start=1):
             if rule.recipe != HIGH and rule.recipe not in recipes:
                 raise unknown_name(rule.recipe, [*recipes, HIGH], key=f"rule {number}, recipe")
+            try:
+                check_gain(rule, recipes.get(rule.recipe, HIGH_RECIPE))
+            except PolicyError as error:
+                raise error.at(key=f"rule {number}, when") from None
             rules.append(rule if rule.number else replace(rule, source=self.name, number=number))
         object.__setattr__(self, "recipes", tuple(recipes[name] for name in sorted(recipes)))
         object.__setattr__(self, "rules", tuple(rules))
@@ -75,6 +79,12 @@ class Policy:
 
     @classmethod
     def _of(cls, document: Document) -> "Policy":
+        inner: Document | None = document
+        while inner is not None:
+            if "stage" in inner.data:
+                problem = "a file with stages is a schedule, not a policy: metis_compile.Schedule.load reads it"
+                raise inner.error(PolicyError(problem, value="stage"), ("stage",), "stage")
+            inner = inner.parent
         recipes, rules = load_recipes_and_rules(document)
         return cls(name=document.name, source=document.file, recipes=tuple(recipes), rules=tuple(rules))
 
@@ -97,7 +107,8 @@ class Policy:
         condition is to be taken as true. Raises PolicyError if it is needed and not given.
         """
         for index, rule in enumerate(self.rules):
-            if rule.matches(query, decide_condition):
+            format = None if rule.when is None else gain_format(self.recipe(rule.recipe), query.operand)
+            if rule.matches(query, decide_condition, format):
                 treatment = self.recipe(rule.recipe).treatment(query.operand)
                 return Decision(treatment=treatment, recipe=rule.recipe, rule=rule.label, index=index)
         return Decision(

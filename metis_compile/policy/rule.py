@@ -9,8 +9,8 @@ from metis_compile.policy.depth import canonical_blocks, in_blocks
 from metis_compile.policy.errors import PolicyError, show, unknown_name
 from metis_compile.policy.globs import compile_glob
 from metis_compile.policy.kinds import KINDS
-from metis_compile.policy.shape_conditions import parse_condition
-from metis_compile.policy.treatment import OPERANDS, Treatment
+from metis_compile.policy.shape_conditions import SIZES, parse_condition
+from metis_compile.policy.treatment import HIGH, OPERANDS, Recipe, Treatment
 
 OPS = (  # what the model called; a rule that names none matches any other op too
     "linear",
@@ -48,6 +48,7 @@ class Query:
     n: int | sympy.Expr
     k: int | sympy.Expr
     kind: str | None = None  # one of KINDS, or None for an ordinary product
+    hints: tuple[int, int, int] | None = None  # the numbers that m, n and k stand for, where they are symbols
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +140,8 @@ class Rule:
             parts.append(f"when={self.when}")
         return f"{self.source} rule {self.number} ({', '.join(parts) or 'any'})".lstrip()
 
-    def matches(self, query: Query, decide_condition: DecideCondition | None = None) -> bool:
-        """Whether the rule applies to ``query``.
+    def matches(self, query: Query, decide_condition: DecideCondition | None = None, format: str | None = None) -> bool:
+        """Whether the rule applies to ``query``. format: what a condition's gain is of, where it names none.
 
         The shape condition is looked at last, so that ``decide_condition`` is asked (and a guard on a
         symbolic size is made) only for a rule that everything else says applies.
@@ -158,7 +159,7 @@ class Rule:
                 return False
         if self.has_weight is not None and self.has_weight != query.has_weight:
             return False
-        return self.when is None or self._shape_matches(query, decide_condition)
+        return self.when is None or self._shape_matches(query, decide_condition, format)
 
     def matches_place(self, module: str, block: tuple[int, int] | None) -> bool:
         """Whether ``module`` and ``blocks`` hold for a module of this name, block ``(index, count)`` or in none."""
@@ -166,10 +167,11 @@ class Rule:
             return False
         return self.blocks is None or (block is not None and any(in_blocks(text, *block) for text in self.blocks))
 
-    def _shape_matches(self, query: Query, decide_condition: DecideCondition | None) -> bool:
+    def _shape_matches(self, query: Query, decide_condition: DecideCondition | None, format: str | None) -> bool:
         assert self.when is not None
         try:
-            result = parse_condition(self.when).evaluate({"m": query.m, "n": query.n, "k": query.k})
+            hints = None if query.hints is None else dict(zip(SIZES, query.hints, strict=True))
+            result = parse_condition(self.when).evaluate({"m": query.m, "n": query.n, "k": query.k}, hints, format)
         except PolicyError as error:
             raise error.at(key=f"{self.label}, when") from None
         if isinstance(result, bool):
@@ -184,6 +186,19 @@ class Rule:
             return bool(decide_condition(result))
         except PolicyError as error:
             raise error.at(key=f"{self.label}, when") from None
+
+
+def check_gain(rule: Rule, recipe: Recipe) -> None:
+    """Raises PolicyError for a rule that asks what a recipe gains which quantizes nothing."""
+    if rule.when is not None and parse_condition(rule.when).needs_format and gain_format(recipe, "weight") is None:
+        problem = f"{show(rule.when)} has a gain of the recipe {show(rule.recipe)}, which quantizes nothing"
+        raise PolicyError(f"{problem}; name a format, as in gain('b200', 'nvfp4')", value=rule.when)
+
+
+def gain_format(recipe: Recipe, operand: str) -> str | None:
+    """The format that a gain is of: the operand's, or that of another where the recipe leaves this one high."""
+    treatments = (recipe.treatment(operand), *recipe.treatments)
+    return next((t.format for t in treatments if t.format != HIGH), None)
 
 
 def _one_of(names: tuple[str, ...]) -> Callable[[str], str]:

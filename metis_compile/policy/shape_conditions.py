@@ -3,21 +3,29 @@
 The text is Python's expression syntax cut down to whole numbers, the names m, n and k, ``+ - * // %``,
 comparisons (chained ones too) and ``and``, ``or``, ``not``. It is parsed, never run: each node of the syntax
 tree is evaluated on whole numbers, or, where a size is the symbolic one of a dynamic shape, turned into a sympy object.
+
+``gain('b200') > 1.0`` compares what quantizing the product gains on a device, as ``gain('b200', 'nvfp4')`` does for a
+format, with numbers. It is evaluated at the sizes that a graph is compiled with and makes no guard.
 """
 
 import ast
+import copy
 import operator
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 
 import sympy
 
-from metis_compile.policy.errors import PolicyError, show
+from metis_compile.cost_model.devices import DEVICES
+from metis_compile.cost_model.gain import gain
+from metis_compile.numerics.formats import FORMATS
+from metis_compile.policy.errors import PolicyError, show, unknown_name
 from metis_compile.spelling import nearest_name
 
 SIZES = ("m", "n", "k")
 SYMBOLS = {name: sympy.Symbol(name, integer=True, positive=True) for name in SIZES}
-_ALLOWED = "a condition holds m, n, k, whole numbers, + - * // %, comparisons, and, or, not"
+GAIN = "gain"
+_ALLOWED = "a condition holds m, n, k, whole numbers, + - * // %, comparisons, and, or, not, gain('b200') > 1.0"
 _LONGEST = 1000  # characters
 _DEEPEST = 64  # levels of an expression, whose evaluation recurses
 _LARGEST_DEGREE = 6  # sizes in one product or quotient: sympy's time for a symbolic one grows without bound
@@ -71,19 +79,34 @@ class Condition:
 
     @property
     def expression(self) -> sympy.Basic:
-        return _boolean(self._tree, SYMBOLS)
+        """Raises PolicyError where it asks for a gain: a gain is known at numbers alone."""
+        return _boolean(_with_gains_decided(self._tree, {}, None), SYMBOLS)
 
-    def evaluate(self, sizes: Mapping[str, int | sympy.Expr]) -> bool | sympy.Basic:
+    @property
+    def needs_format(self) -> bool:
+        """Whether it asks for a gain without saying of which format."""
+        return any(isinstance(node, ast.Call) and len(node.args) < 2 for node in ast.walk(self._tree))
+
+    def evaluate(
+        self,
+        sizes: Mapping[str, int | sympy.Expr],
+        hints: Mapping[str, int] | None = None,
+        format: str | None = None,
+    ) -> bool | sympy.Basic:
         """True or False where the sizes decide it, otherwise the sympy boolean that is left.
+
+        hints: the numbers that the sizes stand for, at which a gain is evaluated; without them, ``sizes`` where these
+        are numbers. format: of a gain that names none.
 
         ``and`` and ``or`` stop at the first operand that decides them, so ``n > 16 and k % (n - 16) == 0`` is
         safe. Raises PolicyError if the sizes make it divide by zero.
         """
         numbers = {name: int(size) for name, size in sizes.items() if isinstance(size, (int, sympy.Integer))}
         try:
+            tree = _with_gains_decided(self._tree, {**(hints or {}), **numbers}, format)
             if all(name in numbers for name in SIZES):
-                return _truth(self._tree, numbers)
-            result = _boolean(self._tree, {name: sympy.sympify(sizes[name]) for name in SIZES})
+                return _truth(tree, numbers)
+            result = _boolean(tree, {name: sympy.sympify(sizes[name]) for name in SIZES})
         except ZeroDivisionError:
             given = ", ".join(f"{name} = {sizes[name]}" for name in SIZES)
             raise PolicyError(f"{show(self.text)} divides by zero where {given}", value=self.text) from None
@@ -133,10 +156,20 @@ def _check(node: ast.expr, text: str, *, boolean: bool) -> None:
             for op in ops:
                 if type(op) not in _COMPARE:
                     raise _mistake(text, f"compares with something other than < <= > >= == != in {show(part())}")
+            if _is_of_gain(node):
+                for operand in (left, *right):
+                    _check_beside_gain(operand, text)
+                return
             for operand in (left, *right):
                 _check(operand, text, boolean=False)
         case ast.Constant(value=int()) if isinstance(node.value, bool):
             raise _mistake(text, f"has {part()}; leave the condition out instead")
+        case ast.Call(func=ast.Name(id="gain")):
+            raise _mistake(text, f"uses {show(part())} by itself; compare it with a number: {part()} > 1.0")
+        case ast.Call(func=ast.Name(id=name)):
+            nearest = nearest_name(name, [GAIN], cutoff=0.6)
+            hint = f"; did you mean {show(nearest)}?" if nearest else ""
+            raise _mistake(text, f"has {show(part())}, which is not allowed{hint}", nearest)
         case ast.Name(id=name) if name not in SIZES:
             nearest = nearest_name(name, SIZES)
             hint = f"; did you mean {show(nearest)}?" if nearest else ""
@@ -158,6 +191,82 @@ def _check(node: ast.expr, text: str, *, boolean: bool) -> None:
             _check(right_operand, text, boolean=False)
         case _:
             raise _mistake(text, f"has {show(part())}, which is not allowed")
+
+
+def _is_of_gain(node: ast.Compare) -> bool:
+    """Whether a comparison is of a gain with numbers."""
+    return any(
+        isinstance(operand, ast.Call) and isinstance(operand.func, ast.Name) and operand.func.id == GAIN
+        for operand in (node.left, *node.comparators)
+    )
+
+
+def _check_beside_gain(node: ast.expr, text: str) -> None:
+    """Raises unless ``node`` is a number, or a gain of a device and a format that there are."""
+    match node:
+        case ast.Constant(value=int() | float()) if not isinstance(node.value, bool):
+            return
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=ast.Constant(value=int() | float())):
+            return
+        case ast.Call(func=ast.Name(id="gain"), args=args, keywords=[]) if 1 <= len(args) <= 2:
+            for arg, names, what in zip(args, (list(DEVICES), list(FORMATS)), ("device", "format"), strict=False):
+                value = arg.value if isinstance(arg, ast.Constant) else None
+                if not isinstance(value, str):
+                    raise _mistake(text, f"has a gain whose {what} is {ast.unparse(arg)}; write it in quotes")
+                if value not in names:
+                    error = unknown_name(value, names)
+                    raise PolicyError(
+                        f"{show(text)} has a gain whose {what} {error.problem}",
+                        value=text,
+                        allowed=error.allowed,
+                        nearest=error.nearest,
+                    )
+        case ast.Call(func=ast.Name(id="gain")):
+            raise _mistake(text, f"has {show(ast.unparse(node))}; a gain takes a device and, if need be, a format")
+        case _:
+            raise _mistake(text, f"compares a gain with {show(ast.unparse(node))}; it is compared with numbers")
+
+
+def _with_gains_decided(tree: ast.expr, sizes: Mapping[str, int], format: str | None) -> ast.expr:
+    """The tree with each comparison of gains as a comparison of whole numbers that is as true."""
+    if not any(isinstance(node, ast.Call) for node in ast.walk(tree)):
+        return tree
+
+    class Decide(ast.NodeTransformer):
+        def visit_Compare(self, node: ast.Compare) -> ast.expr:  # ast's name
+            if not _is_of_gain(node):
+                return node
+            numbers = [_beside_gain(operand, sizes, format) for operand in (node.left, *node.comparators)]
+            pairs = zip(node.ops, numbers, numbers[1:], strict=False)
+            holds = all(_COMPARE_NUMBERS[type(op)](a, b) for op, a, b in pairs)  # type: ignore[arg-type]
+            return ast.Compare(left=ast.Constant(int(holds)), ops=[ast.Eq()], comparators=[ast.Constant(1)])
+
+    decided: ast.expr = Decide().visit(copy.deepcopy(tree))
+    return decided
+
+
+def _beside_gain(node: ast.expr, sizes: Mapping[str, int], format: str | None) -> float:
+    match node:
+        case ast.Constant(value=int() | float() as value):
+            return value
+        case ast.UnaryOp(op=op, operand=operand):
+            value = _beside_gain(operand, sizes, format)
+            return -value if isinstance(op, ast.USub) else value
+        case ast.Call(args=args):
+            given = [str(arg.value) for arg in args if isinstance(arg, ast.Constant)]
+            if len(given) == 1 and format is None:
+                raise PolicyError(
+                    f"{show(ast.unparse(node))} of a recipe that leaves the operand high; name a format: "
+                    f"{GAIN}({given[0]!r}, 'nvfp4')",
+                    value=ast.unparse(node),
+                    allowed=tuple(FORMATS),
+                )
+            if not all(name in sizes for name in SIZES):
+                problem = f"{show(ast.unparse(node))} can't be told for sizes that are symbols; give hints"
+                raise PolicyError(problem, value=ast.unparse(node))
+            named = given[1] if len(given) > 1 else str(format)
+            return gain(given[0], named, *(max(sizes[name], 1) for name in SIZES))
+    raise AssertionError(f"unchecked node {ast.dump(node)}")
 
 
 def _check_depth(tree: ast.expr, text: str) -> None:

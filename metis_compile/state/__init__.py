@@ -1,24 +1,25 @@
 """What compiled models keep from step to step: the bases of spectral splits, and how they are saved and restored.
 
-A graph whose policy keeps bases has two inputs more than Dynamo gave it (`inputs`): flat float32 tensors (`flat`), as
-large as its calls let expect (`sizing`). `Stateful` appends them to each call (`runtime`), and `checkpoint` saves and
-restores them.
+What is kept lies beside the modules of the model (`kept`), each tensor under the name of its site: the graphs that run
+a module, however many, all reach the same (`keeper`). A graph whose policy keeps bases has two inputs more than Dynamo
+gave it (`inputs`), through which its operators reach them; `Stateful` appends these to each call (`runtime`).
+`checkpoint` saves and restores, and `distributed` does so within torch.distributed.checkpoint.
 """
 
-from metis_compile.state.checkpoint import clear, load_state_dict, state_dict, tensors
-from metis_compile.state.flat import NAMES, State, new_state
-from metis_compile.state.inputs import with_state_inputs
+from metis_compile.state.checkpoint import load_state_dict, state_dict, tensors
+from metis_compile.state.distributed import KeptState
+from metis_compile.state.inputs import keeps, shapes_in_use, with_state_inputs
+from metis_compile.state.kept import clear, first_values
 from metis_compile.state.runtime import Stateful
-from metis_compile.state.sizing import room
 
 __all__ = [
-    "NAMES",
-    "State",
+    "KeptState",
     "Stateful",
     "clear",
+    "first_values",
+    "keeps",
     "load_state_dict",
-    "new_state",
-    "room",
+    "shapes_in_use",
     "state_dict",
     "tensors",
     "with_state_inputs",

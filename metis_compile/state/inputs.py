@@ -1,4 +1,4 @@
-"""Give a Dynamo graph two inputs more, for its state."""
+"""Give a Dynamo graph two inputs more, through which it reaches what it keeps."""
 
 from __future__ import annotations
 
@@ -7,40 +7,64 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from metis_compile.compat import copy_dynamo_graph, detect_fake_mode, fake_mode_of, synthetic_source
-from metis_compile.passes.graph.sites import GraphInputs
-from metis_compile.state.flat import NAMES, State, new_state
+from metis_compile.conditioning import has_own_rank, kept_step
+from metis_compile.ops.state import handle_of
+from metis_compile.passes.graph.sites import GraphInputs, KeptName
+from metis_compile.policy import OPERANDS, Policy
+from metis_compile.state.keeper import Keeper
+from metis_compile.state.kept import in_use, joined, named
+
+HALVES = ("forward", "backward")  # of a graph: each reads and writes by an input of its own
+
+
+def keeps(policy: Policy) -> bool:
+    """Whether any split of a policy keeps a basis across steps."""
+    return bool(_kept_splits(policy))
+
+
+def shapes_in_use(roots: Sequence[nn.Module], policy: Policy) -> dict[KeptName, tuple[int, ...]]:
+    """The shapes of the bases that graphs of this process keep for these models, of several the first.
+
+    None where no rank of the policy depends on how many rows a tensor has: nothing follows them then.
+    """
+    found: dict[KeptName, tuple[int, ...]] = {}
+    if all(has_own_rank(split) for split in _kept_splits(policy)):
+        return found
+    for root in roots:
+        for name, module in named(root):
+            for attribute, part, shape in in_use(module):
+                if len(shape) == 2:
+                    found.setdefault((joined(name, attribute), part), shape)
+    return found
+
+
+def _kept_splits(policy: Policy) -> list[Any]:
+    splits = [recipe.treatment(role).split for recipe in policy.recipes for role in OPERANDS]
+    return [split for split in splits if split is not None and kept_step(split) is not None]
 
 
 def with_state_inputs(
-    gm: fx.GraphModule, inputs: GraphInputs, example_inputs: Sequence[Any], sizes: tuple[int, int]
-) -> tuple[fx.GraphModule, GraphInputs, State, int | None]:
-    """A copy of a Dynamo graph with two inputs more, for its state; `gm` itself stays as it is.
+    gm: fx.GraphModule, inputs: GraphInputs, example_inputs: Sequence[Any]
+) -> tuple[fx.GraphModule, GraphInputs, tuple[Tensor, ...]]:
+    """A copy of a Dynamo graph with two inputs more; `gm` itself stays as it is.
 
-    Returns the copy, its inputs, the first state, and which input tells whose state it is.
+    Returns the copy, its inputs, and handles to compile it with.
     """
     mode = fake_mode_of(example_inputs)
-    with mode or nullcontext():  # the state of a model that is fake is fake
-        state = new_state(sizes, _device(example_inputs))
+    with mode or nullcontext():  # those of a model that is fake are fake
+        handles = tuple(handle_of(Keeper()) for _ in HALVES)
     fake_mode = detect_fake_mode([n.meta.get("example_value") for n in gm.graph.nodes])
     assert fake_mode is not None
     copied, placeholders = copy_dynamo_graph(gm)
     count = len(placeholders)
     with copied.graph.inserting_after(placeholders[-1]) if placeholders else copied.graph.inserting_before(None):
-        for name, tensor in reversed(list(zip(NAMES, state, strict=True))):
+        for name, handle in reversed(list(zip(HALVES, handles, strict=True))):
             node = copied.graph.placeholder(f"metis_{name}_state")
             source = synthetic_source(f"metis_{name}_state")
             node._dynamo_source = source
-            node.meta["example_value"] = fake_mode.from_tensor(tensor, static_shapes=True, source=source)
+            node.meta["example_value"] = fake_mode.from_tensor(handle, static_shapes=True, source=source)
     copied.recompile()
-    owner = min(inputs.parameters, default=None)
-    return copied, replace(inputs, state=(count, count + 1)), state, owner
-
-
-def _device(example_inputs: Sequence[Any]) -> torch.device:
-    """Where most of the inputs lie."""
-    devices = [t.device for t in example_inputs if isinstance(t, Tensor)]
-    return max(devices, key=devices.count) if devices else torch.device("cpu")
+    return copied, replace(inputs, state=(count, count + 1)), handles

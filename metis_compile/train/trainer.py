@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metis_compile import state as across_steps
+from metis_compile.schedule import advance
 from metis_compile.train.averaging import WeightAverage
 from metis_compile.train.llama import llama, logits_of
 from metis_compile.train.llama_block import LlamaBlocks
@@ -79,6 +80,7 @@ class Trainer:
     def step(self, step: int, tokens: Tensor, targets: Tensor) -> float:
         """One optimizer step on int64 [batch, context] tokens; returns and records the loss."""
         torch.manual_seed(derived_seed(self.variant.draw, self.settings.seed, step))
+        advance(self.model, step, steps=self.settings.steps)
         start = time.perf_counter()
         loss = self.gradients(tokens, targets)
         self.update(step)

@@ -26,9 +26,12 @@ FULL_PRECISION = Variant(label="full precision", backend="inductor")
 
 
 def policy_variant(policy: str, *, trust: bool = True) -> Variant:
-    """The model under ``policy``, a preset's name or a file; ``trust`` as for Policy.load. Raises PolicyError."""
-    from metis_compile.policy import Policy
+    """The model under ``policy``: a preset's name, or the file of a policy or a schedule.
 
-    loaded = Policy.load(policy, trust=trust)
+    ``trust`` as for Policy.load. Raises PolicyError.
+    """
+    from metis_compile.policy.schedule import load
+
+    loaded = load(policy, trust=trust)
     label = Path(loaded.name).name.removesuffix(".toml")
     return Variant(label=label, backend="metis", options={"policy": loaded}, digest=loaded.digest())

@@ -15,7 +15,9 @@ from metis_compile.compat import detect_fake_mode
 from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.noise import SEED_BITS
 from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
+from metis_compile.ops.rank import OF_RANK
 from metis_compile.ops.state import KEEP
+from metis_compile.ranks import draws_by_rank
 
 aten = torch.ops.aten
 # what a new node takes over from the node it stands for; `val` is its own
@@ -153,7 +155,10 @@ class GraphBuilder:
         return seed
 
     def seed(self, device: torch.device) -> fx.Node:
-        """The graph's seed on `device`, one int64 drawn from torch's generator each time the graph runs."""
+        """The graph's seed on `device`, one int64 drawn from torch's generator each time the graph runs.
+
+        In a distributed run it is that of the data-parallel rank: the generators of all ranks draw the same.
+        """
         if device not in self._seeds:
             first = next(n for n in self.graph.nodes if n.op not in ("placeholder", "get_attr"))
             previous, self._like = self._like, None
@@ -161,5 +166,7 @@ class GraphBuilder:
                 kwargs = {"dtype": torch.int64, "device": device, "pin_memory": False}
                 args = (0, 2**SEED_BITS - 1, [1])
                 self._seeds[device] = self.call(aten.randint.low, args, kwargs, name="metis_seed")
+                if draws_by_rank():
+                    self._seeds[device] = self.call(OF_RANK, (self._seeds[device],), name="metis_rank_seed")
             self._like = previous
         return self._seeds[device]

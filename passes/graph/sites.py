@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Gemm = Literal["fprop", "dgrad", "wgrad"]
 Role = Literal["weight", "activation", "gradient"]
+KeptName = tuple[str, str]  # of what lives across steps: its site, and which part of that: passes/joint/kept_tensors
 
 
 @dataclass(kw_only=True, eq=False)
@@ -101,7 +102,8 @@ class GraphInputs:
     parameters: dict[int, str]  # position -> dotted name
     buffers: frozenset[int] = frozenset()  # constants: they make an operand neither weight nor activation
     arguments: frozenset[int] = frozenset()  # matrices that the caller passes and trains, as functional models have
-    state: tuple[int, int] | None = None  # the flat tensors that live across steps: of forward and of backward
+    state: tuple[int, int] | None = None  # the handles of what lives across steps: of forward and of backward
+    kept: Mapping[KeptName, tuple[int, ...]] = field(default_factory=dict)  # shapes of what other graphs keep already
     depths: Mapping[str, int] = field(default_factory=dict)  # name of a list of blocks -> their number in the model
     heads: frozenset[str] = frozenset()  # modules that the model says compute its logits
     embeddings: frozenset[str] = frozenset()  # parameters that are tables of embeddings

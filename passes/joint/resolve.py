@@ -8,6 +8,7 @@ import sympy
 import torch
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
+from metis_compile.compat import size_hint
 from metis_compile.passes.context import PassContext, PassResult
 from metis_compile.passes.graph.sites import Site
 from metis_compile.passes.graph.views import same, shape_of
@@ -40,6 +41,7 @@ def resolve_site(site: Site, policy: Policy) -> None:
             n=_size(site.n),
             k=_size(site.k),
             kind=site.kind,
+            hints=(size_hint(site.m), size_hint(site.n), size_hint(site.k)),
         )
         operand.decision = policy.decide(query, _Guard(site))
     if all(o.decision is not None and o.decision.treatment.spec is None for o in site.operands):

@@ -21,14 +21,15 @@ from typing import Any
 import torch
 from torch import fx
 
-from metis_compile.conditioning import Conditioning
+from metis_compile.conditioning import Conditioning, has_own_rank, kept_step, with_kept_rank
+from metis_compile.cost_model.graph import MARK
 from metis_compile.numerics import QuantSpec
 from metis_compile.ops.grouped import GROUPED_MM
 from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
 from metis_compile.passes.context import PassContext, PassResult
 from metis_compile.passes.graph.builder import GraphBuilder
 from metis_compile.passes.graph.products import OPERANDS
-from metis_compile.passes.graph.sites import GraphInputs, Operand, Site
+from metis_compile.passes.graph.sites import GraphInputs, KeptName, Operand, Site
 from metis_compile.passes.graph.views import for_any_matrix, same, target_of, undoes
 from metis_compile.passes.joint.site_errors import errors_at
 from metis_compile.passes.joint.tails import Conditioner, Parts, Side
@@ -42,9 +43,10 @@ def rewrite(context: PassContext) -> PassResult:
     """Rewrites every site that the policy treats; what nothing reads any more leaves the graph."""
     rewriter = Rewriter(context.graph, context.sites, context.inputs)
     open_sites = [site for site in context.sites if site.reason is None]
-    for site in open_sites:
-        with errors_at(site, context.config):
-            rewriter.rewrite(site)
+    for place, site in enumerate(context.sites):
+        if site.reason is None:
+            with errors_at(site, context.config), rewriter.builder.marking(**{MARK: place}):
+                rewriter.rewrite(site)
     context.graph.eliminate_dead_code()
     left = [(str(site), site.reason) for site in open_sites if site.reason is not None]
     return PassResult(changed=len(open_sites) - len(left), left=left)
@@ -55,12 +57,12 @@ class Rewriter:
 
     def __init__(self, graph: fx.Graph, sites: list[Site], inputs: GraphInputs) -> None:
         self.builder = GraphBuilder(graph)
-        self.sites = sites
+        self.sites, self.inputs = sites, inputs
         self.conditioner = Conditioner(self.builder, inputs)
         self.forward_products = {s.seq: s.node for s in sites if s.gemm == "fprop" and s.operands}
         self._quantized: dict[Any, fx.Node] = {}
         self._dequantized: dict[Any, fx.Node] = {}
-        self._splits: dict[Any, Conditioning] = {}
+        self._splits: dict[Any, tuple[Conditioning, KeptName | None]] = {}
         self._streams = 0  # numbers the tensors that round at random: each draws its own noise
         self._without_strays(sites)
 
@@ -126,8 +128,8 @@ class Rewriter:
         else:
             source = operand.base
             if split is not None:
-                split = self._ranked(site, operand, split)
-                parts = self._split(site, operand, split)
+                split, kept_name = self._ranked(site, operand, split)
+                parts = self._split(site, operand, split, kept_name)
                 source = parts.residual
             if treatment.hadamard:
                 source = self._hadamard(site, operand, source, str(treatment.hadamard))
@@ -161,8 +163,11 @@ class Rewriter:
                     value = self.builder.call(target, (value, *args), view.kwargs, name=view.name)
         return value
 
-    def _ranked(self, site: Site, operand: Operand, split: Conditioning) -> Conditioning:
-        """The split with its rank for this tensor, the same for all products that read it."""
+    def _ranked(self, site: Site, operand: Operand, split: Conditioning) -> tuple[Conditioning, KeptName | None]:
+        """The split with its rank for this tensor, the same for all products that read it, and its basis's name.
+
+        A rank that depends on how many rows there are is that of the basis which another graph keeps there already.
+        """
         key = (operand.base, split)
         if key not in self._splits:
             rows, columns = operand.base.meta["val"].shape
@@ -173,14 +178,23 @@ class Rewriter:
                 for read, size in zip(reader.operands, (reader.n, reader.m), strict=True)
                 if read.base is operand.base and read.decision is not None and read.decision.treatment.split == split
             ]
-            self._splits[key] = split.with_rank(rows, columns, sum(others))
+            name, own = None, split
+            if kept_step(split) is not None:
+                name = self.conditioner.kept.name(site, operand.role)
+                shape = self.inputs.kept.get(name)
+                if shape is not None and same(shape[-1], columns) and not has_own_rank(split):
+                    own = with_kept_rank(split, shape[0])
+            self._splits[key] = own.with_rank(rows, columns, sum(others)), name
         return self._splits[key]
 
-    def _split(self, site: Site, operand: Operand, split: Conditioning) -> Parts:
+    def _split(self, site: Site, operand: Operand, split: Conditioning, kept_name: KeptName | None) -> Parts:
         before, like = self._place(site, operand)
         backward = like is site.node and site.gemm != "fprop"
+        label = _label(site, operand)
         with self.builder.at(before, like=like):
-            return self.conditioner.split(operand, split, self._next_stream(), _label(site, operand), backward)
+            return self.conditioner.split(
+                operand, split, self._next_stream(), label, kept_name=kept_name, backward=backward
+            )
 
     def _hadamard(self, site: Site, operand: Operand, source: fx.Node, signs: str) -> fx.Node:
         before, like = self._place(site, operand)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import fx
@@ -19,11 +18,10 @@ from torch import fx
 from metis_compile.compat import detect_fake_mode
 from metis_compile.kernels.capability import capability_of, copies_scales
 from metis_compile.kernels.gemm.operand import Operand, parse
-from metis_compile.numerics import QuantSpec
-from metis_compile.numerics.blocks import normalize_axis
 from metis_compile.numerics.swizzle import can_swizzle
 from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
 from metis_compile.passes.context import PassContext, PassResult
+from metis_compile.passes.graph.calls import QuantizeCall
 from metis_compile.passes.graph.products import PRODUCTS
 from metis_compile.passes.graph.views import REARRANGEMENTS
 from metis_compile.passes.lowering.fused_quantize import is_fused
@@ -70,11 +68,11 @@ def _operand(side: Packed) -> Operand:
 
 
 def _has_swizzled_form(node: fx.Node) -> bool:
-    x: Any
-    x, spec, axis = node.args[:3]
-    ndim = x.meta["val"].dim()
-    of_matrices = normalize_axis(axis, ndim) >= ndim - 2 >= 0  # type: ignore[arg-type]
-    return of_matrices and can_swizzle(QuantSpec.parse(str(spec))) and is_fused(node)
+    call = QuantizeCall.of(node)
+    if call is None:
+        return False
+    ndim = call.x.meta["val"].dim()
+    return call.axis >= ndim - 2 >= 0 and can_swizzle(call.spec) and is_fused(call)
 
 
 def _is_multiplied_only(quantized: fx.Node, products: set[fx.Node]) -> bool:

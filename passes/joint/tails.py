@@ -25,17 +25,18 @@ from metis_compile.compat import enable_python_dispatcher
 from metis_compile.conditioning import Conditioning, Mean, kept_step, makes_basis, next_basis
 from metis_compile.conditioning.compensation import compensated_left
 from metis_compile.conditioning.factors import partner_spec
-from metis_compile.conditioning.hadamard import fixed_signs, hadamard, inverse_hadamard, signs_from
+from metis_compile.conditioning.hadamard import signs_from
 from metis_compile.conditioning.operators import using
 from metis_compile.conditioning.registry import as_read
 from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.noise import stream_offset
 from metis_compile.ops.grouped import GROUPED_MM
+from metis_compile.ops.hadamard import HADAMARD, INVERSE_HADAMARD
 from metis_compile.passes.graph.builder import GraphBuilder
 from metis_compile.passes.graph.inline import Inliner
 from metis_compile.passes.graph.operators import GraphOperators
-from metis_compile.passes.graph.sites import GraphInputs, Operand
-from metis_compile.passes.joint.state_slices import StateSlices
+from metis_compile.passes.graph.sites import GraphInputs, KeptName, Operand
+from metis_compile.passes.joint.kept_tensors import KeptTensors
 
 aten = torch.ops.aten
 SIGN_STREAM = 2**30  # of fresh Hadamard signs: one for the graph, since both operands of a product need the same
@@ -101,37 +102,46 @@ class Conditioner:
     def __init__(self, builder: GraphBuilder, inputs: GraphInputs) -> None:
         self.builder = builder
         self.inliner = Inliner(builder, lambda: using(GraphOperators()))
-        self.slots = StateSlices(builder, inputs)
+        self.kept = KeptTensors(builder, inputs)
         self._parts: dict[Any, Parts] = {}
         self._not_kept: dict[Any, str] = {}  # why the basis of a split that would keep one is made anew
         self._moved: dict[Any, fx.Node] = {}
         self._transformed: dict[Any, fx.Node] = {}
         self._compensated: dict[Any, fx.Node] = {}
 
-    def split(self, operand: Operand, split: Conditioning, stream: int, label: str, backward: bool) -> Parts:
+    def split(
+        self,
+        operand: Operand,
+        split: Conditioning,
+        stream: int,
+        label: str,
+        *,
+        kept_name: KeptName | None,
+        backward: bool,
+    ) -> Parts:
         """Residual and factors of `operand.base`, where the builder stands unless they are there already.
 
-        backward: whether it stands in the backward part.
+        kept_name: of the basis, where the split keeps one. backward: whether it stands in the backward part.
         """
         axis = operand.axis
         key = (operand.base, split, axis if split.depends_on_axis else None)
         if key not in self._parts:
             moved = self._moved.get((operand.base, split))
-            kept = kept_step(split) is not None and self.slots.training
-            if kept and moved is None and self._why_not_kept(operand, split, backward) is None:
-                self._parts[key] = self._follow(operand, split, stream, label, backward)
+            kept = kept_name is not None and self.kept.training
+            if kept and moved is None and self._why_not_kept(operand, split) is None:
+                assert kept_name is not None
+                self._parts[key] = self._follow(operand, split, stream, label, kept_name, backward)
             else:
                 self._parts[key] = self._split_by(operand, split, stream, label, moved)
         if (operand.base, split) in self._not_kept:
             operand.note = f"basis made anew each step: {self._not_kept[operand.base, split]}"
         return self._parts[key]
 
-    def _why_not_kept(self, operand: Operand, split: Conditioning, backward: bool) -> str | None:
+    def _why_not_kept(self, operand: Operand, split: Conditioning) -> str | None:
         """Why the basis of a split can't live across steps, or None; it is then made anew in each."""
         key = operand.base, split
         if key not in self._not_kept:
-            shapes = [self._basis_shape(split, operand.base), *([[1]] if _counts(split) else [])]
-            why = self.slots.refusal(shapes, operand.base, backward)
+            why = self.kept.refusal(self._basis_shape(split, operand.base))
             if why is None:
                 return None
             self._not_kept[key] = why
@@ -144,7 +154,7 @@ class Conditioner:
         if split.needs_seed:
             seed = [self._stream_seed(base, stream)]
         elif makes_basis(split, given=basis is not None):  # inference draws nothing: it gives the same each time
-            seed = [self._stream_seed(base, stream) if self.slots.training else self._fixed_seed(base, stream)]
+            seed = [self._stream_seed(base, stream) if self.kept.training else self._fixed_seed(base, stream)]
 
         def run(x: torch.Tensor, *given: torch.Tensor) -> list[torch.Tensor]:
             noise, kept = (given[0] if seed else None), given[len(seed) :]
@@ -157,17 +167,19 @@ class Conditioner:
             residual, left, right = self.inliner.insert(key, run, inputs, label)
         return Parts(residual=residual, left=left, right=right)
 
-    def _follow(self, operand: Operand, split: Conditioning, stream: int, label: str, backward: bool) -> Parts:
+    def _follow(
+        self, operand: Operand, split: Conditioning, stream: int, label: str, kept_name: KeptName, backward: bool
+    ) -> Parts:
         """A split by a basis that is kept: read, moved on by this step's tensor, and written back.
 
         Once for both axes: they differ in how factors are rounded alone.
         """
         axis, base = operand.axis, operand.base
-        slot = self.slots.allot(self._basis_shape(split, base), base, backward)
+        slot = self.kept.at(kept_name, self._basis_shape(split, base), base, backward)
         kept = [slot.read(f"{label}_kept")]
         counter = None
         if _counts(split):
-            counter = self.slots.allot([1], base, backward)
+            counter = self.kept.at((kept_name[0], f"{kept_name[1]}.steps"), [1], base, backward)
             kept.append(counter.read(f"{label}_count"))
         random = counter is not None or split.needs_seed or makes_basis(split, given=True)
         seed = [self._stream_seed(base, stream)] if random else []
@@ -206,45 +218,28 @@ class Conditioner:
     def hadamard(self, node: fx.Node, axis: int, signs: str) -> fx.Node:
         """`node` transformed along `axis`, float32, filled up to blocks of 16; once for all that read it so."""
         if (node, axis, signs) not in self._transformed:
-
-            def run(x: torch.Tensor, signs: torch.Tensor) -> list[torch.Tensor]:
-                return [hadamard(x, axis, signs)]
-
-            inputs = [node, self._signs_node(node, signs)]
-            with self.builder.marking(metis_hadamard=axis):  # for a kernel that transforms by itself
-                (result,) = self.inliner.insert(("hadamard", axis), run, inputs, f"{node.name}_hadamard")
-            self._transformed[node, axis, signs] = result
+            args = (node, axis, *self._signs(node, signs))
+            self._transformed[node, axis, signs] = self.builder.call(HADAMARD, args, name=f"{node.name}_hadamard")
         return self._transformed[node, axis, signs]
 
-    def _signs_node(self, node: fx.Node, signs: str) -> fx.Node:
-        device = node.meta["val"].device
+    def _signs(self, node: fx.Node, signs: str) -> list[fx.Node]:
+        """The signs that a transform takes: none where they never change."""
+        if signs != "fresh":
+            return []
+        seed = self.builder.shared_seed(node.meta["val"].device)
 
-        def run(*seed: torch.Tensor) -> list[torch.Tensor]:
-            return [self._signs(device, *seed)]
+        def run(seed: torch.Tensor) -> list[torch.Tensor]:
+            return [signs_from(seed, SIGN_STREAM)]
 
-        key = ("signs", signs, device)
-        (result,) = self.inliner.insert(key, run, self._sign_seed(node, signs), f"{node.name}_signs")
-        return result
-
-    def _sign_seed(self, node: fx.Node, signs: str) -> list[fx.Node]:
-        return [self.builder.shared_seed(node.meta["val"].device)] if signs == "fresh" else []
-
-    @staticmethod
-    def _signs(device: torch.device, *seed: torch.Tensor) -> torch.Tensor:
-        return signs_from(seed[0], SIGN_STREAM) if seed else fixed_signs(device)
+        return self.inliner.insert(("signs", SIGN_STREAM), run, [seed], f"{node.name}_signs")
 
     def _plain(self, side: Side) -> fx.Node:
         """What the big product reads, without the Hadamard transform."""
         if side.hadamard is None:
             return side.quantized
         axis, length = side.operand.axis, self.builder.size(side.operand.base, side.operand.axis)
-
-        def run(x: torch.Tensor, length: int, *seed: torch.Tensor) -> list[torch.Tensor]:
-            return [inverse_hadamard(x, axis, self._signs(x.device, *seed), length)]
-
-        inputs = [side.quantized, length, *self._sign_seed(side.quantized, side.hadamard)]
-        (result,) = self.inliner.insert(("inverse", axis, side.hadamard), run, inputs, f"{side.quantized.name}_plain")
-        return result
+        args = (side.quantized, axis, length, *self._signs(side.quantized, side.hadamard))
+        return self.builder.call(INVERSE_HADAMARD, args, name=f"{side.quantized.name}_plain")
 
     def tails(self, left: Side, right: Side) -> list[fx.Node]:
         """What to add to the big product: matrices [m, n], or rows [1, n] that are added to every row."""

@@ -19,12 +19,12 @@ from metis_compile.kernels.cpu.inductor import register_cpu_lowerings
 from metis_compile.kernels.cpu.launch import is_exact
 from metis_compile.kernels.cpu.ops import CPU_CAST, CPU_CAT, CPU_DECODE, CPU_GROUPED, CPU_PRODUCT, CPU_THIN_SUM
 from metis_compile.kernels.parts import tensor_target
-from metis_compile.numerics import QuantSpec
 from metis_compile.ops.buffers import TO_BFLOAT16
 from metis_compile.ops.grouped import GROUPED_MM
 from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
 from metis_compile.passes.context import PassContext, PassResult
 from metis_compile.passes.graph.builder import GraphBuilder
+from metis_compile.passes.graph.calls import DequantizeCall
 from metis_compile.passes.graph.products import OPERANDS, PRODUCTS
 from metis_compile.passes.graph.views import from_bfloat16, strip_views
 
@@ -127,11 +127,10 @@ class _Products:
         return self._joined.get(base, base)
 
     def _is_exact(self, base: fx.Node) -> bool:
-        if base.target is not DEQUANTIZE:
-            return from_bfloat16(base) and base.meta["val"].device.type == "cpu"
-        parts: Any = base.args[0]
-        on_cpu = all(p.meta["val"].device.type == "cpu" for p in parts)
-        return on_cpu and is_exact(QuantSpec.parse(str(base.args[1])))
+        decoded = DequantizeCall.of(base)
+        if decoded is None:
+            return from_bfloat16(base) and _on_cpu(base)
+        return all(map(_on_cpu, decoded.parts)) and is_exact(decoded.spec)
 
     def _exact_product(self, node: fx.Node, sides: list[tuple[fx.Node, Sequence[fx.Node]]]) -> None:
         operands, decs = [], []
@@ -141,8 +140,9 @@ class _Products:
                 for view in views:
                     value = self.builder.call(view.target, (value, *view.args[1:]), view.kwargs)  # type: ignore[arg-type]
             operands.append(value)
-            if base.target is DEQUANTIZE and tensor_target(QuantSpec.parse(str(base.args[1]))) is not None:
-                decs.append(base.args[0][-1])  # type: ignore[index]
+            decoded = DequantizeCall.of(base)
+            if decoded is not None and tensor_target(decoded.spec) is not None:
+                decs.append(decoded.parts[-1])
         if node.target is GROUPED_MM:
             with self.builder.at(node, like=node):
                 args = (*operands, node.args[2], decs)

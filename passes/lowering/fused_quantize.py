@@ -1,7 +1,7 @@
 """Give quantizations on CUDA to the Triton kernel that reads a tensor once for blocks along its rows and its columns.
 
 The kernel is none that Inductor fuses anything into: what stands between a tensor and its quantization it makes itself.
-A residual x - mu - L F, or either part of it, and a Hadamard transform of one are then never stored (`source_of`), but
+A residual x - mu - L F, or either part of it, and a Hadamard transform of one are then never stored, but
 for what else reads them.
 
 NVFP4's tensor scale comes from the largest magnitude of the whole tensor, which has to be known before the first block
@@ -25,15 +25,16 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from metis_compile.compat import lowers_to_triton
-from metis_compile.conditioning.hadamard import SIZE
+from metis_compile.conditioning.hadamard import fixed_signs
 from metis_compile.kernels.materialize import register_materialize
 from metis_compile.kernels.quantize.inductor import register_tile_lowering
 from metis_compile.kernels.quantize.ops import QUANTIZE_TILES, TILES_AMAX
-from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.blocks import normalize_axis
+from metis_compile.ops.hadamard import HADAMARD
 from metis_compile.ops.quantization import QUANTIZE
 from metis_compile.passes.context import PassContext, PassResult
 from metis_compile.passes.graph.builder import GraphBuilder
+from metis_compile.passes.graph.calls import QuantizeCall
 from metis_compile.passes.graph.inline import Inliner
 from metis_compile.passes.graph.views import from_bfloat16
 
@@ -64,41 +65,36 @@ def fuse_quantizations(context: PassContext) -> PassResult:
 
 def call_tiles(builder: GraphBuilder, inliner: Inliner, nodes: Sequence[fx.Node]) -> int:
     """Replaces those of the metis.quantize `nodes` that the kernel takes; returns how many calls take their place."""
-    groups: dict[Any, list[fx.Node]] = {}
-    for node in filter(is_fused, nodes):
-        x: Any = node.args[0]
-        spec, value = QuantSpec.parse(str(node.args[1])), x.meta["val"]
-        axis = normalize_axis(node.args[2], value.dim())  # type: ignore[arg-type]
-        pairs = axis >= value.dim() - 2 and not spec.orientation_free
-        groups.setdefault((x, str(spec), None if pairs else node, node.args[3:4]), []).append(node)
+    groups: dict[Any, list[QuantizeCall]] = {}
+    for call in filter(is_fused, filter(None, map(QuantizeCall.of, nodes))):
+        pairs = call.axis >= call.x.meta["val"].dim() - 2 and not call.spec.orientation_free
+        groups.setdefault((call.x, call.spec, None if pairs else call.node, call.seed), []).append(call)
     calls = _Calls(builder, inliner)
     for group in groups.values():
         calls.replace(group)
     return len(groups)
 
 
-def is_fused(node: fx.Node) -> bool:
-    """Whether the kernel takes this metis.quantize."""
-    x: Any = node.args[0]
-    spec, value = QuantSpec.parse(str(node.args[1])), x.meta["val"]
-    return lowers_to_triton(value.device) and value.dtype in INPUTS and spec.block_shape is not None
+def is_fused(call: QuantizeCall) -> bool:
+    """Whether the kernel takes it."""
+    value = call.x.meta["val"]
+    return lowers_to_triton(value.device) and value.dtype in INPUTS and call.spec.block_shape is not None
 
 
 class _Calls:
     def __init__(self, builder: GraphBuilder, inliner: Inliner) -> None:
         self.builder, self.inliner = builder, inliner
         self._amaxes: dict[Source, fx.Node] = {}
+        self._fixed_signs: dict[torch.device, fx.Node] = {}
 
-    def replace(self, group: list[fx.Node]) -> None:
+    def replace(self, group: list[QuantizeCall]) -> None:
         """One call for `group`: quantizations of one tensor by one spec along different axes."""
-        first = group[0]
-        spec = QuantSpec.parse(str(first.args[1]))
-        seed = first.args[3] if spec.needs_noise else None
-        axes = [normalize_axis(node.args[2], node.args[0].meta["val"].dim()) for node in group]  # type: ignore[arg-type, union-attr]
-        streams = [(*node.args[3:], None, 0)[1] for node in group]
-        swizzled = [axis for node, axis in zip(group, axes, strict=True) if node.kwargs.get("swizzled")]
-        source = source_of(first.args[0], axes)  # type: ignore[arg-type]
+        first, spec, seed = group[0].node, group[0].spec, group[0].seed
+        axes = [call.axis for call in group]
+        streams = [call.stream for call in group]
+        swizzled = [call.axis for call in group if call.swizzled]
         with self.builder.at(first, like=first):
+            source = self._source_of(group[0].x, axes)
             amax = None
             if spec.fmt.tensor_scale:
                 if source not in self._amaxes:
@@ -107,10 +103,27 @@ class _Calls:
             args = (*self._tensors(source), amax, seed, str(spec), axes, streams, swizzled)
             made = self.builder.call(QUANTIZE_TILES, args, name=f"{first.name}_tiles")
             results = [self.builder.call(operator.getitem, (made, i)) for i in range(len(made.meta["val"]))]
-        for i, node in enumerate(group):
+        for i, call in enumerate(group):
             parts = [*results[2 * i : 2 * i + 2], *results[2 * len(group) :]]
-            for user in list(node.users):
+            for user in list(call.node.users):
                 user.replace_all_uses_with(parts[user.args[1]])  # type: ignore[index]
+
+    def _source_of(self, x: fx.Node, axes: Sequence[int]) -> Source:
+        """x as it lies in memory, and what is done to it on the way to its quantization along `axes`, from 0."""
+        base = _transformed(x, axes)
+        if base is not None:  # not of a thin product's result: registers would not do
+            return Source(*_centered(base), signs=self._signs(x))
+        base, left, right = _thin(x) or (x, None, None)
+        return Source(*_centered(base), left, right)
+
+    def _signs(self, transform: fx.Node) -> fx.Node:
+        if len(transform.args) > 2:
+            return transform.args[2]  # type: ignore[return-value]
+        device = transform.meta["val"].device
+        if device not in self._fixed_signs:
+            (signs,) = self.inliner.insert(("fixed signs", device), lambda: [fixed_signs(device)], [], "metis_signs")
+            self._fixed_signs[device] = signs
+        return self._fixed_signs[device]
 
     @staticmethod
     def _tensors(source: Source) -> Source:
@@ -142,33 +155,15 @@ class _Calls:
         return result
 
 
-def source_of(x: fx.Node, axes: Sequence[int]) -> Source:
-    """x as it lies in memory, and what is done to it on the way to its quantization along `axes`, from 0."""
-    if (transform := _transform(x, axes)) is not None:  # not of a thin product's result: registers would not do
-        return Source(*_centered(transform[0]), signs=transform[1])
-    base, left, right = _thin(x) or (x, None, None)
-    return Source(*_centered(base), left, right)
-
-
-def _transform(x: fx.Node, axes: Sequence[int]) -> tuple[fx.Node, fx.Node] | None:
-    """(what is transformed, signs) where x is a Hadamard transform along the one axis that it is quantized along."""
-    if [x.meta.get("metis_hadamard")] != list(axes) or not _only_quantized(x):
+def _transformed(x: fx.Node, axes: Sequence[int]) -> fx.Node | None:
+    """What x is a Hadamard transform of along the one axis that it is quantized along, if the kernel can do it."""
+    if x.target is not HADAMARD or not _only_quantized(x):
         return None
-    given, inside, waiting = set[fx.Node](), {x}, [x]
-    while waiting:
-        for node in waiting.pop().all_input_nodes:
-            if "metis_hadamard" not in node.meta:
-                if node.op != "call_function" or node.all_input_nodes:  # else an arange, the same wherever it stands
-                    given.add(node)
-            elif node not in inside:
-                inside.add(node)
-                waiting.append(node)
-    tensors = [node for node in given if isinstance(node.meta["val"], torch.Tensor)]  # not symbolic sizes
-    signs = [node for node in tensors if _same(node.meta["val"].shape, [SIZE])]
-    bases = [node for node in tensors if _same(node.meta["val"].shape, x.meta["val"].shape)]
-    if len(tensors) != 2 or len(signs) != 1 or len(bases) != 1 or bases[0].meta["val"].dtype not in INPUTS:
-        return None  # also where x is longer than what it is made of: filled up to whole blocks
-    return bases[0], signs[0]
+    base, axis = list[Any](x.args)[:2]
+    value = base.meta["val"]
+    if [normalize_axis(axis, value.dim())] != list(axes) or value.dtype not in INPUTS:
+        return None
+    return base if _same(value.shape, x.meta["val"].shape) else None  # x may be filled up to whole blocks
 
 
 def _thin(x: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node] | None:
@@ -206,7 +201,7 @@ def _is_difference(x: fx.Node) -> bool:
 
 def _only_quantized(x: fx.Node) -> bool:
     """Whether all that reads elements of x is quantizations and Hadamard transforms."""
-    return all(u.target in (QUANTIZE, aten.sym_size.int) or "metis_hadamard" in u.meta for u in x.users)
+    return all(u.target in (QUANTIZE, HADAMARD, aten.sym_size.int) for u in x.users)
 
 
 def _is_row_of(row: fx.Node, x: fx.Node) -> bool:

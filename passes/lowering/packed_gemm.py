@@ -20,11 +20,10 @@ from metis_compile.kernels.capability import capability_of
 from metis_compile.kernels.gemm.grouped_op import GROUPED_GEMM
 from metis_compile.kernels.gemm.lowering import register_gemm
 from metis_compile.kernels.gemm.op import GEMM, MAX_TAILS
-from metis_compile.numerics import QuantSpec
 from metis_compile.ops.grouped import GROUPED_MM
-from metis_compile.ops.quantization import DEQUANTIZE
 from metis_compile.passes.context import PassContext, PassResult
 from metis_compile.passes.graph.builder import GraphBuilder
+from metis_compile.passes.graph.calls import DequantizeCall
 from metis_compile.passes.graph.products import OPERANDS, PRODUCTS
 from metis_compile.passes.graph.views import same, shape_of, strip_views
 
@@ -89,15 +88,14 @@ def _packed(operand: Any, axis: int) -> Packed | None:
     """An operand that the product contracts along `axis`; None where it is no decoded matrix."""
     rank = operand.meta["val"].dim()
     base, contract, _ = strip_views(operand, rank + axis)
-    if base.target is not DEQUANTIZE or base.meta["val"].dim() != rank:
+    decoded = DequantizeCall.of(base)
+    if decoded is None or base.meta["val"].dim() != rank:
         return None
     if not all(same(a, b) for a, b in zip(shape_of(base)[:-2], shape_of(operand)[:-2], strict=True)):
         return None  # broadcast over a batch
-    parts, text, packed_axis, length = base.args
-    packed_axis = int(packed_axis) % rank  # type: ignore[arg-type]
-    if packed_axis != contract and not QuantSpec.parse(str(text)).orientation_free:
+    if decoded.axis != contract and not decoded.spec.orientation_free:
         return None
-    return Packed(parts, str(text), packed_axis, length, contract)  # type: ignore[arg-type]
+    return Packed(decoded.parts, str(decoded.spec), decoded.axis, decoded.length, contract)
 
 
 def _replace(builder: GraphBuilder, node: fx.Node, operands: Sequence[Packed]) -> fx.Node:

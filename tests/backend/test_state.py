@@ -37,8 +37,8 @@ def test_bases_converge_to_the_dominant_directions() -> None:
     angles = []
     for _ in range(12):
         step(run, x, g)
-        kept = metis_compile.state_dict(run)["weight#0"]
-        angles.append((cosine(kept["forward"][:96].view(3, 32), x), cosine(kept["backward"][:32].view(2, 16), g)))
+        kept = metis_compile.state_dict(run)["weight"]
+        angles.append((cosine(kept["activation"], x), cosine(kept["gradient"], g)))
     assert angles[0][0] < angles[2][0] <= 1.0001
     assert min(angles[-1]) > 0.999
 
@@ -49,8 +49,8 @@ def test_no_recompile_and_dynamic_tokens() -> None:
     for i in range(6):
         step(run, batch(i, rows=30 + i))
     assert counters["stats"]["unique_graphs"] == 1
-    assert list(metis_compile.state_dict(run)) == ["weight#0"]
-    assert cosine(state(run)["weight#0.forward"][:96].view(3, 32), batch()) > 0.97
+    assert list(metis_compile.state_dict(run)) == ["weight"]
+    assert cosine(state(run)["weight.activation"], batch()) > 0.97
 
 
 def test_several_forwards_before_their_backwards() -> None:
@@ -79,7 +79,7 @@ def test_reads_and_writes_stand_once_in_their_half() -> None:
         assert gm is not None
         for target in (LOAD, STORE):
             nodes = gm.graph.find_nodes(op="call_function", target=target)
-            assert len({(n.args[0], n.args[-1 if target is STORE else 1]) for n in nodes}) == len(nodes) == slots
+            assert len({n.args[2:4] if target is STORE else n.args[1:3] for n in nodes}) == len(nodes) == slots
 
 
 def test_evaluation_leaves_the_state_alone() -> None:
@@ -110,7 +110,7 @@ def test_calls_of_one_module_in_a_step_have_their_own() -> None:
     step(run, batch())
     captured = capture_graphs(Twice(), batch(), policy=POLICY)
     nodes = captured.graphs[0].joint_after.graph.find_nodes(op="call_function", target=LOAD)  # type: ignore[union-attr]
-    assert len({(n.args[0], n.args[1]) for n in nodes}) == len(nodes) == 8
+    assert len({n.args[:3] for n in nodes}) == len(nodes) == 8
 
 
 def test_instances_have_their_own() -> None:
@@ -133,7 +133,8 @@ def test_blocks_compiled_one_by_one_have_their_own() -> None:
     for block in model:
         block.compile(backend=eager_backend(POLICY))
     step(model, batch())
-    assert sorted(metis_compile.state_dict(model)) == ["0.up.weight#0", "1.up.weight#0"]
+    sites = ["0.up.weight", "0.down.weight", "1.up.weight", "1.down.weight"]
+    assert list(metis_compile.state_dict(model)) == sites
     with pytest.raises(TypeError, match="give the compiled module"):
         metis_compile.state_dict(model.forward)  # type: ignore[arg-type]
 
@@ -189,16 +190,55 @@ def test_the_state_of_something_else_is_refused() -> None:
     run = compiled(nn.Linear(32, 16))
     step(run, batch())
     kept = metis_compile.state_dict(run)
-    with pytest.raises(ValueError, match="of another model: there is no parameter 'weight'"):
-        metis_compile.load_state_dict(MLP(), kept)
-    with pytest.raises(ValueError, match="'weight#0' must hold forward and backward, got \\['forward'\\]"):
-        metis_compile.load_state_dict(run, {"weight#0": {"forward": kept["weight#0"]["forward"]}})
+    before, rows = state(run), kept["weight"]["activation"]
+    refusals: list[tuple[nn.Module, Any, str]] = [
+        (MLP(), kept, "weight: it is of another model: there is no parameter of this name"),
+        (run, {"up:matmul": kept["weight"]}, "up:matmul: it is of another model: there is no module of this name"),
+        (
+            nn.Linear(32, 48),
+            kept,
+            r"weight: it is of another model: the parameter has the shape \[48, 32\], and had \[",
+        ),
+        (
+            run,
+            {"weight": {"activation": rows[:2]}},
+            r"weight: activation: .* \[2, 32\], .* need \[3, 32\]; strict=False",
+        ),
+        (
+            run,
+            {"weight": {"activation": rows.double()}},
+            "weight: activation: it must be a float32 matrix, got torch.flo",
+        ),
+        (run, {"weight": rows}, "weight: it must hold tensors by the names of their parts"),
+        (run, {"weight#0": {"forward": rows, "backward": rows}}, "weight#0: this is a state of an earlier version"),
+    ]
+    for model, given, message in refusals:
+        with pytest.raises(ValueError, match=f"metis: the state does not fit: {message}"):
+            metis_compile.load_state_dict(model, given)
+        assert same(state(run), before)
+        found = metis_compile.load_state_dict(copy.deepcopy(model), given, strict=False)
+        assert len(found) == 1 or model is run
     with pytest.raises(TypeError, match="gives, got list"):
         metis_compile.load_state_dict(run, [])  # type: ignore[arg-type]
+
+
+def test_a_basis_that_the_policy_does_not_fit_is_left_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """A policy is known when it is compiled, and no step is given up for it."""
+    run = compiled(nn.Linear(32, 16))
+    step(run, batch())
+    kept = metis_compile.state_dict(run)
     other = compiled(nn.Linear(32, 16), policy("rank = 5"))
     metis_compile.load_state_dict(other, kept)
-    with pytest.raises(ValueError, match="this model and policy need"):
-        step(other, batch())
+    step(other, batch(), batch(5, 40, 16))
+    (record,) = caplog.records
+    assert "they differ in shape: activation of weight is [5, 32], and there is [3, 32]" in record.getMessage()
+    found = state(other)
+    assert torch.equal(found["weight.activation"], kept["weight"]["activation"])
+    assert found["weight.activation [5, 32]"].shape == (5, 32)
+    assert not torch.equal(found["weight.gradient"], kept["weight"]["gradient"]), "this one fits, and moves on"
+    again = nn.Linear(32, 16)
+    metis_compile.load_state_dict(again, metis_compile.state_dict(other))
+    assert same(state(again), found)
 
 
 def test_cleared_with_the_compiled_graphs() -> None:
@@ -218,7 +258,7 @@ def test_refreshed_from_a_sketch() -> None:
     kept = []
     for i in range(7):
         step(run, batch(i))
-        kept.append(state(run)["weight#0.forward"][:96].view(3, 32))
+        kept.append(state(run)["weight.activation"])
     changed = [not torch.equal(a, b) for a, b in pairwise(kept)]
     assert changed == [False, False, True, False, False, True]
     assert cosine(kept[0], batch()) > 0.9
@@ -229,7 +269,7 @@ def test_looking_keeps_nothing() -> None:
     metis_compile.explain(model, batch(), policy=POLICY)
     assert metis_compile.state_dict(model) == {}
     step(compiled(model), batch())
-    assert list(metis_compile.state_dict(model)) == ["weight#0"]
+    assert list(metis_compile.state_dict(model)) == ["weight"]
 
 
 def test_one_basis_for_both_axes() -> None:
@@ -244,9 +284,9 @@ def test_one_basis_for_both_axes() -> None:
 
     run = compiled(model, "metis-paper")
     step(run, x)
-    kept = metis_compile.state_dict(run)["0.weight#0"]["forward"]
-    assert abs(float(kept[:64].norm()) - 1) < 1e-5
-    assert kept[64] == 1
+    kept = metis_compile.state_dict(run)["0.weight"]
+    torch.testing.assert_close(kept["activation"].norm(dim=1), torch.ones(len(kept["activation"])))
+    assert kept["activation.steps"] == 2  # it was captured before: what a module keeps outlasts a graph
 
 
 def test_no_sketch_between_refreshes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,9 +346,9 @@ def test_a_class_of_the_users_own_keeps_a_basis(monkeypatch: pytest.MonkeyPatch)
     for i in range(5):
         step(run, batch(i))
         basis, count = next_basis(how, batch(i), basis, count, axis=1, seed=None)
-        kept = state(run)["weight#0.forward"]
-        torch.testing.assert_close(kept[:32].view(1, 32), basis)
-        assert kept[32] == count
+        kept = state(run)
+        torch.testing.assert_close(kept["weight.activation"], basis)
+        assert kept["weight.activation.steps"] == count
 
 
 def test_the_dynamo_graph_stays_as_it_was() -> None:

@@ -1,4 +1,4 @@
-"""A run that is resumed in another process goes on bit for bit, compiled by Inductor."""
+"""A run that is resumed in another process goes on bit for bit, compiled by Inductor, with short batches in between."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(48, 64), nn.GELU(), nn.Linear(64, 32))
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 compiled = torch.compile(model, backend="metis")
-batches = torch.randn(6, 40, 48)
+batches = [torch.randn(rows, 48) for rows in (40, 40, 24, 40, 24, 40)]  # a second graph, for any size, from 24 on
 
 
 def steps(numbers):

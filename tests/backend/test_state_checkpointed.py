@@ -64,9 +64,8 @@ def test_a_compiled_block_that_is_checkpointed_takes_the_same_steps(kept: str, a
             taken.append({**state(run), **{n: p.grad.clone() for n, p in model.named_parameters()}})
         results.append(taken)
     assert all(same(a, b) for a, b in zip(*results, strict=True))
-    first, second = ([v for key, v in results[1][i].items() if "forward" in key] for i in (0, 1))
-    assert len(first) == 1
-    assert not torch.equal(first[0], second[0])
+    first, second = ({k: v for k, v in results[1][i].items() if "up.weight.activation" in k} for i in (0, 1))
+    assert not same(first, second)
 
 
 def test_what_a_checkpoint_may_need_is_let_go() -> None:
@@ -103,5 +102,5 @@ def test_blocks_with_reentrant_checkpoints_move_on(which: set[int]) -> None:
         x.square().sum().backward()
         seen.append(state(blocks))
     for before, after in pairwise(seen):
-        assert len(before) == 6
+        assert len(before) == 3 * 4
         assert not any(torch.equal(before[key], after[key]) for key in before)

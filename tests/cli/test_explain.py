@@ -44,12 +44,15 @@ def failing():
 class Explained:
     """Stands in for the explanation: what ``explain`` was called with."""
 
-    def __init__(self, model: torch.nn.Module, *args: Any, policy: Any, full: bool, **kwargs: Any) -> None:
+    def __init__(self, model: torch.nn.Module, *args: Any, policy: Any, full: bool, device: Any, **kwargs: Any) -> None:
         self.model, self.args, self.policy, self.full, self.kwargs = model, args, policy, full, kwargs
+        self.device = device
 
     def __str__(self) -> str:
         shapes = [tuple(x.shape) for x in (*self.args, *self.kwargs.values())]
-        return f"{type(self.model).__name__} {shapes} {sorted(self.kwargs)}{' in full' if self.full else ''}"
+        return f"{type(self.model).__name__} {shapes} {sorted(self.kwargs)}{' in full' if self.full else ''}" + (
+            f" on {self.device.name}" if self.device else ""
+        )
 
     def to_dict(self) -> dict[str, str]:
         return {"policy": Path(self.policy.name).stem}
@@ -121,3 +124,16 @@ def test_a_function_that_needs_arguments_is_one_line(metis: Callable[..., Result
         "metis: explained_model:needy is called without arguments, and takes (width, *, depth=2): "
         "missing a required argument: 'width'"
     ]
+
+
+def test_a_device(metis: Any, tmp_path: Path) -> None:
+    assert metis("explained_model:plain", "--device", "B200").stdout == "Linear [(32, 32)] [] on b200\n"
+    Path("mine.toml").write_text("bandwidth = 1e11\n[rates]\nfloat32 = 1e12\nbfloat16 = 2e12\n")
+    assert metis("explained_model:plain", "--device", "mine.toml").stdout == "Linear [(32, 32)] [] on mine\n"
+
+
+def test_an_unknown_device_is_one_line(metis: Any) -> None:
+    result = metis("explained_model:plain", "--device", "b20")
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert "did you mean 'b200'?" in result.stderr

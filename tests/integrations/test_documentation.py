@@ -18,5 +18,5 @@ def test_the_versions_are_those_that_are_tested() -> None:
 
 def test_what_it_links_to_exists() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", TEXT)
-    assert len(links) == 2
+    assert links
     assert all((ROOT / "docs" / link).exists() for link in links)

@@ -16,6 +16,7 @@ import metis_compile
 from metis_compile import Policy, PolicyError
 from metis_compile.integrations.transformers import FILE, MetisCallback
 from metis_compile.options import environment_policy
+from metis_compile.policy.schedule import Schedule, Stage
 
 pytestmark = pytest.mark.usefixtures("eagerly")
 
@@ -33,11 +34,23 @@ def test_a_run_that_resumes_is_the_uninterrupted_one(
     monkeypatch.setenv("ACCELERATE_DYNAMO_USE_DYNAMIC", "true")
     given = {"eval_strategy": "steps", "eval_steps": 2, "by_name": by_name, "dynamic": True}
     whole = outcome(train(tmp_path / "run", **given))
-    assert any(name.startswith("up.weight#0") for name in whole)
+    assert "up.weight.activation" in whole
     for step in (1, 2, 3):
         resumed = train(tmp_path / "run", resume=tmp_path / "run" / f"checkpoint-{step}", **given)
         assert resumed.state.global_step == 6
         assert differing(whole, outcome(resumed)) == [], step
+
+
+def test_a_run_by_a_schedule_resumes_in_its_stage(tmp_path: Path) -> None:
+    """Of six steps, the last two are of the second stage."""
+    schedule = Schedule(stages=(Stage(policy=POLICY, until=0.6), Stage(policy=Policy.load("mxfp8"))))
+    given = {"policy": schedule, "dataloader_drop_last": True, "num_train_epochs": 3}
+    whole = outcome(train(tmp_path / "run", **given))
+    for step in (3, 5):
+        resumed = outcome(train(tmp_path / "run", resume=tmp_path / f"run/checkpoint-{step}", **given))
+        assert differing(whole, resumed) == [], step
+    first_alone = outcome(train(tmp_path / "first", **{**given, "policy": POLICY}))
+    assert "up.weight" in differing(whole, first_alone)
 
 
 def test_without_the_callback_bases_start_anew(tmp_path: Path) -> None:
@@ -137,7 +150,7 @@ def resume(folder: Path, checkpoint: Path, policy: Policy | str = POLICY, **give
 def test_the_file_holds_texts_and_tensors_alone(run: Path) -> None:
     saved = torch.load(run / "checkpoint-2" / FILE, weights_only=True)
     assert saved["digest"] == POLICY.digest()
-    assert list(saved["kept"]) == ["up.weight#0"]
+    assert list(saved["kept"]) == ["up.weight", "down.weight"]
 
 
 def test_a_checkpoint_elsewhere_is_named_or_refused(run: Path, tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_the_functional_graphs_do_what_the_compiled_model_does(policy: str) -> N
     torch.manual_seed(0)
     model = Running()
     before = {name: t.detach().clone() for name, t in (*model.named_parameters(), *model.named_buffers())}
-    from metis_compile.state import new_state
+    from metis_compile.state import first_values
 
     torch.manual_seed(3)
     values: dict[tuple[str, str], Tensor] = {
@@ -142,10 +142,8 @@ def test_the_functional_graphs_do_what_the_compiled_model_does(policy: str) -> N
         ("tangent", "0"): torch.ones(24, 32),
         ("seed", "seed"): torch.randint(0, 2**63 - 1, [1]),
     }
-    sizes = {p.name: p.shape[0] for program in exported.programs for p in program.inputs if p.kind == "state"}
-    if sizes:
-        states = new_state((sizes["forward"], sizes["backward"]), x.device)
-        values |= {("state", "forward"): states[0].clone(), ("state", "backward"): states[1].clone()}
+    kept = {p.name: p.shape for program in exported.programs for p in program.inputs if p.kind == "state"}
+    values |= {("state", name): first_values(shape, x.device) for name, shape in kept.items()}
     values |= {(kind, name): t for name, t in before.items() for kind in ("parameter", "buffer")}
     found: dict[tuple[str, str], Tensor] = {}
     for program in exported.programs:
@@ -165,10 +163,12 @@ def test_the_functional_graphs_do_what_the_compiled_model_does(policy: str) -> N
     for name, buffer in model.named_buffers():
         assert torch.equal(found["buffer", name], buffer), name
         assert not torch.equal(buffer, before[name])
-    if sizes:
-        (state,) = metis_compile.state_dict(model).values()
-        assert torch.equal(found["state", "forward"], state["forward"])
-        assert torch.equal(found["state", "backward"], state["backward"])
+    parts = {
+        f"{site}: {part}": t for site, parts in metis_compile.state_dict(model).items() for part, t in parts.items()
+    }
+    assert kept.keys() == {name for name in parts if not name.endswith("parameter")}
+    for name in kept:
+        assert torch.equal(found["state", name], parts[name]), name
 
 
 def test_stochastic_rounding_takes_its_seed_from_an_argument() -> None:

@@ -19,7 +19,6 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_module, dist
 from wrapped import TOKENS, Block, done, make, one_process, sites_of_run
 
 import metis_compile
-from metis_compile.state import checkpoint
 
 IDS = torch.arange(16).view(2, 8)
 
@@ -112,11 +111,12 @@ def test_each_block_of_fsdp1_keeps_its_own_bases(tmp_path: Path) -> None:
         for _ in range(2):
             run(TOKENS).sum().backward()
     blocks = [module for module in model.modules() if isinstance(module, Block)]
-    kept = [checkpoint._STATES[block] for block in blocks]
-    assert [len(found) for found in kept] == [1, 1, 1]
-    forward = [found[0][0] for found in kept]
-    assert not torch.equal(forward[0], forward[1])
-    assert not torch.equal(forward[1], forward[2])
+    kept = [metis_compile.state_dict(block) for block in blocks]
+    assert kept[0].keys() == kept[1].keys() == kept[2].keys() != set()
+    assert metis_compile.state_dict(model).keys() >= {f"layers.{i}.{site}" for i in range(3) for site in kept[0]}
+    first, second, third = (next(iter(found.values()))["activation"] for found in kept)
+    assert not torch.equal(first, second)
+    assert not torch.equal(second, third)
 
 
 def test_explain_under_peft_names_what_is_compiled() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from metis_compile.numerics import QuantSpec, encode
 from metis_compile.ops.buffers import TO_BFLOAT16
 from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
-from metis_compile.ops.state import LOAD, STORE
+from metis_compile.ops.state import LOAD, STORE, handle_of
 
 NVFP4, RANDOM, MXFP8 = "nvfp4 1x16 nearest", "nvfp4 1x16 stochastic round_up", "mxfp8 1x32 nearest floor"
 SEED = torch.tensor([1])
@@ -96,18 +96,33 @@ def test_dequantize(changed: dict[str, Any], error: type[Exception], message: st
 
 
 def test_what_lives_across_steps() -> None:
-    state = torch.zeros(8)
-    LOAD(state, 2, [3, 2])
-    STORE(state, torch.ones(3, 2), 2)
-    room = "offset must leave room for 6 of 8 elements, got "
-    assert_refused(LOAD, [state, 3, [3, 2]], ValueError, f"metis::load: {room}3")
-    assert_refused(LOAD, [state, -1, [3, 2]], ValueError, f"metis::load: {room}-1")
-    assert_refused(LOAD, [state.view(4, 2), 0, [2]], ValueError, r"metis::load: state must have one dim.* \[4, 2\]")
-    assert_refused(STORE, [state, torch.ones(3, 2), 3], ValueError, f"metis::store_: {room}3")
-    doubles = torch.ones(2).double()
-    assert_refused(STORE, [state, doubles, 0], TypeError, "metis::store_: value must be float32, got float64")
-    meta = torch.ones(2, device="meta")
-    assert_refused(STORE, [state, meta, 0], ValueError, "metis::store_: value must be on cpu like state, got meta")
+    kept = torch.arange(6.0).view(3, 2)
+
+    class Keeper:
+        def load(self, site: str, part: str, shape: Any, device: torch.device) -> torch.Tensor:
+            assert (site, part, list(shape), device) == ("up.weight", "activation", [3, 2], torch.device("cpu"))
+            return kept
+
+        def store(self, site: str, part: str, value: torch.Tensor) -> None:
+            self.load(site, part, value.shape, value.device).copy_(value)
+
+    state, name = handle_of(Keeper()), ("up.weight", "activation")
+    found = LOAD(state, *name, [3, 2], torch.device("cpu"))
+    STORE(state.clone(), torch.ones(3, 2), *name)  # what a handle holds is what counts
+    assert torch.equal(found, torch.arange(6.0).view(3, 2))
+    assert torch.equal(kept, torch.ones(3, 2))
+    rest = [*name, [3, 2], torch.device("cpu")]
+    assert_refused(LOAD, [state.float(), *rest], TypeError, "metis::load: state must be int64, got float32")
+    assert_refused(
+        LOAD, [state.view(1, 1), *rest], ValueError, r"metis::load: state must have the shape \[1\], got \[1, 1\]"
+    )
+    doubles = torch.ones(3, 2).double()
+    assert_refused(STORE, [state, doubles, *name], TypeError, "metis::store_: value must be float32, got float64")
+    other = handle_of(Keeper())
+    gone = other.clone()
+    del other
+    with pytest.raises(RuntimeError, match="its handle was freed"):
+        LOAD(gone, *rest)
 
 
 def test_what_has_no_bfloat16() -> None:

@@ -16,18 +16,22 @@ from metis_compile.conditioning import KINDS, Mean, Spectral, split
 from metis_compile.conditioning.hadamard import SIGNS
 from metis_compile.numerics import QuantSpec, fake_quantize
 from metis_compile.numerics.formats import FORMATS, ROUNDINGS
-from metis_compile.policy import DTYPES, GEMMS, OPERANDS, OPS, Policy, PolicyError
+from metis_compile.policy import DTYPES, GEMMS, OPERANDS, OPS, Policy, PolicyError, Schedule
 from metis_compile.policy.kinds import KINDS as PRODUCT_KINDS
 from metis_compile.policy.loading import RULE_KEYS
 from metis_compile.policy.treatment import TREATMENT_KEYS
 
-TEXT = (Path(__file__).resolve().parents[2] / "docs" / "policy-files.md").read_text()
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "docs" / "policy-files.md").read_text()
 NVFP4 = QuantSpec.make("nvfp4")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
 
 
 @pytest.mark.parametrize("block", [block for language, block in BLOCKS if language == "toml"])
 def test_every_file_shown_loads(block: str) -> None:
+    if "[[stage]]" in block:
+        assert Schedule.from_toml(block, folder=ROOT / "examples" / "policies").stages
+        return
     policy = Policy.from_toml(block)
     assert policy.recipes or policy.rules
 

@@ -42,7 +42,9 @@ def batch(seed: int = 0, rows: int = 40, columns: int = 32) -> Tensor:
 
 
 def state(model: Any) -> dict[str, Tensor]:
-    return {f"{key}.{part}": t for key, parts in metis_compile.state_dict(model).items() for part, t in parts.items()}
+    """What is kept, as `up.weight.activation`, without the shapes of the parameters."""
+    sites = metis_compile.state_dict(model).items()
+    return {f"{site}.{part}": t for site, parts in sites for part, t in parts.items() if part != "parameter"}
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

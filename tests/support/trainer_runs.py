@@ -18,6 +18,7 @@ import metis_compile.backend
 import metis_compile.integrations.accelerate
 from metis_compile.inspection.dry_run import run_eagerly
 from metis_compile.integrations.transformers import MetisCallback
+from metis_compile.policy import Policy, Schedule
 
 
 class Regression(nn.Module):
@@ -58,6 +59,7 @@ def train(
     by_name: bool = False,
     dynamic: bool | None = None,
     callback: bool = True,
+    policy: Policy | Schedule = POLICY,
     resume: Path | None = None,
     **given: Any,
 ) -> Trainer:
@@ -68,8 +70,8 @@ def train(
     if by_name:
         given["torch_compile_backend"] = "metis"
     else:
-        model.compile(backend="metis", dynamic=dynamic, options=None if callback else {"policy": POLICY})
-    callbacks = [MetisCallback(POLICY, say=lambda _: None)] if callback else []
+        model.compile(backend="metis", dynamic=dynamic, options=None if callback else {"policy": policy})
+    callbacks = [MetisCallback(policy, say=lambda _: None)] if callback else []
     data = dataset()
     trainer = Trainer(model, arguments(folder, **given), train_dataset=data, eval_dataset=data[:4], callbacks=callbacks)
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
