@@ -14,6 +14,8 @@ import pytest
 
 from metis_compile import Policy, presets
 from metis_compile.bench import step
+from metis_compile.compare import order, summary
+from metis_compile.compare.paired import holm, paired
 
 ROOT = Path(__file__).parent.parent
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
@@ -155,6 +157,18 @@ def test_what_the_readme_says_of_the_cost_of_best() -> None:
         ratio = {row["policy"]: step.ratios(row["times"])[0].median for row in BENCHMARKS[folder]["rows"]}
         found.append(ratio["best"] / ratio["nvfp4"])
     assert {f"{ratio:.1f}" for ratio in found} == {said}
+
+
+def test_what_the_readme_says_of_training_from_scratch() -> None:
+    text = " ".join(README.read_text().split())
+    (said,) = re.findall(r"ends (\S+) % behind full precision, where `nvfp4` ends (\S+) % behind", text)
+    report = BENCHMARKS["compare-scratch"]
+    rows = {row.arm: row for row in summary.from_json(report["rows"])}
+    assert said == tuple(f"{rows[name].validation_gap.mean:.2f}" for name in ("best", "nvfp4"))
+    assert len(rows["best"].seeds) == len(rows["nvfp4"].seeds) == 5
+    mine, theirs = order.by_seed(rows["nvfp4"]), order.by_seed(rows["best"])
+    (difference,) = holm([paired("nvfp4", mine, "best", theirs)])
+    assert difference.significant
 
 
 @pytest.mark.parametrize("name", ["operands", "operands-llama"])
