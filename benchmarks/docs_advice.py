@@ -24,7 +24,7 @@ def whole(results: Results, *presets: str) -> str:
     """The validation gaps from the first step on, of those that were run."""
     if SCRATCH not in results:
         return ""
-    rows = {row.arm: row for row in summary.from_json(results[SCRATCH]["rows"])}
+    rows = {row.arm: row for row in order.ordered(summary.from_json(results[SCRATCH]["rows"]))}
     shown = [f"`{name}` {order.interval(rows[name].validation_gap)}" for name in presets if name in rows]
     return f"a {MODELS[SCRATCH]} from scratch: " + ", ".join(shown) if shown else ""
 

@@ -174,7 +174,7 @@ SHOWN = ("fp8", "mxfp8", "nvfp4", "averis", "metis", "best", "metis-fp8")
 
 def presets(results: Results) -> str:
     """What the main presets cost and gain: from the first step, and in the last half of a run."""
-    whole = {row.arm: row for row in summary.from_json(results["compare-scratch"]["rows"])}
+    whole = {row.arm: row for row in order.ordered(summary.from_json(results["compare-scratch"]["rows"]))}
     half = {row["arm"]: row for row in results["compare-branch"]["rows"]}
     cells = []
     for name in SHOWN:

@@ -163,7 +163,7 @@ def test_what_the_readme_says_of_training_from_scratch() -> None:
     text = " ".join(README.read_text().split())
     (said,) = re.findall(r"ends (\S+) % behind full precision, where `nvfp4` ends (\S+) % behind", text)
     report = BENCHMARKS["compare-scratch"]
-    rows = {row.arm: row for row in summary.from_json(report["rows"])}
+    rows = {row.arm: row for row in order.ordered(summary.from_json(report["rows"]))}
     assert said == tuple(f"{rows[name].validation_gap.mean:.2f}" for name in ("best", "nvfp4"))
     assert len(rows["best"].seeds) == len(rows["nvfp4"].seeds) == 5
     mine, theirs = order.by_seed(rows["nvfp4"]), order.by_seed(rows["best"])

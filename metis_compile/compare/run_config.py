@@ -12,7 +12,7 @@ from metis_compile.train.errors import TrainError
 from metis_compile.train.settings import derived_seed
 from metis_compile.train.variant import FULL_PRECISION, Variant, policy_variant
 
-__all__ = ["BASELINE", "RunConfig"]
+__all__ = ["BASELINE", "REDRAWN", "RunConfig"]
 
 BASELINE = "high"  # trained by plain Inductor: what the others' gaps are to
 RANK = 0.015  # of reparametrized weights
