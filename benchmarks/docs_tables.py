@@ -197,10 +197,19 @@ def scratch(folder: str) -> Callable[[Results], str]:
         text = order.markdown(summary.from_json(numbers["rows"]), numbers["heading"])
         machine = numbers["machine"]
         on = f"{machine['date']}, {machine['processor']}, torch {machine['torch']}, commit {commit(machine)}"
-        missing = f" Not run: {', '.join(numbers['missing'])}." if numbers["missing"] else ""
+        missing = f" Not run: {not_run(numbers['missing'])}." if numbers["missing"] else ""
         return f"{text[0].upper()}{text[1:]}\n{on}.{missing}\n\n```console\n$ {command(folder, numbers)}\n```\n"
 
     return made
+
+
+def not_run(trials: list[str]) -> str:
+    """Trials named "POLICY seed N", with all seeds of a policy together."""
+    seeds: dict[str, list[str]] = {}
+    for trial in trials:
+        arm, seed = trial.rsplit(" seed ", 1)
+        seeds.setdefault(arm, []).append(seed)
+    return "; ".join(f"`{arm}` with seed{'s' * (len(of) > 1)} {', '.join(of)}" for arm, of in seeds.items())
 
 
 def command(folder: str, numbers: dict[str, Any]) -> str:

@@ -120,6 +120,11 @@ def test_the_command_of_a_comparison_gives_its_settings_and_arms() -> None:
     )
 
 
+def test_what_was_not_run_is_said_by_policy() -> None:
+    made = docs_tables.not_run(["metis seed 5", "high+perturbed seed 7", "metis seed 6"])
+    assert made == "`metis` with seeds 5, 6; `high+perturbed` with seed 7"
+
+
 def test_advice_names_presets_and_numbers_that_there_are() -> None:
     for _, take, _, measured in docs_advice.ADVICE:
         assert measured(BENCHMARKS)
