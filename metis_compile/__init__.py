@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from metis_compile.conditioning import Conditioned, split
     from metis_compile.inspection.explain import Explanation, explain
     from metis_compile.mlir import Exported, ExportError, export_mlir
+    from metis_compile.monitoring.monitor import Monitor, monitor
     from metis_compile.naming import PolicyWarning, name_modules
     from metis_compile.numerics import QuantizedTensor, quantize
     from metis_compile.passes.record import Captured, CapturedGraph, SavedTensor, capture
@@ -32,6 +33,7 @@ _HOMES = {
     "Explanation": "inspection.explain",
     "ExportError": "mlir",
     "Exported": "mlir",
+    "Monitor": "monitoring.monitor",
     "KeptState": "state",
     "Policy": "policy",
     "PolicyError": "policy",
@@ -48,6 +50,7 @@ _HOMES = {
     "explain": "inspection.explain",
     "export_mlir": "mlir",
     "load_state_dict": "state",
+    "monitor": "monitoring.monitor",
     "name_modules": "naming",
     "plain_state_dict": "weights.reparametrization",
     "presets": "policy",
@@ -69,6 +72,7 @@ __all__ = [
     "ExportError",
     "Exported",
     "KeptState",
+    "Monitor",
     "Policy",
     "PolicyError",
     "PolicyWarning",
@@ -84,6 +88,7 @@ __all__ = [
     "explain",
     "export_mlir",
     "load_state_dict",
+    "monitor",
     "name_modules",
     "plain_state_dict",
     "presets",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -23,8 +24,10 @@ from metis_compile.compat import (
     copy_dynamo_graph,
     exact_division,
     inductor_config,
+    without_autograd_cache,
 )
 from metis_compile.kernels.gemm.lowering import register_gemm
+from metis_compile.monitoring import monitor
 from metis_compile.naming import outermost, report
 from metis_compile.naming.graph_names import GraphNames, names_of
 from metis_compile.naming.per_module import PerModule, variants
@@ -33,7 +36,7 @@ from metis_compile.options import Config, read_options
 from metis_compile.passes.context import Pass
 from metis_compile.passes.graph.sites import GraphInputs
 from metis_compile.passes.pipeline import AFTER_INDUCTOR, BEFORE_INDUCTOR, LOWERING, JointPasses, Passes
-from metis_compile.passes.record import RecordingPartitioner, Tally, active_captures, count
+from metis_compile.passes.record import Recorder, RecordingPartitioner, Tally, active_captures, count
 from metis_compile.policy import Policy, Schedule
 from metis_compile.reporting import summary
 from metis_compile.reporting.summary import SummaryRecord
@@ -67,6 +70,7 @@ def reset() -> None:
     report.clear()
     summary.clear()
     schedule.clear()
+    monitor.clear()
 
 
 metis.reset = reset  # type: ignore[attr-defined]
@@ -161,7 +165,9 @@ def _compile(
     records = [capture.begin() for capture in captures]
     noted = SummaryRecord(gm, uuid, config.policy)
     tally = Tally(policy=config.policy)
-    joint = JointPasses(config=config, inputs=inputs, key=uuid, records=[*records, noted, tally], report=told.add)
+    watched = monitor.watch(inputs, example_inputs, config.cpu_kernels) if listed else None
+    seeing: list[Recorder] = [*records, noted, tally, *([] if watched is None else [watched])]
+    joint = JointPasses(config=config, inputs=inputs, key=uuid, records=seeing, report=told.add)
     patches = {**exact_division(), **patches}
     register_gemm()  # here too: what a warm cache serves may call it, and has no pass run
 
@@ -175,7 +181,13 @@ def _compile(
         patches["force_disable_caches"] = True
         inner = patches.get("custom_partitioner_fn", inductor_config.custom_partitioner_fn)
         patches["custom_partitioner_fn"] = RecordingPartitioner(records, inner)
-    compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches, **compile_fx_kwargs)
+    caches: AbstractContextManager[Any] = nullcontext()
+    if watched is not None:
+        inner = watched.compiling(compile_fx_kwargs.get("inner_compile"))
+        compile_fx_kwargs = {**compile_fx_kwargs, "inner_compile": inner}
+        caches = without_autograd_cache()  # no pass sees a graph that comes from it; Inductor's own cache is read
+    with caches:
+        compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches, **compile_fx_kwargs)
     count(tally)
     if not tally.seen:
         told.add_unseen()

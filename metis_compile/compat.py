@@ -36,8 +36,11 @@
 | in_backward | 2.0 | a forward that runs inside a backward is a checkpointed one, run again |
 | VALUE_OF_FAKE_ERRORS | 2.0 | what is raised where a model reads the value of a fake tensor |
 | new_fake_mode, fake_mode_of, has_values | 2.0 | stand-ins for a model on the meta device; what is fake |
+| fake_tensor | 2.0 | what a call returns is known from an equal one, and need not be evaluated |
 | detached_dynamo_state | 2.8 | a dry run neither reads nor changes what Dynamo has learned of changing sizes |
 | without_default_device | 2.3 | stand-ins of meta tensors are on the CPU, and so is what is made beside them |
+| compile_fx_inner, around_compiled | 2.0, 2.6 | a forward or backward graph the moment it is compiled; its calls |
+| without_autograd_cache | 2.6 | a graph that is to be looked at must be made, and not come from AOTAutograd's cache |
 | compiles_a_backward | 2.5 | compiled autograd hands over backwards whose products were treated with their forward |
 | fsdp_layouts | 2.6 | how FSDP2's parameters lie while they compute, to tell tensor parallelism from storage |
 | saves_through_hooks | 2.3 | a forward that checkpointing may run again is one whose saved tensors go through hooks |
@@ -49,9 +52,9 @@ import ctypes
 import platform
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +67,7 @@ from torch._dynamo.exc import Unsupported as DynamoUnsupported
 from torch._dynamo.source import SyntheticLocalSource
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._dynamo.utils import compile_times, dynamo_timed
+from torch._functorch import config as functorch_config
 from torch._functorch.aot_autograd import make_boxed_func
 from torch._functorch.compile_utils import fx_graph_cse
 from torch._functorch.partitioners import min_cut_rematerialization_partition as partition
@@ -71,7 +75,7 @@ from torch._guards import detect_fake_mode
 from torch._inductor import config as inductor_config
 from torch._inductor import list_mode_options
 from torch._inductor.codecache import CppCodeCache
-from torch._inductor.compile_fx import compile_fx
+from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.fx_passes.joint_graph import joint_graph_passes
@@ -102,6 +106,7 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensor,
     FakeTensorMode,
+    in_kernel_invocation_manager,
 )
 from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils import _device as torch_device
@@ -129,10 +134,12 @@ __all__ = [
     "aot_input",
     "aot_output",
     "aot_position",
+    "around_compiled",
     "autotune",
     "bf16_gemm",
     "cache_dir",
     "compile_fx",
+    "compile_fx_inner",
     "compile_phase",
     "compile_phases",
     "compiles_a_backward",
@@ -146,6 +153,7 @@ __all__ = [
     "enable_python_dispatcher",
     "exact_division",
     "fake_mode_of",
+    "fake_tensor",
     "fallback_handler",
     "fsdp_layouts",
     "fx_graph_cse",
@@ -170,6 +178,7 @@ __all__ = [
     "source_chain",
     "synthetic_source",
     "trace_structured",
+    "without_autograd_cache",
     "without_custom_passes",
     "without_default_device",
 ]
@@ -192,6 +201,18 @@ def new_fake_mode() -> Any:
 def fake_mode_of(tensors: Iterable[object]) -> Any:
     """The mode of the first fake tensor among `tensors`, or None."""
     return next((t.fake_mode for t in tensors if isinstance(t, FakeTensor)), None)
+
+
+def fake_tensor(
+    mode: Any, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """A fake tensor of `mode` with memory of its own, made as the mode makes those that it has cached.
+
+    torch._subclasses.fake_tensor.in_kernel_invocation_manager.
+    """
+    with in_kernel_invocation_manager(mode):
+        meta = torch.empty_strided(tuple(shape), tuple(strides), dtype=dtype, device="meta")
+    return FakeTensor(mode, meta, device)
 
 
 def has_values(tensor: torch.Tensor) -> bool:
@@ -354,6 +375,25 @@ def compiles_a_backward() -> bool:
 def saves_through_hooks() -> bool:
     """Whether what autograd saves in this thread goes through hooks, as a checkpointed forward's does."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def around_compiled(compiled: Any, call: Callable[[Callable[..., Any], list[Any]], Any]) -> Any:
+    """`compiled`, a graph's code, such that `call(run, inputs)` stands in for `run(inputs)` wherever it is called.
+
+    What compile_fx_inner gives is changed in place, CompiledFxGraph.current_callable; inputs: a list, which `run` may
+    empty.
+    """
+    run = getattr(compiled, "current_callable", None)
+    if run is None:
+        return make_boxed_func(lambda *inputs: call(compiled, list(inputs)))
+    compiled.current_callable = partial(call, run)
+    return compiled
+
+
+def without_autograd_cache() -> AbstractContextManager[Any]:
+    """Within: AOTAutograd makes its graphs anew. What Inductor made of them still comes from its own cache."""
+    patched: AbstractContextManager[Any] = functorch_config.patch(enable_autograd_cache=False)
+    return patched
 
 
 Layout = tuple[Any, Sequence[Any]]  # the DeviceMesh and the placements of a DTensor

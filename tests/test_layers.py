@@ -28,6 +28,8 @@ LAYERS = (
     "schedule",
     "state",
     "reporting",
+    "statistics",
+    "monitoring",
     "backend",
     "inspection",
     "sensitivity",

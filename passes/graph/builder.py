@@ -17,6 +17,7 @@ from metis_compile.numerics.noise import SEED_BITS
 from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
 from metis_compile.ops.rank import OF_RANK
 from metis_compile.ops.state import KEEP
+from metis_compile.passes.graph.fake_values import FakeValues
 from metis_compile.ranks import draws_by_rank
 
 aten = torch.ops.aten
@@ -44,6 +45,7 @@ class GraphBuilder:
         self.graph = graph
         values = [n.meta["val"] for n in graph.nodes if isinstance(n.meta.get("val"), torch.Tensor)]
         self.fake_mode = detect_fake_mode(values)
+        self._values = FakeValues(self.fake_mode)
         self._order = {node: i for i, node in enumerate(graph.nodes)}
         self._symbols = {
             n.meta["val"].node.expr: n
@@ -101,8 +103,7 @@ class GraphBuilder:
         fake_args, fake_kwargs = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
         if self.fake_mode is None:
             raise RuntimeError("metis: the captured graph has no fake tensors, so new nodes can't be typed")
-        with self.fake_mode:
-            value = target(*fake_args, **fake_kwargs)
+        value = self._values(target, fake_args, fake_kwargs)
         node = self.graph.create_node("call_function", target, args, kwargs, name=name)
         if self._like is not None:
             node.meta.update({k: self._like.meta[k] for k in CARRIED if k in self._like.meta})
