@@ -33,6 +33,7 @@ LAYERS = (
     "weights",
     "mlir",
     "measure",
+    "html_report",
     "train",
     "compare",
     "bench",

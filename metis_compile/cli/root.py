@@ -9,6 +9,7 @@ from metis_compile.cli.blame import blame
 from metis_compile.cli.compare import compare
 from metis_compile.cli.explain import explain
 from metis_compile.cli.export import export
+from metis_compile.cli.report import report
 from metis_compile.cli.train import train
 
 __all__ = ["app"]
@@ -44,5 +45,6 @@ app.command()(train)
 app.command()(explain)
 app.command()(blame)
 app.command()(compare)
+app.command()(report)
 app.command()(export)
 app.add_typer(bench)

@@ -52,6 +52,7 @@ def train(
     ] = None,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
     average: Annotated[int, typer.Option(help="Last steps in the training loss of the table.")] = 50,
+    html: Annotated[Path | None, typer.Option(help="Write the report to this file too, a page of HTML.")] = None,
     model: Annotated[
         str | None,
         typer.Option(rich_help_panel=SIZE, help="gpt, or llama: that of transformers.", show_default="gpt"),
@@ -86,13 +87,14 @@ def train(
 
     from rich.console import Console
 
+    from metis_compile.html_report import ReportError
     from metis_compile.policy import PolicyError
     from metis_compile.train.checkpoint import read_settings
     from metis_compile.train.errors import TrainError
     from metis_compile.train.loop import Interrupted, Options, run
     from metis_compile.train.settings import Settings, resolve_device
 
-    with user_errors(TrainError, PolicyError):
+    with user_errors(TrainError, PolicyError, ReportError):
         values = {name: getattr(read_settings(out), name) for name in Settings.names()} if resume else {}
         values |= given
         values["device"] = resolve_device(values.get("device", "auto"))
@@ -100,7 +102,9 @@ def train(
         settings = Settings(**values)
         # A path that a checkpoint gives is not the user's: what it names is not imported.
         trust = not resume or policy is not None
-        options = Options(out=out, resume=resume, checkpoint_every=checkpoint_every, average=average, trust=trust)
+        options = Options(
+            out=out, resume=resume, checkpoint_every=checkpoint_every, average=average, html=html, trust=trust
+        )
         outcome = run(settings, options, console=Console(stderr=True))
     for problem in [outcome.unsaved] if isinstance(outcome, Interrupted) else outcome.unwritten:
         if problem is not None:

@@ -14,7 +14,7 @@ from metis_compile.compare.run_config import RunConfig
 from metis_compile.measure.markdown import markdown_table
 from metis_compile.train.report import finite, gap
 
-__all__ = ["Row", "markdown", "summarize", "table"]
+__all__ = ["Row", "from_json", "markdown", "summarize", "table"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +112,20 @@ def table(rows: Sequence[Row], title: str) -> Table:
 def markdown(rows: Sequence[Row], caption: str) -> str:
     """For a page of documentation."""
     return f"{caption}\n\n" + markdown_table(HEADINGS, [[f"`{row.arm}`", *cells(row)[1:]] for row in rows])
+
+
+def from_json(rows: Sequence[dict[str, Any]]) -> list[Row]:
+    """The inverse of :func:`to_json`. Raises what a missing or wrong value raises."""
+
+    def spread(values: dict[str, Any]) -> Spread:
+        return Spread(mean=number(values["mean"]), deviation=values["deviation"])
+
+    def row(values: dict[str, Any]) -> Row:
+        read = {name: spread(values[name]) for name in ("train_gap", "validation_gap")}
+        read |= {name: number(values[name]) for name in ("train_loss", "validation_loss")}
+        return Row(**values | read | {"cost": None if values["cost"] is None else Cost(**values["cost"])})
+
+    return [row(values) for values in rows]
 
 
 def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:

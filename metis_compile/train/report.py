@@ -43,6 +43,7 @@ class Report:
     averaged: int  # steps that train_loss averages
     full_precision: Side
     policy: Side
+    policy_files: list[tuple[str, str]]  # the policy's file and those that it extends or names: name, text
     files: dict[str, Path]  # by what is in them
     unwritten: tuple[str, ...] = ()  # what could not be written, and why; the numbers are whole all the same
 
@@ -61,6 +62,7 @@ class Report:
                 "validation_gap_percent": gap(self.policy.validation_loss, self.full_precision.validation_loss),
                 "step_time_ratio": ratio(self.policy.step_seconds, self.full_precision.step_seconds),
                 "saved_bytes_ratio": ratio(self.policy.saved_bytes, self.full_precision.saved_bytes),
+                "policy_files": [{"name": name, "text": text} for name, text in self.policy_files],
                 "files": {name: str(path) for name, path in self.files.items()},
                 "versions": {"metis_compile": __version__},
                 "machine": machine(),
