@@ -162,7 +162,7 @@ class Comparison:
         return outcome
 
     def _write_page(self, records: Sequence[Record], outcome: Outcome, report: dict[str, Any], path: Path) -> None:
-        policies = {arm.policy: self.variants[arm.text].options for arm in self.arms if not arm.policy == BASELINE}
+        policies = {arm.policy: self.variants[arm.text].options for arm in self.arms if arm.policy != BASELINE}
         write(
             page(
                 records,

@@ -82,8 +82,8 @@ def page(
         title=" and ".join(RunConfig(text=arm).name for arm in arms) + " beside full precision"
         if len(arms) <= 2
         else f"{len(arms)} policies beside full precision",
-        lead=f"{settings['model']}, width {settings['width']}, {settings['layers']} layers, {settings['steps']} steps of "
-        f"{settings['batch'] * settings['context']:,} tokens, {settings['dtype']}, {count}"
+        lead=f"{settings['model']}, width {settings['width']}, {settings['layers']} layers, {settings['steps']} steps "
+        f"of {settings['batch'] * settings['context']:,} tokens, {settings['dtype']}, {count}"
         + (f"; the first {settings['branch']} steps are full precision's, once for all" if branch else "")
         + ".",
         figures=_figures(rows),

@@ -121,9 +121,10 @@ def from_json(rows: Sequence[dict[str, Any]]) -> list[Row]:
         return Spread(mean=number(values["mean"]), deviation=values["deviation"])
 
     def row(values: dict[str, Any]) -> Row:
-        read = {name: spread(values[name]) for name in ("train_gap", "validation_gap")}
+        read: dict[str, Any] = {name: spread(values[name]) for name in ("train_gap", "validation_gap")}
         read |= {name: number(values[name]) for name in ("train_loss", "validation_loss")}
-        return Row(**values | read | {"cost": None if values["cost"] is None else Cost(**values["cost"])})
+        read["cost"] = None if values["cost"] is None else Cost(**values["cost"])
+        return Row(**values | read)
 
     return [row(values) for values in rows]
 

@@ -1,6 +1,7 @@
 """What a run found, as JSON and as a table."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,8 @@ class Report:
     averaged: int  # steps that train_loss averages
     full_precision: Side
     policy: Side
-    policy_files: list[tuple[str, str]]  # the policy's file and those that it extends or names: name, text
     files: dict[str, Path]  # by what is in them
+    policy_files: Sequence[tuple[str, str]] = ()  # the policy's file and those that it extends or names: name, text
     unwritten: tuple[str, ...] = ()  # what could not be written, and why; the numbers are whole all the same
 
     def to_dict(self) -> dict[str, Any]:
