@@ -59,7 +59,8 @@ class Axis:
             inside = inside[:: math.ceil(len(inside) / about)]
         if len(inside) < 2:
             low, high = _back(self.low, self.scale), _back(self.high, self.scale)
-            return [float(v) for v in MaxNLocator(about).tick_values(low, high) if low <= v <= high]
+            between = MaxNLocator(about, steps=[1, 2, 5, 10]).tick_values(low, high)
+            return [float(v) for v in between if low <= v <= high]
         return inside
 
 

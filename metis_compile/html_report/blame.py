@@ -66,8 +66,8 @@ def blame_section(blame: Mapping[str, Any]) -> Section:
         id="blame",
         title="Which operand costs the loss",
         lead=f"Each operand quantized alone, without training, under the policy {blame['policy']}: on "
-        f"{blame['batches']} batches with a loss of {blame['loss']:.4f} in high precision, all of them together change it by "
-        f"{total['loss']:+.4f} and its gradients by {100 * total['gradient']:.2f} %.",
+        f"{blame['batches']} batches with a loss of {blame['loss']:.4f} in high precision, all of them together change "
+        f"it by {total['loss']:+.4f} and its gradients by {100 * total['gradient']:.2f} %.",
         blocks=[
             map_of("Change of the loss, each alone", "% of the loss", loss, 3),
             map_of("Error of all gradients, each alone", "% of their norm", gradient, 2),

@@ -92,6 +92,11 @@ class HeatMap:
     digits: int = 2
     note: str = ""
 
+    def text(self, value: float) -> str:
+        """A value to read; no minus before a zero."""
+        text = f"{value:.{self.digits}f}"
+        return text.removeprefix("-") if not text.strip("-0.") else text
+
     def strength(self, value: float) -> int:
         """How strong a cell's colour is, in percent of the largest value either way."""
         known = [abs(v) for row in self.values for v in row if v is not None]

@@ -57,6 +57,6 @@ def _predicted(explanations: Sequence[tuple[str, Explanation]]) -> Table:
         headings=("", "device", "unquantized", "quantized", "ratio", "products that lose"),
         rows=found,
         texts=(0, 1),
-        note="By a roofline over each kernel's operations and bytes, for a model and batch of this size; metis itself does "
-        "not run on FP4 tensor cores yet. A product loses where it takes longer quantized.",
+        note="By a roofline over each kernel's operations and bytes, for a model and batch of this size; metis itself "
+        "does not run on FP4 tensor cores yet. A product loses where it takes longer quantized.",
     )

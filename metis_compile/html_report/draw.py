@@ -60,7 +60,7 @@ def _ys(chart: Chart) -> Iterator[float]:
 
 
 def _grid(root: Element, chart: Chart, x: Axis, y: Axis, width: int, height: int) -> None:
-    for place, label in y.ticks(5 if height < 300 else 6):
+    for place, label in y.ticks(6):
         _line(root, "grid", x.start, place, x.end, place)
         _text(root, "tick", x.start - 7, place + 4, label, "end")
     for place, label in x.ticks(4 if width < 600 else 8):

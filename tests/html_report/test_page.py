@@ -77,7 +77,7 @@ def test_no_text_is_taken_for_markup() -> None:
 def test_both_colour_schemes_have_every_colour() -> None:
     written = html(page())
     light, dark = (
-        set(name.strip() for name in part.split("}")[0].replace(";", "\n").split("\n") if "#" in name)
+        {name.strip() for name in part.split("}")[0].replace(";", "\n").split("\n") if "#" in name}
         for part in (written.split(":root {")[1], written.split(":root {")[2])
     )
     names = [{entry.split(":")[0] for entry in scheme} for scheme in (light, dark)]
@@ -89,6 +89,7 @@ def test_both_colour_schemes_have_every_colour() -> None:
 def test_a_heat_map_shows_its_values_and_their_signs() -> None:
     found = HeatMap(title="t", rows=["a", "b"], columns=["x", "y"], values=[[1.0, -2.0], [None, math.nan]])
     assert [found.strength(value) for value in (1.0, -2.0, 0.0)] == [50, 100, 0]
+    assert [found.text(value) for value in (-0.004, 0.0, -0.006, -10.0)] == ["0.00", "0.00", "-0.01", "-10.00"]
     parsed = Parsed(html(page(found)))
     cells = [attributes for tag, attributes in parsed.tags if tag == "td"]
     assert [cell.get("class") for cell in cells] == ["hot", "cold", None, "hot"]

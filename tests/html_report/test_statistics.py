@@ -91,5 +91,5 @@ def test_a_file_of_something_else(file: Path, text: str, said: str) -> None:
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match="cannot read .*nowhere.jsonl: No such file or directory"):
+    with pytest.raises(ReportError, match=r"cannot read .*nowhere.jsonl: No such file or directory"):
         read_statistics(tmp_path / "nowhere.jsonl")
