@@ -78,6 +78,10 @@ def page(
         )
     if spectra:
         sections.append(spectra_section(spectra))
+    else:
+        left_out.append(
+            "Not in this report: spectra of activations. metis train --html has them of a policy that splits activations."
+        )
     if blame is not None:
         sections.append(blame_section(blame))
     else:
