@@ -9,10 +9,12 @@ if TYPE_CHECKING:
     from metis_compile.conditioning import Conditioned, split
     from metis_compile.inspection.explain import Explanation, explain
     from metis_compile.mlir import Exported, ExportError, export_mlir
+    from metis_compile.monitoring.monitor import Monitor, monitor
     from metis_compile.naming import PolicyWarning, name_modules
     from metis_compile.numerics import QuantizedTensor, quantize
     from metis_compile.passes.record import Captured, CapturedGraph, SavedTensor, capture
     from metis_compile.policy import Policy, PolicyError, Schedule, presets
+    from metis_compile.ranks import data_parallel_rank, set_data_parallel_rank
     from metis_compile.reporting.summary import Summary, summary
     from metis_compile.schedule import advance
     from metis_compile.sensitivity import Blame, BlameError, blame
@@ -31,6 +33,7 @@ _HOMES = {
     "Explanation": "inspection.explain",
     "ExportError": "mlir",
     "Exported": "mlir",
+    "Monitor": "monitoring.monitor",
     "KeptState": "state",
     "Policy": "policy",
     "PolicyError": "policy",
@@ -42,15 +45,18 @@ _HOMES = {
     "advance": "schedule",
     "blame": "sensitivity",
     "capture": "passes.record",
+    "data_parallel_rank": "ranks",
     "dual_range_regularizer": "weights.regularizer",
     "explain": "inspection.explain",
     "export_mlir": "mlir",
     "load_state_dict": "state",
+    "monitor": "monitoring.monitor",
     "name_modules": "naming",
     "plain_state_dict": "weights.reparametrization",
     "presets": "policy",
     "quantize": "numerics",
     "reparametrize": "weights.reparametrization",
+    "set_data_parallel_rank": "ranks",
     "split": "conditioning",
     "state_dict": "state",
     "summary": "reporting.summary",
@@ -66,6 +72,7 @@ __all__ = [
     "ExportError",
     "Exported",
     "KeptState",
+    "Monitor",
     "Policy",
     "PolicyError",
     "PolicyWarning",
@@ -76,15 +83,18 @@ __all__ = [
     "advance",
     "blame",
     "capture",
+    "data_parallel_rank",
     "dual_range_regularizer",
     "explain",
     "export_mlir",
     "load_state_dict",
+    "monitor",
     "name_modules",
     "plain_state_dict",
     "presets",
     "quantize",
     "reparametrize",
+    "set_data_parallel_rank",
     "split",
     "state_dict",
     "summary",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,17 +14,20 @@ import torch
 from torch import fx, nn
 
 import metis_compile
-from metis_compile import schedule, state
+from metis_compile import ranks, schedule, state
 from metis_compile.compat import (
     CustomGraphPass,
     bf16_gemm,
     compile_fx,
     compile_phase,
+    compiles_a_backward,
     copy_dynamo_graph,
     exact_division,
     inductor_config,
+    without_autograd_cache,
 )
 from metis_compile.kernels.gemm.lowering import register_gemm
+from metis_compile.monitoring import monitor
 from metis_compile.naming import outermost, report
 from metis_compile.naming.graph_names import GraphNames, names_of
 from metis_compile.naming.per_module import PerModule, variants
@@ -32,8 +36,8 @@ from metis_compile.options import Config, read_options
 from metis_compile.passes.context import Pass
 from metis_compile.passes.graph.sites import GraphInputs
 from metis_compile.passes.pipeline import AFTER_INDUCTOR, BEFORE_INDUCTOR, LOWERING, JointPasses, Passes
-from metis_compile.passes.record import RecordingPartitioner, Tally, active_captures, count
-from metis_compile.policy import Schedule
+from metis_compile.passes.record import Recorder, RecordingPartitioner, Tally, active_captures, count
+from metis_compile.policy import Policy, Schedule
 from metis_compile.reporting import summary
 from metis_compile.reporting.summary import SummaryRecord
 
@@ -61,10 +65,12 @@ def metis(
 def reset() -> None:
     """Forgets what compiled models keep, and which models were compiled: torch.compiler.reset() calls it."""
     state.clear()
+    ranks.clear()
     outermost.clear()
     report.clear()
     summary.clear()
     schedule.clear()
+    monitor.clear()
 
 
 metis.reset = reset  # type: ignore[attr-defined]
@@ -104,8 +110,14 @@ def compile_graph(
     """
     with compile_phase("metis_backend"):
         names = names_of(gm)
+        if compiles_a_backward() and not names.inputs.parameters:  # products in it were treated with their forward
+            config, listed = replace(config, policy=Policy.load("high")), False
         modules = variants(names, config.policy)
         told = Report(names, config.policy, [len(found) for found in modules.values()])
+        if listed:
+            nodes = gm.graph.find_nodes(op="placeholder")
+            root = None if names.tree is None else names.tree.root
+            ranks.note(root, [nodes[i].meta["example_value"] for i in names.inputs.parameters])
     if len(modules) < 2:
         compiled = _compile(gm, example_inputs, config, patches, names, names.base, told, listed, compile_fx_kwargs)
         if listed:
@@ -153,7 +165,9 @@ def _compile(
     records = [capture.begin() for capture in captures]
     noted = SummaryRecord(gm, uuid, config.policy)
     tally = Tally(policy=config.policy)
-    joint = JointPasses(config=config, inputs=inputs, key=uuid, records=[*records, noted, tally], report=told.add)
+    watched = monitor.watch(inputs, example_inputs, config.cpu_kernels) if listed else None
+    seeing: list[Recorder] = [*records, noted, tally, *([] if watched is None else [watched])]
+    joint = JointPasses(config=config, inputs=inputs, key=uuid, records=seeing, report=told.add)
     patches = {**exact_division(), **patches}
     register_gemm()  # here too: what a warm cache serves may call it, and has no pass run
 
@@ -167,10 +181,19 @@ def _compile(
         patches["force_disable_caches"] = True
         inner = patches.get("custom_partitioner_fn", inductor_config.custom_partitioner_fn)
         patches["custom_partitioner_fn"] = RecordingPartitioner(records, inner)
-    compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches, **compile_fx_kwargs)
+    caches: AbstractContextManager[Any] = nullcontext()
+    if watched is not None:
+        inner = watched.compiling(compile_fx_kwargs.get("inner_compile"))
+        compile_fx_kwargs = {**compile_fx_kwargs, "inner_compile": inner}
+        caches = without_autograd_cache()  # no pass sees a graph that comes from it; Inductor's own cache is read
+    with caches:
+        compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches, **compile_fx_kwargs)
     count(tally)
+    if not tally.seen:
+        told.add_unseen()
     if listed:
-        noted.finish(None if owner is None else example_inputs[owner])
+        owners = [None if owner is None else example_inputs[owner], told.base]
+        noted.finish([each for each in owners if each is not None])
     if not with_state:
         return compiled
     return state.Stateful(compiled, parameter=owner, listed=listed, module=module, name=called or "", roots=names.roots)
@@ -201,6 +224,7 @@ def _place(patches: dict[str, Any], option: str, first: CustomGraphPass, *last: 
 def _uuid(gm: fx.GraphModule, config: Config, inputs: GraphInputs) -> str:
     """What Inductor's cache key lacks: our version and sources, the policy, and what the rules may look at."""
     text = [metis_compile.__version__, sources_digest(), config.policy.digest(), config.on_error]
+    text += [f"by_rank={ranks.draws_by_rank()}"]
     text += [f"cpu_kernels={config.cpu_kernels} bf16_gemm={bf16_gemm() is not None}"]
     text += [f"{i}={name}" for i, name in sorted(inputs.parameters.items())]
     text += [f"{sorted(inputs.buffers)} {sorted(inputs.arguments)}"]

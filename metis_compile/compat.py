@@ -36,8 +36,13 @@
 | in_backward | 2.0 | a forward that runs inside a backward is a checkpointed one, run again |
 | VALUE_OF_FAKE_ERRORS | 2.0 | what is raised where a model reads the value of a fake tensor |
 | new_fake_mode, fake_mode_of, has_values | 2.0 | stand-ins for a model on the meta device; what is fake |
+| fake_tensor | 2.0 | what a call returns is known from an equal one, and need not be evaluated |
 | detached_dynamo_state | 2.8 | a dry run neither reads nor changes what Dynamo has learned of changing sizes |
 | without_default_device | 2.3 | stand-ins of meta tensors are on the CPU, and so is what is made beside them |
+| compile_fx_inner, around_compiled | 2.0, 2.6 | a forward or backward graph the moment it is compiled; its calls |
+| without_autograd_cache | 2.6 | a graph that is to be looked at must be made, and not come from AOTAutograd's cache |
+| compiles_a_backward | 2.5 | compiled autograd hands over backwards whose products were treated with their forward |
+| fsdp_layouts | 2.6 | how FSDP2's parameters lie while they compute, to tell tensor parallelism from storage |
 | saves_through_hooks | 2.3 | a forward that checkpointing may run again is one whose saved tensors go through hooks |
 """
 
@@ -45,22 +50,24 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo import compiled_autograd, pgo
 from torch._dynamo import config as dynamo_config
-from torch._dynamo import pgo
 from torch._dynamo.exc import Unsupported as DynamoUnsupported
 from torch._dynamo.source import SyntheticLocalSource
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._dynamo.utils import compile_times, dynamo_timed
+from torch._functorch import config as functorch_config
 from torch._functorch.aot_autograd import make_boxed_func
 from torch._functorch.compile_utils import fx_graph_cse
 from torch._functorch.partitioners import min_cut_rematerialization_partition as partition
@@ -68,7 +75,7 @@ from torch._guards import detect_fake_mode
 from torch._inductor import config as inductor_config
 from torch._inductor import list_mode_options
 from torch._inductor.codecache import CppCodeCache
-from torch._inductor.compile_fx import compile_fx
+from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.fx_passes.joint_graph import joint_graph_passes
@@ -99,6 +106,7 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensor,
     FakeTensorMode,
+    in_kernel_invocation_manager,
 )
 from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils import _device as torch_device
@@ -117,6 +125,7 @@ __all__ = [
     "FakeTensor",
     "FallbackKernel",
     "FixedLayout",
+    "Layout",
     "OpOverload",
     "SymbolicGridFn",
     "TensorBox",
@@ -125,22 +134,28 @@ __all__ = [
     "aot_input",
     "aot_output",
     "aot_position",
+    "around_compiled",
     "autotune",
     "bf16_gemm",
     "cache_dir",
     "compile_fx",
+    "compile_fx_inner",
     "compile_phase",
     "compile_phases",
+    "compiles_a_backward",
     "copy_dynamo_graph",
     "detached_dynamo_state",
     "detect_fake_mode",
+    "dtensor_layout",
     "dynamo_scope",
     "dynamo_source",
     "empty_buffer",
     "enable_python_dispatcher",
     "exact_division",
     "fake_mode_of",
+    "fake_tensor",
     "fallback_handler",
+    "fsdp_layouts",
     "fx_graph_cse",
     "graph_being_lowered",
     "has_values",
@@ -163,6 +178,7 @@ __all__ = [
     "source_chain",
     "synthetic_source",
     "trace_structured",
+    "without_autograd_cache",
     "without_custom_passes",
     "without_default_device",
 ]
@@ -185,6 +201,18 @@ def new_fake_mode() -> Any:
 def fake_mode_of(tensors: Iterable[object]) -> Any:
     """The mode of the first fake tensor among `tensors`, or None."""
     return next((t.fake_mode for t in tensors if isinstance(t, FakeTensor)), None)
+
+
+def fake_tensor(
+    mode: Any, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """A fake tensor of `mode` with memory of its own, made as the mode makes those that it has cached.
+
+    torch._subclasses.fake_tensor.in_kernel_invocation_manager.
+    """
+    with in_kernel_invocation_manager(mode):
+        meta = torch.empty_strided(tuple(shape), tuple(strides), dtype=dtype, device="meta")
+    return FakeTensor(mode, meta, device)
 
 
 def has_values(tensor: torch.Tensor) -> bool:
@@ -336,9 +364,68 @@ def in_backward() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
+def compiles_a_backward() -> bool:
+    """Whether compiled autograd is running a backward that it compiles.
+
+    torch._dynamo.compiled_autograd.in_compiled_autograd_region.
+    """
+    return bool(compiled_autograd.in_compiled_autograd_region)
+
+
 def saves_through_hooks() -> bool:
     """Whether what autograd saves in this thread goes through hooks, as a checkpointed forward's does."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def around_compiled(compiled: Any, call: Callable[[Callable[..., Any], list[Any]], Any]) -> Any:
+    """`compiled`, a graph's code, such that `call(run, inputs)` stands in for `run(inputs)` wherever it is called.
+
+    What compile_fx_inner gives is changed in place, CompiledFxGraph.current_callable; inputs: a list, which `run` may
+    empty.
+    """
+    run = getattr(compiled, "current_callable", None)
+    if run is None:
+        return make_boxed_func(lambda *inputs: call(compiled, list(inputs)))
+    compiled.current_callable = partial(call, run)
+    return compiled
+
+
+def without_autograd_cache() -> AbstractContextManager[Any]:
+    """Within: AOTAutograd makes its graphs anew. What Inductor made of them still comes from its own cache."""
+    patched: AbstractContextManager[Any] = functorch_config.patch(enable_autograd_cache=False)
+    return patched
+
+
+Layout = tuple[Any, Sequence[Any]]  # the DeviceMesh and the placements of a DTensor
+
+
+def dtensor_layout(value: object) -> Layout | None:
+    """How a DTensor, or a fake one, lies; None for all else."""
+    tensor = sys.modules.get("torch.distributed.tensor")
+    if tensor is None or not isinstance(value, tensor.DTensor):
+        return None
+    return value.device_mesh, value.placements
+
+
+def fsdp_layouts(model: torch.nn.Module) -> dict[int, Layout | None]:
+    """Of each parameter that FSDP2 shards, by its id: how it lies once it is gathered; None for a plain tensor.
+
+    FSDPParam._unsharded_dtensor_spec (2.13), _tp_spec before; FSDPState._fsdp_param_groups, _fsdp_param_group before.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    found: dict[int, Layout | None] = {}
+    for module in [] if fsdp is None else model.modules():
+        if not isinstance(module, fsdp.FSDPModule):  # type: ignore[union-attr]
+            continue
+        state: Any = module._get_fsdp_state()
+        groups = getattr(state, "_fsdp_param_groups", None)
+        groups = [state._fsdp_param_group] if groups is None else groups
+        for parameter in [parameter for group in groups if group is not None for parameter in group.fsdp_params]:
+            spec = getattr(parameter, "_unsharded_dtensor_spec", None) or getattr(parameter, "_tp_spec", None)
+            layout = None if spec is None else (spec.mesh, spec.placements)
+            for tensor in (parameter.sharded_param, getattr(parameter, "_unsharded_param", None)):
+                found[id(tensor)] = layout
+    return found
 
 
 def scaled_mm(a: torch.Tensor, b: torch.Tensor, a_scale: torch.Tensor, b_scale: torch.Tensor, dtype: Any) -> Any:

@@ -19,6 +19,7 @@ from metis_compile.passes.context import Pass, PassContext, run_passes, trace
 from metis_compile.passes.graph.sites import GraphInputs, Site
 from metis_compile.passes.joint.as_matrices import write_as_matrices
 from metis_compile.passes.joint.decompose_experts import decompose_experts
+from metis_compile.passes.joint.estimate_gradients import estimate_gradients
 from metis_compile.passes.joint.find import find, find_sites
 from metis_compile.passes.joint.hide_from_pad_mm import hide_from_pad_mm, restore_products
 from metis_compile.passes.joint.recompute_policy import prefer_recompute
@@ -40,6 +41,7 @@ JOINT: tuple[Pass, ...] = (
     write_as_matrices,
     find,
     resolve,
+    estimate_gradients,
     rewrite,
     prefer_recompute,
     swizzle_scales,

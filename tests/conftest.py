@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-pytest_plugins = ["interpreted_tests", "on_gpu", "policy_files", "triton_on_cpu"]
+pytest_plugins = ["interpreted_tests", "long_tail", "on_gpu", "policy_files", "triton_on_cpu"]
 
 
 @pytest.fixture(autouse=True)

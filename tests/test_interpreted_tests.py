@@ -30,7 +30,7 @@ def run(folder: Path, *args: str) -> str:
     (folder / "conftest.py").write_text('pytest_plugins = ["interpreted_tests"]')
     (folder / "pytest.ini").write_text(f"[pytest]\npythonpath = {SUPPORT}\n")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", *args]
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("TRITON_INTERPRET", "PYTEST_XDIST"))}
     environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True).stdout
 
@@ -61,3 +61,11 @@ def test_what_cannot_be_collected_there(tmp_path: Path) -> None:
     output = run(tmp_path, "-k", "passes or after or here")
     assert "2 failed, 1 passed" in output
     assert "no_such_module" in output
+
+
+def test_of_several_workers(tmp_path: Path) -> None:
+    """Each has a pytest that interprets, which runs the tests of the worker's files and no others."""
+    for name in ("one", "two", "three"):
+        (tmp_path / f"test_{name}.py").write_text(TESTS)
+    output = run(tmp_path, "-p", "xdist", "-n", "2", "--dist", "loadfile", "-k", "passes or here or crash")
+    assert "3 failed, 9 passed" in output

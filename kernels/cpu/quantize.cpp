@@ -226,13 +226,13 @@ template <Values V, bool C> void squares(Job job, int64_t o, int64_t top, int64_
   }
 }
 
-// A contiguous run of elements under one scale.
-template <Values V, bool C> void run(Job job, const Scales& s, int64_t start, int64_t count) {
-  static_assert(!FOUR_BITS || BLOCKS == Blocks::line || BLOCKS == Blocks::square, "4-bit formats have small blocks");
-  for (int64_t i = start; i < start + count; i += LANES) {
-    const int64_t left = start + count - i;
-    const I code = element<V, C>(job, load_some(job.x + i, left), s.multiplier, s.scale, i, left);
-    if constexpr (C) write_some(job.codes + i, bytes_of(code), left);
+// A contiguous run of elements under one scale, whose codes begin at a byte.
+template <Values V, bool C> void run(Job job, const Scales& s, int64_t start, int64_t count, uint8_t* codes) {
+  static_assert(!FOUR_BITS || BLOCKS != Blocks::tensor, "codes of 4 bits are packed along an axis, and a tensor has none");
+  for (int64_t i = 0; i < count; i += LANES) {
+    const int64_t left = count - i;
+    const I code = element<V, C>(job, load_some(job.x + start + i, left), s.multiplier, s.scale, start + i, left);
+    if constexpr (C) write_line(codes + (FOUR_BITS ? i / 2 : i), code, left);
   }
 }
 
@@ -252,14 +252,14 @@ template <Values V, bool C> void unit(const Job& job, const Units& units, int64_
   const int64_t top = i * BLOCK, bottom = top + BLOCK < job.n ? top + BLOCK : job.n;
   if constexpr (BLOCKS == Blocks::tensor) {
     const int64_t start = index * FLAT_UNIT, left = job.outer * job.n * job.inner - start;
-    run<V, C>(job, scales_of(I{}, job.tensor), start, left < FLAT_UNIT ? left : FLAT_UNIT);
+    run<V, C>(job, scales_of(I{}, job.tensor), start, left < FLAT_UNIT ? left : FLAT_UNIT, job.codes + start);
   } else if constexpr (BLOCKS == Blocks::square) {
     squares<V, C>(job, o, top, bottom);
   } else if constexpr (BLOCKS == Blocks::row) {
     if (job.inner == 1) {
       const Scales s = scales_of(splat(amax_of(job.x + o * job.n, job.n)), job.tensor);
       if constexpr (C) write_scales(job.scales + o, s, 1);
-      run<V, C>(job, s, o * job.n, job.n);
+      run<V, C>(job, s, o * job.n, job.n, job.codes + o * (FOUR_BITS ? ceil_div(job.n, 2) : job.n));
     } else {
       strip<V, C>(job, o, 0, job.n, i * CACHE_LINE, 0, 1);
     }

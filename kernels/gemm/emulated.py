@@ -109,8 +109,10 @@ TEMPLATE = TritonTemplate(name="metis_gemm_emulated", grid=grid, source=PROLOGUE
 
 
 def supports(a: Operand, b: Operand, capability: int) -> bool:
-    """Whether this template multiplies them on such a GPU."""
-    return capability >= 80 and not (a.swizzled or b.swizzled)
+    """Whether this template multiplies them on such a GPU: a step along k has one float32 scale, or none."""
+    longest = max(config.block_k for config in (*SMALL, *LARGE))
+    few = all(not x.per_step or x.block[1] >= longest for x in (a, b))
+    return capability >= 80 and few and not (a.swizzled or b.swizzled)
 
 
 def configs(a: Operand, b: Operand, capability: int) -> Sequence[Config]:

@@ -105,6 +105,14 @@ def compile_(
     width: Width = WIDTH,
     layers: Layers = LAYERS,
     tokens: Tokens = TOKENS,
+    depths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N...",
+            rich_help_panel=SIZE,
+            help="Blocks to measure cold starts at in place of --layers, for what one more adds.",
+        ),
+    ] = None,
     rounds: Annotated[int, typer.Option(help="Cold and warm starts of each.")] = 3,
     device: Device = "auto",
     dtype: DType = None,
@@ -115,6 +123,12 @@ def compile_(
     """Time to the first gradients, cold and with a warm cache, in wall and CPU seconds, and how much of it is ours."""
 
     def run(options: "Options", console: "Console") -> "Report":
+        if depths is not None:
+            from metis_compile.bench.depth import bench_depth
+
+            layers_of = sorted(set(numbers("depths", depths)))
+            sizes = [size(width, depth, tokens, device, dtype) for depth in layers_of]
+            return bench_depth(policies, sizes, options, console)
         from metis_compile.bench.start import bench_compile
 
         return bench_compile(policies, size(width, layers, tokens, device, dtype), options, console)

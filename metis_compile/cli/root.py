@@ -7,6 +7,7 @@ import typer
 from metis_compile.cli.bench import bench
 from metis_compile.cli.blame import blame
 from metis_compile.cli.compare import compare
+from metis_compile.cli.diff import diff
 from metis_compile.cli.explain import explain
 from metis_compile.cli.export import export
 from metis_compile.cli.report import report
@@ -45,6 +46,7 @@ app.command()(train)
 app.command()(explain)
 app.command()(blame)
 app.command()(compare)
+app.command()(diff)
 app.command()(report)
 app.command()(export)
 app.add_typer(bench)

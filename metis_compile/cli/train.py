@@ -53,6 +53,11 @@ def train(
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
     average: Annotated[int, typer.Option(help="Last steps in the training loss of the table.")] = 50,
     html: Annotated[Path | None, typer.Option(help="Write the report to this file too, a page of HTML.")] = None,
+    monitor: Annotated[
+        Path | None,
+        typer.Option(help="File for statistics of the policy's operands, JSON lines that metis diff reads."),
+    ] = None,
+    monitor_every: Annotated[int, typer.Option(help="Steps between those that --monitor looks at.")] = 50,
     model: Annotated[
         str | None,
         typer.Option(rich_help_panel=SIZE, help="gpt, or llama: that of transformers.", show_default="gpt"),
@@ -103,7 +108,14 @@ def train(
         # A path that a checkpoint gives is not the user's: what it names is not imported.
         trust = not resume or policy is not None
         options = Options(
-            out=out, resume=resume, checkpoint_every=checkpoint_every, average=average, html=html, trust=trust
+            out=out,
+            resume=resume,
+            checkpoint_every=checkpoint_every,
+            average=average,
+            trust=trust,
+            monitor=monitor,
+            monitor_every=monitor_every,
+            html=html,
         )
         outcome = run(settings, options, console=Console(stderr=True))
     for problem in [outcome.unsaved] if isinstance(outcome, Interrupted) else outcome.unwritten:

@@ -121,7 +121,7 @@ class Comparison:
     def _run(self, jobs: Sequence[Job], console: Console) -> tuple[list[Failure], int | None]:
         if not jobs:
             return [], None
-        with JobProgress(console, len(jobs)) as progress:
+        with JobProgress(console, len(jobs), at_once=self.options.jobs) as progress:
             _, failures, stopped = run_jobs(jobs, at_once=self.options.jobs, progress=progress)
         return failures, stopped
 

@@ -211,10 +211,11 @@ class Side:
 
     @cached_property
     def _signs(self) -> Tensor | None:
-        hadamard = None if self.treatment is None else self.treatment.hadamard
-        if hadamard is None:
+        if self.treatment is None or self.treatment.hadamard is None or self.treatment.hadamard_size is None:
             return None
-        return fixed_signs(self._seed.device) if hadamard == "fixed" else signs_from(self._seed, 1)
+        size = self.treatment.hadamard_size
+        is_fixed = self.treatment.hadamard == "fixed"
+        return fixed_signs(self._seed.device, size) if is_fixed else signs_from(self._seed, 1, size)
 
     @property
     def _partner(self) -> str:

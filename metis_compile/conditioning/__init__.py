@@ -4,6 +4,8 @@ from metis_compile.conditioning.adaptive_rate import adapt_rate
 from metis_compile.conditioning.base import Conditioned, Conditioning
 from metis_compile.conditioning.basis import has_own_rank, kept_step, makes_basis, next_basis, with_kept_rank
 from metis_compile.conditioning.chain import Chain
+from metis_compile.conditioning.channels import Channels
+from metis_compile.conditioning.clamp import Clamp
 from metis_compile.conditioning.factors import PARTNERS, partner_spec
 from metis_compile.conditioning.hadamard import fixed_signs, hadamard, signs_from
 from metis_compile.conditioning.mean import Mean
@@ -17,6 +19,8 @@ __all__ = [
     "KINDS",
     "PARTNERS",
     "Chain",
+    "Channels",
+    "Clamp",
     "Conditioned",
     "Conditioning",
     "Mean",

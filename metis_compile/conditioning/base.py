@@ -43,6 +43,11 @@ class Conditioning:
         return False
 
     @property
+    def right_is_identity(self) -> bool:
+        """Whether right is the identity, and left what was taken out of x, of its shape."""
+        return False
+
+    @property
     def keeps_basis(self) -> bool:
         """Whether a basis lives across steps; `fresh_basis` and `update_basis` are then its own."""
         return False
@@ -55,6 +60,10 @@ class Conditioning:
     def with_rank(self, rows: int, columns: int, other: int | None = None) -> Any:
         """The conditioning as it is for a [rows, columns] operand. other: see :func:`resolve_rank`."""
         return self
+
+    def factor_count(self, columns: int) -> int:
+        """How many rows `right` has for a matrix of so many columns. Asked of a conditioning that compensates."""
+        return int(self.rank)
 
     def split(
         self, x: Tensor, *, axis: int = 1, seed: Tensor | None = None, stream: int = 0, basis: Tensor | None = None

@@ -23,7 +23,7 @@ def compensated_left(split: Conditioning, left: Tensor, right: Tensor, x: Tensor
 
     Of a chain, the columns of the last step alone. The residual itself is not read: a kernel may never store it.
     """
-    others = right.shape[0] - int(split.steps[-1].rank) if isinstance(split, Chain) else 0
+    others = right.shape[0] - split.steps[-1].factor_count(right.shape[1]) if isinstance(split, Chain) else 0
     last, towards = (left[:, others:], right[others:].mT) if others else (left, right.mT)
     # Products alone, with what they are added to: no kernel for a sum of so few elements.
     last = torch.addmm(last, left, torch.mm(right, towards), alpha=-1)

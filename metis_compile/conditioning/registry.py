@@ -12,11 +12,13 @@ from torch import Tensor
 
 from metis_compile.conditioning.base import Conditioned, Conditioning, as_conditioning, derived
 from metis_compile.conditioning.chain import Chain
+from metis_compile.conditioning.channels import Channels
+from metis_compile.conditioning.clamp import Clamp
 from metis_compile.conditioning.mean import Mean
 from metis_compile.conditioning.spectral import Spectral
 from metis_compile.conditioning.validation import check_name
 
-KINDS: dict[str, type[Any]] = {"mean": Mean, "spectral": Spectral}
+KINDS: dict[str, type[Any]] = {"mean": Mean, "spectral": Spectral, "channels": Channels, "clamp": Clamp}
 
 
 def conditioning_class(kind: str) -> type[Any]:
@@ -97,10 +99,10 @@ def split(
 ) -> Conditioned:
     """Split x into a residual and a thin product: ``x == residual + left @ right`` to rounding.
 
-    x: [..., columns], float32 or narrower; leading dimensions count as rows. kind: "mean", "spectral",
-    "package.module:Class", a list of these (each a name, or a mapping with "kind" and settings) that split one after
-    the other, or a conditioning. settings: of that kind; :class:`Mean` and :class:`Spectral` list theirs. axis: the one
-    a GEMM will contract, 0 (the rows) or 1, which decides how quantized factors are blocked. seed: int64, one element;
+    x: [..., columns], float32 or narrower; leading dimensions count as rows. kind: "mean", "spectral", "channels",
+    "clamp", "package.module:Class", a list of these (each a name, or a mapping with "kind" and settings) that split one
+    after the other, or a conditioning. settings: of that kind; its class lists them. axis: the one a GEMM will
+    contract, 0 (the rows) or 1, which decides how quantized factors are blocked. seed: int64, one element;
     None draws one from torch's generator. basis: [k, columns], what a spectral split uses in place of a sketch.
 
     Returns Conditioned(residual [..., columns], left [..., k], right [k, columns]), float32. With ``fold=False`` and

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections import defaultdict
@@ -12,13 +11,12 @@ from typing import Any
 
 from metis_compile.html_report.blocks import Block, Chart, HeatMap, Legend, Line, Scale, Section, Table
 from metis_compile.html_report.errors import ReportError
+from metis_compile.monitoring.reading import ReadError, read_run
 
 __all__ = ["read_statistics", "statistics_section"]
 
 Record = dict[str, Any]
 GEMMS = ("fprop", "dgrad", "wgrad")
-NOT_FINITE = ("nan", "inf", "-inf")  # as text, which JSON has no numbers for
-NEEDED = ("step", "site", "gemm", "operand")
 # field, title, factor, scale of the axis, unit
 OPERANDS: tuple[tuple[str, str, float, Scale, str], ...] = (
     ("error", "Error of quantization", 100, "linear", "% of the operand's norm"),
@@ -32,31 +30,23 @@ OPERANDS: tuple[tuple[str, str, float, Scale, str], ...] = (
 
 
 def read_statistics(path: Path) -> list[Record]:
-    """The records of a file; of one that is there twice, as after a run that was resumed, the last.
+    """The records of a monitor's file, or of the run of `metis train` that a folder or a report is of.
 
-    Raises ReportError for a file that is not a monitor's.
+    Of a record that is there twice, as after a run that was resumed, the last counts. Raises ReportError.
     """
     try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ReportError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is no text'}") from None
-    found: dict[tuple[Any, ...], Record] = {}
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            key = tuple(
-                str(record.get(name)) for name in ("step", "rank", "site", "op", "gemm", "call", "operand", "side")
-            )
-            if any(name not in record for name in NEEDED) or record["gemm"] not in GEMMS:
-                raise ValueError("not a record")
-            found[key] = {name: float(v) if v in NOT_FINITE else v for name, v in _flat(record)} | {
-                "step": int(record["step"])
-            }
-        except (ValueError, TypeError, AttributeError):
-            raise ReportError(f"{path}, line {number}: not a record of a monitor: {line[:60]!r}") from None
+        steps = read_run(path).records
+    except ReadError as error:
+        raise ReportError(str(error)) from None
+    found = [dict(_flat(record)) | {"step": step} for step, records in steps.items() for record in records.values()]
     if not found:
-        raise ReportError(f"{path} holds no records")
-    return list(found.values())
+        raise ReportError(f"{path} has no statistics: metis train --monitor FILE writes some")
+    for record in found:
+        if record.get("gemm") not in GEMMS or not all(
+            isinstance(record.get(name), str) for name in ("site", "operand")
+        ):
+            raise ReportError(f"{path} holds what is no record of a monitor: {str(record)[:60]}")
+    return found
 
 
 def _flat(record: Record, before: str = "") -> Iterable[tuple[str, Any]]:

@@ -19,6 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from metis_compile.integrations.first_step import FirstStep
 from metis_compile.integrations.kept_state import restore, saved
 from metis_compile.integrations.run_policy import RunPolicy
+from metis_compile.monitoring.monitor import Monitor, monitor
 from metis_compile.policy import Policy, Schedule
 from metis_compile.schedule import advance
 
@@ -76,3 +77,34 @@ class MetisCallback(Callback):
             told = restore(pl_module, checkpoint[KEY], self._policy.policy, f"the checkpoint's {KEY!r}")
         if told is not None and trainer.is_global_zero:
             self._say(told)
+
+
+class MonitorCallback(Callback):
+    """Records statistics of the module's quantized operands while it trains: see `metis_compile.monitor`.
+
+        trainer = lightning.Trainer(callbacks=[MonitorCallback(every=50, to="statistics.jsonl")], ...)
+
+    Takes what `monitor` takes but the model and the first step, and raises what it raises when training begins. A run
+    that resumes adds to its file.
+    """
+
+    def __init__(self, *, every: int = 50, to: Any = None, **options: Any) -> None:
+        self._options = {"every": every, "to": to, **options}
+        self.monitor: Monitor | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close()
+        self.monitor = monitor(pl_module, start=trainer.global_step, **self._options)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.monitor is not None and trainer.global_step != self.monitor.step:  # else it accumulates
+            self.monitor.advance(trainer.global_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self.monitor is not None:
+            self.monitor.close()

@@ -20,6 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from metis_compile.integrations.first_step import FirstStep
 from metis_compile.integrations.kept_state import restore, saved
 from metis_compile.integrations.run_policy import RunPolicy
+from metis_compile.monitoring.monitor import Monitor, monitor
 from metis_compile.policy import Policy, Schedule
 from metis_compile.schedule import advance
 
@@ -109,6 +110,37 @@ class MetisCallback(TrainerCallback):
                 'by MetisCallback(..., resume_from="FOLDER")'
             )
         return folder
+
+
+class MonitorCallback(TrainerCallback):
+    """Records statistics of the model's quantized operands while it trains: see `metis_compile.monitor`.
+
+        trainer = Trainer(model, args, callbacks=[MonitorCallback(every=50, to="statistics.jsonl")], ...)
+
+    Takes what `monitor` takes but the model and the first step, and raises what it raises when training begins. A run
+    that resumes adds to its file.
+    """
+
+    def __init__(self, *, every: int = 50, to: Any = None, **options: Any) -> None:
+        self._options = {"every": every, "to": to, **options}
+        self.monitor: Monitor | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        self._close()
+        self.monitor = monitor(model, start=state.global_step, **self._options)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.monitor is not None:
+            self.monitor.advance(state.global_step)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self.monitor is not None:
+            self.monitor.close()
 
 
 def _folder(args: TrainingArguments, state: TrainerState) -> Path:

@@ -64,6 +64,7 @@ def run_jobs(
                 for _, worker in running.values():
                     worker.stop()
             ended, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+            progress.waited()
             for future in ended:
                 job, _ = running.pop(future)
                 answer = future.result()

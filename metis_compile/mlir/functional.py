@@ -23,6 +23,7 @@ from metis_compile.mlir.errors import ExportError
 from metis_compile.mlir.signature import Kind, Port, Source
 from metis_compile.mlir.sites import place_of
 from metis_compile.numerics.noise import SEED_BITS
+from metis_compile.ops.rank import OF_RANK
 from metis_compile.ops.state import KEEP, LOAD, STORE
 from metis_compile.passes.graph.builder import GraphBuilder
 from metis_compile.passes.record import CapturedGraph
@@ -129,6 +130,9 @@ class _Graph:
             self._load(node)
         elif node.target is STORE:
             self._store(node)
+        elif node.target is OF_RANK:  # the function is given the seed of its rank
+            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+            self.graph.erase_node(node)
         elif node.target is KEEP:
             self.graph.erase_node(node)
         elif node.target is aten.copy_.default and node.args[0] in self.ports:

@@ -31,6 +31,7 @@ class _Compiled:
     matrices: int = 0
     rewritten: int = 0
     has_backward: bool = False
+    unseen: bool = False  # whether Inductor's cache had one of the graphs, so that no pass saw its products
     decided: set[int] = field(default_factory=set)  # places of the rules that decided something
     left: Counter[str] = field(default_factory=Counter)  # why products were left
     warned: bool = False
@@ -61,6 +62,10 @@ class Report:
         if self.tree is not None:
             self.compiled = _COMPILED.setdefault(self.tree.root, {}).setdefault(policy.digest(), self.compiled)
         self.compiled.matrices += names.matrices * max(1, sum(served))
+
+    def add_unseen(self) -> None:
+        """Takes in a graph that Inductor's cache had: nothing is known of its products."""
+        self.compiled.unseen = True
 
     def add(self, sites: Sequence[Site]) -> None:
         """Takes in the products of a graph, decided and rewritten."""
@@ -108,7 +113,7 @@ class Report:
                 return f"{kind} has no numbered blocks; {_REGISTER}"
             shown = sorted(names - {""}, key=lambda name: (-name.count("."), name))[:_SHOWN]
             return f"the names in {kind} are such as {', '.join(shown) or 'none but its own'}; {_REGISTER}"
-        if not own or not self._most_is_compiled() or rule.label.endswith("(any)"):
+        if not own or self.compiled.unseen or not self._most_is_compiled() or rule.label.endswith("(any)"):
             return None
         backward = {"dgrad", "wgrad"} >= set(rule.gemm or ("fprop",)) or rule.operand == ("gradient",)
         if backward and not self.compiled.has_backward:
@@ -117,7 +122,13 @@ class Report:
 
     def _nothing(self) -> list[str]:
         compiled = self.compiled
-        if compiled.warned or compiled.rewritten or not compiled.left or not self._most_is_compiled():
+        if (
+            compiled.warned
+            or compiled.unseen
+            or compiled.rewritten
+            or not compiled.left
+            or not self._most_is_compiled()
+        ):
             return []
         reasons = [f"{count} are left as {reason}" for reason, count in compiled.left.most_common(_SHOWN)]
         return [f"none of {sum(compiled.left.values())} products is rewritten: " + ", ".join(reasons)]

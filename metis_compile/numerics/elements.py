@@ -32,20 +32,27 @@ def rounded_product(product: Tensor) -> Tensor:
     return torch.abs(product)
 
 
-def _anchor(magnitude: Tensor, element: Element) -> Tensor:
-    """2^23 times the grid's spacing at a: where fp32's own spacing is the grid's."""
+def _anchor(magnitude: Tensor, element: Element) -> Tensor | float:
+    """2^23 times the grid's spacing at a, where fp32's own spacing is the grid's: one number for an even grid."""
     if _has_few_binades(element):
         return _anchor_from(element.min_exponent, magnitude, element)
     lead = torch.clamp(_leading_power(magnitude), min=2.0**element.min_exponent)
     return lead * 2.0 ** (23 - element.mantissa_bits)
 
 
-def _anchor_from(exponent: int, magnitude: Tensor, element: Element) -> Tensor:
+def _anchor_from(exponent: int, magnitude: Tensor, element: Element) -> Tensor | float:
     """The anchor of magnitudes of at least 2^exponent, binade by binade."""
     here, next_one = 2.0 ** (exponent + 23 - element.mantissa_bits), exponent + 1
+    if exponent == element.max_exponent:
+        return here
     if next_one == element.max_exponent:
         return torch.where(magnitude < 2.0**next_one, here, 2 * here)
     return torch.where(magnitude < 2.0**next_one, here, _anchor_from(next_one, magnitude, element))
+
+
+def grid_step(magnitude: Tensor, element: Element) -> Tensor | float:
+    """The distance of the grid's values next to fp32 a in [0, element.max], of those above where a is one."""
+    return _anchor(magnitude, element) * 2.0**-23
 
 
 def round_magnitude(magnitude: Tensor, element: Element) -> Tensor:
@@ -136,7 +143,7 @@ def element_values(code: Tensor, element: Element) -> Tensor:
 
 
 def _has_few_binades(element: Element) -> bool:
-    return 0 < element.max_exponent - element.min_exponent < _FEW_BINADES
+    return 0 <= element.max_exponent - element.min_exponent < _FEW_BINADES
 
 
 def _lines(element: Element) -> list[tuple[float, float]]:

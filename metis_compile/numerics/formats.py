@@ -45,6 +45,7 @@ class Format:
     scale: str  # a key of SCALES
     blocks: tuple[str, ...]  # the first is the default
     tensor_scale: bool = False  # a second fp32 scale, one per tensor (nvfp4)
+    scale_target: float | None = None  # the scale of the block with the tensor's amax; None: the largest there is
 
     def __post_init__(self) -> None:
         require("element", self.element, ELEMENTS, f"format {self.name!r}")
@@ -59,6 +60,16 @@ class Format:
                 f"tensor_scale of format {self.name!r} must be True for minifloat scales and False for others, "
                 f"got {self.tensor_scale} for {self.scale!r}"
             )
+        if self.scale_target is not None and not (self.tensor_scale and 0 < self.scale_target <= self.largest_scale):
+            raise ValueError(
+                f"scale_target of format {self.name!r} must be None without a tensor scale, and at most the largest "
+                f"{self.scale} scale, got {self.scale_target}"
+            )
+
+    @property
+    def largest_scale(self) -> float:
+        """The largest minifloat scale. Raises ValueError for other scales."""
+        return self.scale_type.minifloat.max
 
     @property
     def element_type(self) -> Element:
@@ -93,8 +104,12 @@ class Format:
         return ("floor", "rceil", "even") if self.scale_type.kind == "exponent" else ()
 
     def optional_scale_modes(self, block: str | None) -> tuple[str, ...]:
-        """How a fp32 scale may be rounded: those of rows and blocks alone, not the one of a tensor."""
-        return ("power_of_two",) if self.scale_type.kind == "float32" and block not in (None, "tensor") else ()
+        """How a fp32 scale may be rounded: those of rows and blocks alone, not the one of a tensor.
+
+        Of elements up to 4 or more: those of the largest fp32 numbers are else scaled by less than the least normal.
+        """
+        has_powers = self.scale_type.kind == "float32" and self.element_max >= 4
+        return ("power_of_two",) if has_powers and block not in (None, "tensor") else ()
 
     @property
     def roundings(self) -> tuple[str, ...]:
@@ -115,6 +130,16 @@ FORMATS = {
     f.name: f
     for f in (
         Format(name="nvfp4", element="e2m1", scale="e4m3", blocks=("1x16", "16x16"), tensor_scale=True),
+        Format(
+            name="nvfp4_ue5m3",
+            element="e2m1",
+            scale="ue5m3",
+            blocks=("1x16", "16x16"),
+            tensor_scale=True,
+            scale_target=448.0,
+        ),
+        Format(name="fp4", element="e2m1", scale="fp32", blocks=("row", "1x128", "128x128")),
+        Format(name="ufp4", element="e1m2", scale="fp32", blocks=("1x16",)),
         Format(name="mxfp4", element="e2m1", scale="e8m0", blocks=("1x32",)),
         Format(name="mxfp8", element="e4m3", scale="e8m0", blocks=("1x32",)),
         Format(name="mxfp8_e5m2", element="e5m2", scale="e8m0", blocks=("1x32",)),
@@ -169,7 +194,7 @@ class QuantSpec:
             raise ValueError(
                 f"scale_mode must be None for {self.format}, whose scales are {fmt.scale}, "
                 f"got {self.scale_mode!r}; E8M0 scales ({', '.join(_formats_with('exponent'))}) have modes, "
-                f"and {' and '.join(_formats_with('float32'))} by row or block have 'power_of_two'"
+                f"and {' and '.join(_with_powers_of_two())} by row or block have 'power_of_two'"
             )
         if self.select is not None and self.rounding == "eden":
             raise ValueError(f"select must be None when rounding is 'eden', got {self.select!r}; eden has no 4/6")
@@ -257,9 +282,9 @@ class QuantSpec:
 
     @property
     def largest_scale(self) -> float:
-        """Of the block that holds the tensor's amax: the largest minifloat (448 in nvfp4), or with room above (256)."""
-        grid = self.fmt.scale_type.minifloat
-        return grid.max if self.select is None and self.rounding != "eden" else 2.0**grid.max_exponent
+        """Of the block that holds the tensor's amax: the format's target (448 in nvfp4), or with room above (256)."""
+        target = self.fmt.scale_target or self.fmt.largest_scale
+        return target if self.select is None and self.rounding != "eden" else 2.0 ** (math.frexp(target)[1] - 1)
 
     @property
     def tensor_target(self) -> float | None:
@@ -297,6 +322,10 @@ class QuantSpec:
         scale_bits = 8 * self.fmt.scale_dtype.itemsize
         share = math.prod(self.block_shape) if self.block_shape else None
         return 8 / self.element.codes_per_byte + (scale_bits / share if share else 0.0)
+
+
+def _with_powers_of_two() -> list[str]:
+    return [f.name for f in FORMATS.values() if any(map(f.optional_scale_modes, f.blocks))]
 
 
 def _formats_with(scale_kind: str) -> list[str]:

@@ -82,6 +82,8 @@ ELEMENTS = {
     e.name: e
     for e in (
         Element(name="e2m1", bits=4, exponent_bits=2, mantissa_bits=1, min_exponent=0, max=6.0),
+        # 0 .5 1 1.5 2 2.5 3 3.5: evenly spaced, subnormals and the one binade of normals alike.
+        Element(name="e1m2", bits=4, exponent_bits=1, mantissa_bits=2, min_exponent=1, max=3.5),
         Element(
             name="e4m3",
             bits=8,
@@ -134,10 +136,24 @@ class ScaleType:
         return self.grid
 
 
+# No sign; infinity and NaN have the largest exponent, as in IEEE 754.
+_UE5M3 = Element(
+    name="ue5m3",
+    bits=8,
+    exponent_bits=5,
+    mantissa_bits=3,
+    min_exponent=-14,
+    max=61440.0,
+    signed=False,
+    infinity=0xF8,
+    nan=0xFF,
+)
+
 SCALE_KINDS = ("minifloat", "exponent", "float32")
 
 SCALES = {
     "e4m3": ScaleType(name="e4m3", kind="minifloat", dtype=torch.float8_e4m3fn, grid=ELEMENTS["e4m3"]),
+    "ue5m3": ScaleType(name="ue5m3", kind="minifloat", dtype=torch.uint8, grid=_UE5M3),
     "e8m0": ScaleType(name="e8m0", kind="exponent", dtype=torch.float8_e8m0fnu),
     "fp32": ScaleType(name="fp32", kind="float32", dtype=torch.float32),
 }

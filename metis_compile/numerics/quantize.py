@@ -102,6 +102,29 @@ def decode(
     return layout.join(result, values.shape).to(dtype)
 
 
+def magnitude_limits(parts: Sequence[Tensor], spec: QuantSpec, axis: int, length: int) -> Tensor:
+    """The largest magnitude that each element could have been stored as, under the scales in `parts`.
+
+    float32, one for each element of what :func:`encode` was given. The other arguments as for :func:`decode`.
+    """
+    layout = BlockLayout.of(spec, parts[0].dim(), axis)
+    shape = list(parts[0].shape)
+    shape[layout.axis] = length
+    limits = layout.spread(scale_values(parts, spec), shape) * spec.element.max
+    if spec.fmt.tensor_scale:
+        limits = limits * parts[2]
+    ones = limits.new_ones(()).expand(shape)
+    return layout.join(layout.split(ones) * limits, shape)
+
+
+def scale_values(parts: Sequence[Tensor], spec: QuantSpec) -> Tensor:
+    """The block scales in `parts` as float32, without that of the whole tensor, in the shape that `encode` stores."""
+    stored = parts[1]
+    if is_swizzled(spec, parts[0].dim(), stored.dim()):
+        raise ValueError("parts must hold block scales as they lie in the tensor, got swizzled ones")
+    return _load(stored, spec)
+
+
 def empty_values(parts: Sequence[Tensor], spec: QuantSpec, axis: int, length: int) -> Tensor:
     """What :func:`decode` returns for these parts, float32, contiguous and not filled in."""
     codes = parts[0]
@@ -138,10 +161,15 @@ def _quantize(x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None) -> tu
         assert noise is not None
         scales, noise = eden_scaling(x, layout, spec, noise), None
     else:
-        scales = four_over_six_scaling(x, layout, spec) if spec.select else scaling(layout.amax(x), spec)
+        scales = scaling_of(x, layout, spec)
     scaled = layout.split(x) * layout.spread(scales.multiplier, x.shape)
     rounded = round_to_element(scaled, spec.element, None if noise is None else layout.split(noise))
     return layout, rounded, scales
+
+
+def scaling_of(x: Tensor, layout: BlockLayout, spec: QuantSpec) -> Scaling:
+    """The scales of fp32 x, of a spec that does not round these at random."""
+    return four_over_six_scaling(x, layout, spec) if spec.select else scaling(layout.amax(x), spec)
 
 
 def _store(scale: Tensor, spec: QuantSpec) -> Tensor:

@@ -1,8 +1,9 @@
 """The Hadamard transform as one operator, and its inverse: the plain torch of `metis_compile.conditioning.hadamard`.
 
 `metis::hadamard(x, axis, signs?)` and `metis::inverse_hadamard(x, axis, length, signs?)` give float32 of x's shape, but
-along the axis. Without signs they are those that never change. Written out in a graph a transform is two dozen nodes,
-which a kernel that transforms by itself would have to find again. torch.utils.flop_counter knows their products.
+along the axis. There are as many signs as elements that it mixes; without any they are the 16 that never change.
+Written out in a graph a transform is two dozen nodes, which a kernel that transforms by itself would have to find
+again. torch.utils.flop_counter knows their products.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from metis_compile.conditioning.hadamard import SIZE, fixed_signs, hadamard, inverse_hadamard
-from metis_compile.ops.checks import axis_of, check_device, check_dtype, check_shape
+from metis_compile.conditioning.hadamard import SIZE, SIZES, fixed_signs, hadamard, inverse_hadamard
+from metis_compile.ops.checks import axis_of, check_device, check_dtype
 
 __all__ = ["HADAMARD", "INVERSE_HADAMARD"]
 
@@ -47,7 +48,8 @@ def _inverse_hadamard(x: Tensor, axis: int, length: int, signs: Tensor | None = 
 def _(x: Tensor, axis: int, signs: Tensor | None = None) -> Tensor:
     axis = _check("metis::hadamard", x, axis, signs)
     shape = list(x.shape)
-    shape[axis] = (shape[axis] + SIZE - 1) // SIZE * SIZE
+    size = _size_of(signs)
+    shape[axis] = (shape[axis] + size - 1) // size * size
     return x.new_empty(shape, dtype=torch.float32)
 
 
@@ -64,19 +66,26 @@ def _check(op: str, x: Tensor, axis: int, signs: Tensor | None) -> int:
     check_dtype(op, "x", x, *FLOATS)
     if signs is not None:
         check_dtype(op, "signs", signs, torch.float32)
-        check_shape(op, "signs", signs, [SIZE])
+        if signs.dim() != 1 or signs.shape[0] not in SIZES:
+            shapes = ", ".join(f"[{size}]" for size in SIZES)
+            raise ValueError(f"{op}: signs must have one of the shapes {shapes}, got {list(signs.shape)}")
         check_device(op, "signs", signs, x)
     return axis_of(op, axis, x.dim())
 
 
+def _size_of(signs: Any) -> int:
+    """How many elements a transform with these signs mixes. signs: a tensor, its shape, or None."""
+    return SIZE if signs is None else int(getattr(signs, "shape", signs)[0])
+
+
 @register_flop_formula(torch.ops.metis.hadamard)
 def _hadamard_flops(x: Any, axis: int, signs: Any = None, *, out_shape: Any = None) -> int:
-    return 2 * math.prod(out_shape) * SIZE
+    return 2 * math.prod(out_shape) * _size_of(signs)
 
 
 @register_flop_formula(torch.ops.metis.inverse_hadamard)
 def _inverse_hadamard_flops(x: Any, axis: int, length: int, signs: Any = None, *, out_shape: Any = None) -> int:
-    return 2 * math.prod(x) * SIZE
+    return 2 * math.prod(x) * _size_of(signs)
 
 
 HADAMARD = torch.ops.metis.hadamard.default

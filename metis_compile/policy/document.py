@@ -14,7 +14,7 @@ from metis_compile.policy.toml_positions import Path as KeyPath
 from metis_compile.policy.toml_positions import key_lines, line_of
 from metis_compile.spelling import nearest_name
 
-TOP_KEYS = ("extends", "recipe", "rule", "stage")
+TOP_KEYS = ("extends", "rules_first", "recipe", "rule", "stage")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,11 @@ class Document:
     lines: dict[KeyPath, int]
     parent: "Document | None"
     trust: bool  # whether it may name code, which is then imported
+
+    @property
+    def rules_first(self) -> bool:
+        """Whether its rules come before those of a file that extends it."""
+        return bool(self.data.get("rules_first", False))
 
     def error(self, error: PolicyError, path: KeyPath, key: str) -> PolicyError:
         """``error`` with this file, the line of ``path``, and ``key`` as the reader's name for the place."""
@@ -117,6 +122,9 @@ def _parse(text: str, name: str, file: str, folder: Path, reading: _Reading) -> 
     for key in data:
         if key not in TOP_KEYS:
             raise here.error(unknown_key("a policy", key, TOP_KEYS), (key,), key)
+    if not isinstance(first := data.get("rules_first", False), bool):
+        wrong = PolicyError(f"must be true or false, got {show(first)}", value=first, allowed=("true", "false"))
+        raise here.error(wrong, ("rules_first",), "rules_first")
     if "extends" not in data:
         return here
     try:

@@ -19,13 +19,13 @@ RULE_KEYS = ("recipe", "module", "kind", "blocks", "op", "gemm", "operand", "dty
 def load_recipes_and_rules(document: Document) -> tuple[list[Recipe], list[Rule]]:
     """The recipes and the ordered rules of ``document`` and all it extends. Raises PolicyError.
 
-    A file's rules come before those of the file it extends; its recipes replace those of the same name there,
-    also for the rules there. A rule may name any recipe of these files, "high", or a recipe of any preset.
+    A file's rules come before those of the file it extends, or after them where that says so; its recipes replace
+    those of the same name there, also for the rules there. A rule may name any recipe of these files, "high", or a
+    recipe of any preset.
     """
     recipes = _recipes(document)
     rules: list[Rule] = []
-    inner: Document | None = document
-    while inner is not None:
+    for inner in _in_order(document):
         for path, rule in _rules(inner):
             if rule.recipe != HIGH and rule.recipe not in recipes:
                 stock = _stock_recipe(rule.recipe)
@@ -38,8 +38,15 @@ def load_recipes_and_rules(document: Document) -> tuple[list[Recipe], list[Rule]
             except PolicyError as error:
                 raise inner.error(error, (*path, "when"), f"rule {rule.number}, when") from None
             rules.append(rule)
-        inner = inner.parent
     return list(recipes.values()), rules
+
+
+def _in_order(document: Document) -> list[Document]:
+    """The file and all it extends, in the order in which their rules are tried."""
+    if document.parent is None:
+        return [document]
+    inherited = _in_order(document.parent)
+    return [*inherited, document] if document.parent.rules_first else [document, *inherited]
 
 
 def _rules(document: Document) -> list[tuple[KeyPath, Rule]]:
@@ -239,7 +246,12 @@ def _preset(name: str) -> Document:
 @cache
 def _presets_by_recipe() -> dict[str, str]:
     """For each recipe of the presets, the first that has it."""
-    return {name: preset for preset in reversed(presets()) for name in _preset(preset).data.get("recipe", {})}
+    return {name: preset for preset in reversed(presets()) for name in _recipe_names(_preset(preset))}
+
+
+def _recipe_names(document: Document) -> list[str]:
+    """Names of the recipes of a file and of all that it extends."""
+    return [name for each in _in_order(document) for name in each.data.get("recipe", {})]
 
 
 @cache

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from metis_compile.conditioning.hadamard import SIZE
 from metis_compile.policy.document import Document, read_reference, read_text
 from metis_compile.policy.errors import PolicyError, unknown_name
 from metis_compile.policy.loading import RULE_KEYS, load_recipes_and_rules
@@ -16,6 +17,8 @@ from metis_compile.policy.treatment import HIGH, HIGH_RECIPE, TREATMENT_KEYS, Re
 from metis_compile.policy.writing import to_toml
 
 _DIGEST_VERSION = 1  # raised when the meaning of an unchanged policy changes
+# Keys of treatments that came later, with what they are where a policy of before says nothing: its digest stays.
+_LATER_KEYS: dict[str, object] = {"hadamard_size": SIZE, "estimator": None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,4 +142,6 @@ class Policy:
 
 def _treatment_values(treatment: Treatment) -> list[object]:
     split = None if treatment.split is None else split_meaning(treatment.split)
-    return [split if key == "split" else getattr(treatment, key) for key in TREATMENT_KEYS]
+    values = [split if key == "split" else getattr(treatment, key) for key in TREATMENT_KEYS if key not in _LATER_KEYS]
+    later = [(key, getattr(treatment, key)) for key in _LATER_KEYS]
+    return values + [[key, value] for key, value in later if value not in (None, _LATER_KEYS[key])]

@@ -1,13 +1,14 @@
-"""The policies that ship with the package: one TOML file each, in ``metis_compile/presets``."""
+"""The policies that ship with the package: TOML files in ``metis_compile/presets``, and the one that they extend."""
 
 from pathlib import Path
 
 _FOLDER = Path(__file__).resolve().parent.parent / "presets"
+_BASE = "base"  # what they have in common; it quantizes nothing
 
 
 def presets() -> list[str]:
     """The names that ``Policy.load`` and ``extends`` know without a file, in alphabetical order."""
-    return sorted(path.stem for path in _FOLDER.glob("*.toml"))
+    return sorted(path.stem for path in _FOLDER.glob("*.toml") if path.stem != _BASE)
 
 
 def preset_path(name: str) -> Path:

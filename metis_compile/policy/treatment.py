@@ -4,8 +4,9 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any
 
-from metis_compile.conditioning.hadamard import SIGNS
+from metis_compile.conditioning.hadamard import SIGNS, SIZE, SIZES
 from metis_compile.conditioning.registry import describe
+from metis_compile.numerics.estimator import ESTIMATORS
 from metis_compile.numerics.formats import FORMATS, ROUNDINGS, QuantSpec
 from metis_compile.policy.errors import PolicyError, show, unknown_name
 from metis_compile.policy.splits import read_split
@@ -37,6 +38,8 @@ class Treatment:
     four_over_six: str | bool | None = None  # how blocks choose their scale, "mse", "mae", "expected"; None: they don't
     split: Any = None  # a conditioning, or what read_split makes one from; None: nothing is split off
     hadamard: str | bool | None = None  # "fixed" or "fresh" signs, along the contraction axis; None: no transform
+    hadamard_size: int | None = None  # elements that such a transform mixes; None: 16
+    estimator: str | None = None  # of a weight in fprop: what its gradient is multiplied by, "dge"; None: nothing
 
     def __post_init__(self) -> None:
         names = (HIGH, *FORMATS)
@@ -47,6 +50,8 @@ class Treatment:
         self._settle_flag("hadamard", SIGNS[0])
         for key in TREATMENT_KEYS[1:]:
             self._check(key)
+        if self.hadamard is not None and self.hadamard_size is None:
+            object.__setattr__(self, "hadamard_size", SIZE)
         if self.split is not None:
             object.__setattr__(self, "split", read_split(self.split))
         spec = self.spec
@@ -70,16 +75,28 @@ class Treatment:
         if key == "split":
             return
         format = FORMATS[self.format]
-        allowed = {
+        values: dict[str, tuple[Any, ...]] = {
             "block": format.blocks,
             "rounding": format.roundings,
             "guard": format.guards if self.rounding == "stochastic" else ("none",),
             "scale_mode": format.scale_modes or format.optional_scale_modes(self.block),
             "four_over_six": format.selects(self.rounding or ROUNDINGS[0]),
             "hadamard": SIGNS,
-        }[key]
-        if value in allowed:
+            "hadamard_size": SIZES if self.hadamard is not None else (),
+            "estimator": ESTIMATORS if format.element_type.dtype is None else (),
+        }
+        allowed = values[key]
+        if key == "estimator" and (self.rounding == "eden" or self.hadamard is not None or self.split is not None):
+            problem = f"{show(value)} is for a weight that is rounded as it is: leave out eden, hadamard and split"
+            raise PolicyError(problem, key=key, value=value, allowed=())
+        if value in allowed and not isinstance(value, bool):
             return
+        if key == "hadamard_size" and not allowed:
+            problem = f"{show(value)} means nothing without a transform: give hadamard too, or leave it out"
+            raise PolicyError(problem, key=key, value=value, allowed=())
+        if key == "estimator" and not allowed:
+            problem = f"{show(value)} means nothing for {self.format}: it is for elements of 4 bits; leave it out"
+            raise PolicyError(problem, key=key, value=value, allowed=())
         if key == "guard" and value in format.guards:
             problem = f'{show(value)} is for rounding = "stochastic" only; leave it out'
             raise PolicyError(problem, key=key, value=value, allowed=allowed)
@@ -114,7 +131,9 @@ class Treatment:
         if self.split is not None:
             words.append(f"split {describe(self.split)}")
         if self.hadamard is not None:
-            words.append(f"hadamard {self.hadamard}")
+            words.append(f"hadamard {self.hadamard}" + (f" {self.hadamard_size}" if self.hadamard_size != SIZE else ""))
+        if self.estimator is not None:
+            words.append(f"estimator {self.estimator}")
         return ", ".join(words)
 
 
@@ -137,6 +156,10 @@ class Recipe:
         if self.name == HIGH and any(treatment.format != HIGH for treatment in self.treatments):
             problem = 'the recipe "high" is built in and cannot be redefined; choose another name'
             raise PolicyError(problem, value=self.name)
+        for operand in OPERANDS[1:]:
+            if (estimator := self.treatment(operand).estimator) is not None:
+                problem = f"{operand} has the estimator {show(estimator)}, which is for weights; leave it out"
+                raise PolicyError(problem, value=estimator, allowed=())
 
     @property
     def treatments(self) -> tuple[Treatment, ...]:

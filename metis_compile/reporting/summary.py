@@ -118,7 +118,8 @@ def summary(model: nn.Module) -> Summary:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"metis: a summary is of an nn.Module, got {type(model).__name__}: give the compiled module")
-    graphs = [graph for parameter in model.parameters() for graph in _SEEN.get(parameter, ())]
+    owners = [*model.parameters(), *model.modules()]
+    graphs = list({id(graph): graph for owner in owners for graph in _SEEN.get(owner, ())}.values())
     if not graphs:
         raise LookupError(
             'metis: nothing of this model was compiled with backend="metis": call it first (or its code came from a '
@@ -158,8 +159,11 @@ class SummaryRecord:
         self._has_run = True
         self._products = [*(_product(site) for site in sites), *self._products]
 
-    def finish(self, owner: Tensor | None) -> None:
-        """After the compile. owner: the graph's first parameter."""
+    def finish(self, owners: Iterable[object]) -> None:
+        """After the compile. owners: what tells whose graph it is: its first parameter, the module that was compiled.
+
+        Under FSDP parameters are other tensors while a model computes than between its steps.
+        """
         if self._has_run:
             _write(self._file, [asdict(product) for product in self._products])
         elif self._file.exists():
@@ -167,7 +171,7 @@ class SummaryRecord:
         if not self._products:
             return
         found = Summary(policy=self.policy.name, products=tuple(self._products))
-        if owner is not None:
+        for owner in owners:
             _SEEN[owner] = [*_others(_SEEN.get(owner, ()), found), found]
         _report(found)
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from metis_compile.html_report import ReportError, check, policy_texts, spectra, write
+from metis_compile.html_report import ReportError, check, policy_texts, read_statistics, spectra, write
 from metis_compile.measure.folder import check_folder, writing
 from metis_compile.measure.interrupt import StopRequest
 from metis_compile.measure.plot import check_matplotlib
+from metis_compile.monitoring.monitor import monitor
 from metis_compile.policy import Schedule
 from metis_compile.train import checkpoint, corpus
 from metis_compile.train.determinism import deterministic
@@ -38,9 +39,11 @@ class Options:
     average: int = 50  # last steps in the training loss of the report
     html: Path | None = None  # where the report goes as a page of HTML
     trust: bool = True  # whether the policy may name code, which is then imported: see Policy.load
+    monitor: Path | None = None  # where statistics of the policy's operands go, as metis_compile.monitor writes them
+    monitor_every: int = 50  # steps
 
     def __post_init__(self) -> None:
-        for name in ("checkpoint_every", "average"):
+        for name in ("checkpoint_every", "average", "monitor_every"):
             if getattr(self, name) < 1:
                 raise TrainError(f"{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
 
@@ -124,6 +127,10 @@ class _Run:
                 if stop.signal is not None:
                     return self._interrupted(stop, cut_off=type(error).__name__)
                 raise
+            finally:
+                policy = self.learners["policy"]
+                if policy.monitor is not None:
+                    policy.monitor.close()
 
     def _start(self) -> None:
         out = self.options.out
@@ -135,7 +142,20 @@ class _Run:
             self.progress.note(f"starting anew: the checkpoint in {out} will be replaced (--resume goes on with it)")
         self.progress.note(f"text: {self.text.source}, {self.text.train.numel() / 1e6:.1f} MB to train on")
         if self.done < self.settings.steps:
+            self._monitor()
             self._warm_up()
+
+    def _monitor(self) -> None:
+        """Opens the file of statistics; a run that resumes adds to it."""
+        if self.options.monitor is None:
+            return
+        policy = self.learners["policy"]
+        try:
+            policy.monitor = monitor(
+                policy.model, every=self.options.monitor_every, to=self.options.monitor, start=self.done
+            )
+        except OSError as error:
+            raise TrainError(str(error).removeprefix("metis: ")) from None
 
     def _warm_up(self) -> None:
         """Compile something tiny: what a process pays once is then in neither model's compile time."""
@@ -191,6 +211,8 @@ class _Run:
         files = {"plot": out / "loss.png", "report": out / "report.json", "checkpoint": out / checkpoint.FILE}
         if self.options.html is not None:
             files["html"] = self.options.html
+        if self.options.monitor is not None:
+            files["statistics"] = self.options.monitor
         report = Report(
             settings=settings,
             device=device_name(settings.device),
@@ -231,7 +253,11 @@ class _Run:
             tokens = batches[0][0].to(self.settings.device)
             with learner.autocast():
                 found = spectra(learner.model, lambda: learner.model(tokens), explained[-1][1], last)
-        write(page(report.to_dict(), policy=self.policy_files, explained=explained, spectra=found), path)
+        statistics = [] if self.options.monitor is None else read_statistics(self.options.monitor)
+        made = page(
+            report.to_dict(), policy=self.policy_files, explained=explained, spectra=found, statistics=statistics
+        )
+        write(made, path)
 
 
 def side(trainer: Trainer, batches: list[tuple[torch.Tensor, torch.Tensor]], averaged: int) -> Side:

@@ -74,13 +74,14 @@ def page(
         sections.append(statistics_section(statistics))
     else:
         left_out.append(
-            "Not in this report: statistics over time. metis report RUN --statistics FILE adds a monitor's."
+            "Not in this report: statistics over time, which metis train --monitor FILE --html has; metis report "
+            "--statistics FILE adds those of a file."
         )
     if spectra:
         sections.append(spectra_section(spectra))
     else:
         left_out.append(
-            "Not in this report: spectra of activations. metis train --html has them of a policy that splits activations."
+            "Not in this report: spectra of activations. metis train --html has them of policies with splits."
         )
     if blame is not None:
         sections.append(blame_section(blame))

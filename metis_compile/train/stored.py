@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metis_compile.html_report import Page, ReportError, policy_texts
+from metis_compile.html_report import Page, ReportError, policy_texts, read_statistics
 from metis_compile.policy.schedule import load
 from metis_compile.train.page import explanations, page
 from metis_compile.train.settings import Settings
@@ -20,8 +20,9 @@ REPORT = "report.json"
 def stored_run(run: Path, *, statistics: Sequence[dict[str, Any]] = (), blame: Mapping[str, Any] | None = None) -> Page:
     """run: the folder of ``metis train``, or the JSON in it. The model is looked at anew, without weights.
 
-    Raises ReportError for what is no report, and for one whose policy was changed since; PolicyError and TrainError
-    where its settings or its policy can't be had any more. Code that a policy names is not imported.
+    statistics: where none are given, those of the run's own monitor. Raises ReportError for what is no report, and for
+    one whose policy was changed since; PolicyError and TrainError where its settings or its policy can't be had any
+    more. Code that a policy names is not imported.
     """
     file = run / REPORT if run.is_dir() else run
     report = read_json(file, f"neither a report of metis train nor of metis compare: give its folder, or its {REPORT}")
@@ -34,6 +35,10 @@ def stored_run(run: Path, *, statistics: Sequence[dict[str, Any]] = (), blame: M
     texts = policy_texts(settings.policy, trust=False)
     if stored and texts != stored:
         raise ReportError(f"{file}: the policy {settings.policy!r} was changed since; put back what the report has")
+    named = (report.get("files") or {}).get("statistics")
+    if not statistics and named is not None:
+        there = [place for place in (Path(named), file.parent / Path(named).name) if place.is_file()]
+        statistics = read_statistics(there[0]) if there else ()
     explained = explanations(settings, load(settings.policy, trust=False))
     return page(report, policy=texts, explained=explained, statistics=statistics, blame=blame)
 

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metis_compile import state as across_steps
+from metis_compile.monitoring.monitor import Monitor
 from metis_compile.schedule import advance
 from metis_compile.train.llama import llama, logits_of
 from metis_compile.train.llama_block import LlamaBlocks
@@ -61,6 +62,7 @@ class Trainer:
         self.device = torch.device(settings.device)
         self.history = History()
         self.compiled_here = False  # this process has run a step
+        self.monitor: Monitor | None = None  # what looks at its training steps
         torch.manual_seed(derived_seed("weights", settings.seed))
         self.model = build(settings).to(self.device)
         for change in variant.changes:
@@ -137,7 +139,8 @@ class Trainer:
     def _between_steps(self) -> Iterator[None]:
         """Within: the forward that training runs, without moving on what the policy keeps across steps."""
         kept = across_steps.state_dict(self.model)
-        yield
+        with nullcontext() if self.monitor is None else self.monitor.paused():
+            yield
         across_steps.load_state_dict(self.model, kept)
 
     def autocast(self) -> torch.autocast:

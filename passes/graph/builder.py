@@ -15,7 +15,10 @@ from metis_compile.compat import detect_fake_mode
 from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.noise import SEED_BITS
 from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
+from metis_compile.ops.rank import OF_RANK
 from metis_compile.ops.state import KEEP
+from metis_compile.passes.graph.fake_values import FakeValues
+from metis_compile.ranks import draws_by_rank
 
 aten = torch.ops.aten
 # what a new node takes over from the node it stands for; `val` is its own
@@ -42,6 +45,7 @@ class GraphBuilder:
         self.graph = graph
         values = [n.meta["val"] for n in graph.nodes if isinstance(n.meta.get("val"), torch.Tensor)]
         self.fake_mode = detect_fake_mode(values)
+        self._values = FakeValues(self.fake_mode)
         self._order = {node: i for i, node in enumerate(graph.nodes)}
         self._symbols = {
             n.meta["val"].node.expr: n
@@ -99,8 +103,7 @@ class GraphBuilder:
         fake_args, fake_kwargs = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
         if self.fake_mode is None:
             raise RuntimeError("metis: the captured graph has no fake tensors, so new nodes can't be typed")
-        with self.fake_mode:
-            value = target(*fake_args, **fake_kwargs)
+        value = self._values(target, fake_args, fake_kwargs)
         node = self.graph.create_node("call_function", target, args, kwargs, name=name)
         if self._like is not None:
             node.meta.update({k: self._like.meta[k] for k in CARRIED if k in self._like.meta})
@@ -153,7 +156,10 @@ class GraphBuilder:
         return seed
 
     def seed(self, device: torch.device) -> fx.Node:
-        """The graph's seed on `device`, one int64 drawn from torch's generator each time the graph runs."""
+        """The graph's seed on `device`, one int64 drawn from torch's generator each time the graph runs.
+
+        In a distributed run it is that of the data-parallel rank: the generators of all ranks draw the same.
+        """
         if device not in self._seeds:
             first = next(n for n in self.graph.nodes if n.op not in ("placeholder", "get_attr"))
             previous, self._like = self._like, None
@@ -161,5 +167,7 @@ class GraphBuilder:
                 kwargs = {"dtype": torch.int64, "device": device, "pin_memory": False}
                 args = (0, 2**SEED_BITS - 1, [1])
                 self._seeds[device] = self.call(aten.randint.low, args, kwargs, name="metis_seed")
+                if draws_by_rank():
+                    self._seeds[device] = self.call(OF_RANK, (self._seeds[device],), name="metis_rank_seed")
             self._like = previous
         return self._seeds[device]

@@ -30,7 +30,8 @@ class Matrix:
 def matrices_of(node: fx.Node) -> Iterator[Matrix]:
     """The matrices that `node`, [1, rows, columns], is a rearrangement of as a whole: the earliest first, `node` last.
 
-    Earlier than one that mixes rows and columns of what it is made of, there is none.
+    Earlier than one that mixes rows and columns of what it is made of, there is none. One row or column is both ways
+    round a matrix of its source.
     """
     chain = history(node, through_casts=False)
     for start in range(len(chain) - 1, -1, -1):
@@ -44,7 +45,6 @@ def matrices_of(node: fx.Node) -> Iterator[Matrix]:
             if first + last == sorted(first + last):
                 shape = _size(source, first), _size(source, last)
                 yield Matrix(source=source, shape=shape, columns=tuple(last), transposed=transposed)
-                break
 
 
 def _own(source: fx.Node) -> _Dims:

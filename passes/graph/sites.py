@@ -67,6 +67,9 @@ class Site:
     kind_reason: str = ""  # what the kind was told from
     weights: tuple[str, ...] = field(default=())  # names of the parameters among the operands
     of_weight: bool = False  # a backward product whose fprop has a weight, be it no parameter
+    result: fx.Node | None = (
+        None  # once rewritten: the product and its tails, before a cast; None where scaled together
+    )
 
     @property
     def operands(self) -> tuple[Operand, ...]:

@@ -86,13 +86,17 @@ class _Writer:
     def _base(self, found: Matrix) -> fx.Node | None:
         """The tensor as a matrix, once for all that read it; None where its elements don't lie so."""
         source = found.source
-        if len(shape_of(source)) == 2:
+        own = shape_of(source)[-2:]
+        as_it_is = len(own) == 2 and all(
+            same(a, b) for a, b in zip(own, found.shape, strict=True)
+        )  # [n, 1] is not [1, n]
+        if len(shape_of(source)) == 2 and as_it_is:
             return source
         key = source, tuple(map(str, found.shape))
         if key not in self._matrices:
             if source.meta["val"].is_contiguous():
                 self._matrices[key] = self.builder.call(aten.view.default, (source, self._sizes(found)))
-            elif len(shape_of(source)) == 3 and same(shape_of(source)[0], 1):
+            elif as_it_is and len(shape_of(source)) == 3 and same(shape_of(source)[0], 1):
                 self._matrices[key] = self.builder.call(aten.squeeze.dim, (source, 0))
         return self._matrices.get(key)
 

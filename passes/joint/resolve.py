@@ -50,7 +50,7 @@ def resolve_site(site: Site, policy: Policy) -> None:
         if site.kind is not None:
             site.reason += f"; {site.kind}: {site.kind_reason}"
     else:
-        site.reason = _unsplittable(site) or _unrotatable(site)
+        site.reason = _unsplittable(site) or _unrotatable(site) or _unestimable(site)
 
 
 def _unsplittable(site: Site) -> str | None:
@@ -72,7 +72,8 @@ def _unsplittable(site: Site) -> str | None:
 
 def _unrotatable(site: Site) -> str | None:
     """Why a product whose policy has a Hadamard transform can't be rewritten so, or None."""
-    signs = [o.decision.treatment.hadamard for o in site.operands if o.decision is not None]
+    treatments = [o.decision.treatment for o in site.operands if o.decision is not None]
+    signs = [t.hadamard and f"{t.hadamard} {t.hadamard_size}" for t in treatments]
     if not any(signs):
         return None
     if len(set(signs)) > 1:
@@ -83,6 +84,16 @@ def _unrotatable(site: Site) -> str | None:
     shapes = [tuple(shape_of(o.base)) for o in site.operands]
     if any(len(shape) != 2 for shape in shapes) or not same(site.batch, 1):
         return f"a Hadamard transform is of matrices, and the operands have the shapes {shapes}"
+    return None
+
+
+def _unestimable(site: Site) -> str | None:
+    """Why a product whose policy estimates the gradient of its weight can't be rewritten so, or None."""
+    if not any(o.decision is not None and o.decision.treatment.estimator is not None for o in site.operands):
+        return None
+    shapes = [tuple(shape_of(o.base)) for o in site.operands]
+    if any(len(shape) != 2 for shape in shapes) or not same(site.batch, 1) or site.offs is not None:
+        return f"an estimator is of a matrix's gradient, and the operands have the shapes {shapes}"
     return None
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import operator
 import re
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ from metis_compile.passes.graph.products import OPERANDS
 from metis_compile.passes.graph.sites import GraphInputs, KeptName, Operand, Site
 from metis_compile.passes.graph.views import for_any_matrix, same, target_of, undoes
 from metis_compile.passes.joint.site_errors import errors_at
-from metis_compile.passes.joint.tails import Conditioner, Parts, Side
+from metis_compile.passes.joint.tails import Conditioner, Hadamard, Parts, Side
+from metis_compile.policy import Treatment
 
 aten = torch.ops.aten
 WITHOUT_ADDED: dict[Any, Any] = {aten.addmm.default: aten.mm.default, aten.baddbmm.default: aten.bmm.default}
@@ -57,7 +59,7 @@ class Rewriter:
 
     def __init__(self, graph: fx.Graph, sites: list[Site], inputs: GraphInputs) -> None:
         self.builder = GraphBuilder(graph)
-        self.sites, self.inputs = sites, inputs
+        self.inputs = inputs
         self.conditioner = Conditioner(self.builder, inputs)
         self.forward_products = {s.seq: s.node for s in sites if s.gemm == "fprop" and s.operands}
         self._quantized: dict[Any, fx.Node] = {}
@@ -65,6 +67,12 @@ class Rewriter:
         self._splits: dict[Any, tuple[Conditioning, KeptName | None]] = {}
         self._streams = 0  # numbers the tensors that round at random: each draws its own noise
         self._without_strays(sites)
+        # A graph has thousands of operands, so who reads a node is looked up, and not searched for with each product.
+        self._readers: dict[fx.Node, list[tuple[Site, Operand]]] = defaultdict(list)
+        for site in sites:
+            for operand in site.operands:
+                for node in {operand.base, operand.node}:
+                    self._readers[node].append((site, operand))
 
     def rewrite(self, site: Site) -> None:
         """Replaces the site's operands and adds the tails of those that are split.
@@ -84,6 +92,7 @@ class Rewriter:
         as_it_is = site.offs is None or site.node.target is GROUPED_MM
         if site.node.meta["val"].dtype == torch.float32 and not tails and as_it_is:
             site.node.args = tuple(args)
+            site.result = site.node
         else:
             self._product_in_float32(site, args, tails)
 
@@ -122,6 +131,7 @@ class Rewriter:
         assert operand.decision is not None
         treatment = operand.decision.treatment
         spec, split, parts = treatment.spec, treatment.split, None
+        hadamard = hadamard_of(treatment)
         in_backward = site.gemm != "fprop" and operand.role == "activation"
         if spec is None:
             quantized = operand.base
@@ -131,8 +141,8 @@ class Rewriter:
                 split, kept_name = self._ranked(site, operand, split)
                 parts = self._split(site, operand, split, kept_name)
                 source = parts.residual
-            if treatment.hadamard:
-                source = self._hadamard(site, operand, source, str(treatment.hadamard))
+            if hadamard is not None:
+                source = self._hadamard(site, operand, source, hadamard)
             operand.quantized = self._quantize(site, operand, spec, source)
             operand.kept_as = tuple(u.name for u in operand.quantized.users if u.target is operator.getitem)
             quantized = self._dequantize(site, operand, spec)
@@ -144,7 +154,7 @@ class Rewriter:
             quantized=quantized,
             spec=spec,
             only_saved=in_backward and spec is not None,
-            hadamard=str(treatment.hadamard) if spec is not None and treatment.hadamard else None,
+            hadamard=hadamard if spec is not None else None,
         )
 
     def _as_read(self, site: Site, side: Side) -> fx.Node:
@@ -172,10 +182,9 @@ class Rewriter:
         if key not in self._splits:
             rows, columns = operand.base.meta["val"].shape
             others = [
-                size
-                for reader in self.sites
+                reader.n if read is reader.lhs else reader.m
+                for reader, read in self._readers[operand.base]
                 if reader.gemm == site.gemm and reader.reason is None
-                for read, size in zip(reader.operands, (reader.n, reader.m), strict=True)
                 if read.base is operand.base and read.decision is not None and read.decision.treatment.split == split
             ]
             name, own = None, split
@@ -196,10 +205,10 @@ class Rewriter:
                 operand, split, self._next_stream(), label, kept_name=kept_name, backward=backward
             )
 
-    def _hadamard(self, site: Site, operand: Operand, source: fx.Node, signs: str) -> fx.Node:
+    def _hadamard(self, site: Site, operand: Operand, source: fx.Node, how: Hadamard) -> fx.Node:
         before, like = self._place(site, operand)
         with self.builder.at(before, like=like):
-            return self.conditioner.hadamard(source, operand.axis, signs)
+            return self.conditioner.hadamard(source, operand.axis, how)
 
     def _next_stream(self) -> int:
         self._streams += 1
@@ -265,11 +274,14 @@ class Rewriter:
                 result = self.builder.call(aten.add.Tensor, (result, tail), name=f"{node.name}_with_tail")
             if scaled:
                 result = self._scaled(result, added, **kwargs)
+            site.result = None if scaled else result
             result = self.builder.cast(result, node.meta["val"].dtype)
         node.replace_all_uses_with(result)
-        for operand in (o for site in self.sites for o in site.operands):  # products that read this one as it is
+        readers = self._readers.pop(node, [])  # products that read this one as it is
+        for _, operand in readers:
             operand.base = result if operand.base is node else operand.base
             operand.node = result if operand.node is node else operand.node
+        self._readers[result] += readers
         self.builder.take_place(node, product, result)
         self.builder.graph.erase_node(node)
         if self.forward_products.get(site.seq) is node:
@@ -287,6 +299,13 @@ class Rewriter:
         if isinstance(factor, (int, float)) and factor == 1:
             return node
         return self.builder.call(aten.mul.Tensor, (node, factor), name=f"{node.name}_scaled")
+
+
+def hadamard_of(treatment: Treatment) -> Hadamard | None:
+    """The transform that a treatment asks for."""
+    if treatment.hadamard is None or treatment.hadamard_size is None:
+        return None
+    return Hadamard(str(treatment.hadamard), treatment.hadamard_size)
 
 
 def _two_part_names(spec: QuantSpec) -> tuple[str, ...]:

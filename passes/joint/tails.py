@@ -5,7 +5,8 @@ With A [m, k] = R + U S and B [k, n] = R' + U' S' as the product reads them,
     A B  =  Q(R) Q(R')  +  U (S B)  +  (R U') S'
 
 U and S are left and right of the split where the product contracts the tensor's columns; where it contracts its rows
-they are right and left, transposed. What a tail reads of the other operand, its *partner*, is in high precision, or
+they are right and left, transposed. Where a split takes out single elements, left holds them and right is the identity,
+which is not multiplied by. What a tail reads of the other operand, its *partner*, is in high precision, or
 what the big product reads, as the split says; in backward an activation is only there as it was saved, residual and
 factors. Where left is a column of ones (a mean), S B is a sum and U (...) a row that is added to all rows.
 
@@ -16,7 +17,7 @@ one: U (S B) has S B[g] for each of the experts' matrices, and tokens take that 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -25,7 +26,7 @@ from metis_compile.compat import enable_python_dispatcher
 from metis_compile.conditioning import Conditioning, Mean, kept_step, makes_basis, next_basis
 from metis_compile.conditioning.compensation import compensated_left
 from metis_compile.conditioning.factors import partner_spec
-from metis_compile.conditioning.hadamard import signs_from
+from metis_compile.conditioning.hadamard import SIZE, fixed_signs, signs_from
 from metis_compile.conditioning.operators import using
 from metis_compile.conditioning.registry import as_read
 from metis_compile.numerics import QuantSpec
@@ -51,6 +52,13 @@ class Parts:
     right: fx.Node
 
 
+class Hadamard(NamedTuple):
+    """A transform along the contracted axis: "fixed" or "fresh" signs, and how many elements it mixes."""
+
+    signs: str
+    size: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Side:
     """One operand of a product, for its tails."""
@@ -62,11 +70,16 @@ class Side:
     quantized: fx.Node  # what the big product reads, as `operand.base` lies: of the residual where there is one
     spec: QuantSpec | None
     only_saved: bool  # in backward, an activation: the tensor itself would have to be kept for it
-    hadamard: str | None = None  # "fixed" or "fresh": `quantized` is of the transformed tensor
+    hadamard: Hadamard | None = None  # `quantized` is of the transformed tensor
 
     @property
     def ones(self) -> bool:
         return isinstance(self.split, Mean)
+
+    @property
+    def dense(self) -> bool:
+        """Whether right is the identity, and left what was taken out: no thin product."""
+        return self.split is not None and self.split.right_is_identity
 
     @property
     def contracts_rows(self) -> bool:
@@ -215,23 +228,24 @@ class Conditioner:
             seed = torch.zeros(1, dtype=torch.int64, device=x.device)
             return list(split.fresh_basis(as_read(split, x), seed).shape)
 
-    def hadamard(self, node: fx.Node, axis: int, signs: str) -> fx.Node:
-        """`node` transformed along `axis`, float32, filled up to blocks of 16; once for all that read it so."""
-        if (node, axis, signs) not in self._transformed:
-            args = (node, axis, *self._signs(node, signs))
-            self._transformed[node, axis, signs] = self.builder.call(HADAMARD, args, name=f"{node.name}_hadamard")
-        return self._transformed[node, axis, signs]
+    def hadamard(self, node: fx.Node, axis: int, how: Hadamard) -> fx.Node:
+        """`node` transformed along `axis`, float32, filled up to whole blocks; once for all that read it so."""
+        if (node, axis, how) not in self._transformed:
+            args = (node, axis, *self._signs(node, how))
+            self._transformed[node, axis, how] = self.builder.call(HADAMARD, args, name=f"{node.name}_hadamard")
+        return self._transformed[node, axis, how]
 
-    def _signs(self, node: fx.Node, signs: str) -> list[fx.Node]:
-        """The signs that a transform takes: none where they never change."""
-        if signs != "fresh":
+    def _signs(self, node: fx.Node, how: Hadamard) -> list[fx.Node]:
+        """The signs that a transform takes: none where they are the 16 that never change."""
+        device = node.meta["val"].device
+        if how.signs != "fresh" and how.size == SIZE:
             return []
-        seed = self.builder.shared_seed(node.meta["val"].device)
+        seed = [self.builder.shared_seed(device)] if how.signs == "fresh" else []
 
-        def run(seed: torch.Tensor) -> list[torch.Tensor]:
-            return [signs_from(seed, SIGN_STREAM)]
+        def run(*seed: torch.Tensor) -> list[torch.Tensor]:
+            return [signs_from(seed[0], SIGN_STREAM, how.size) if seed else fixed_signs(device, how.size)]
 
-        return self.inliner.insert(("signs", SIGN_STREAM), run, [seed], f"{node.name}_signs")
+        return self.inliner.insert(("signs", how, device), run, seed, f"{node.name}_signs")
 
     def _plain(self, side: Side) -> fx.Node:
         """What the big product reads, without the Hadamard transform."""
@@ -255,7 +269,12 @@ class Conditioner:
             # without factors of its own: where the left operand is split the partner is its residual alone
             read = self._partner(left, right.split, residual_only=left.parts is not None).value
             assert read is not None
-            if right.ones and right.contracts_rows:
+            if right.dense and right.contracts_rows:
+                found.append(self.builder.call(aten.mm.default, (read, u)))
+                return found
+            if right.dense:
+                thin = read
+            elif right.ones and right.contracts_rows:
                 thin = self.builder.call(aten.sum.dim_IntList, (read, [1], True))
             elif left.contracts_rows:  # of the transpose of what lies row by row: U^T times that is faster
                 thin = self._transpose(self.builder.call(aten.mm.default, (self._transpose(u), self._transpose(read))))
@@ -343,6 +362,8 @@ class Conditioner:
         """S times the partner, [r, n]."""
 
         def reduced(matrix: fx.Node) -> fx.Node:
+            if side.dense and not side.contracts_rows:
+                return matrix
             if side.ones and side.contracts_rows:
                 return self.builder.call(aten.sum.dim_IntList, (matrix, [0], True))
             return self.builder.call(aten.mm.default, (s, matrix))
@@ -357,7 +378,7 @@ class Conditioner:
         return self.builder.call(aten.add.Tensor, (result, self.builder.call(aten.mm.default, (reduced(u), t))))
 
     def _outer(self, side: Side, u: fx.Node, inner: fx.Node) -> fx.Node:
-        if side.ones and not side.contracts_rows:
+        if (side.ones and not side.contracts_rows) or (side.dense and side.contracts_rows):
             return inner
         return self.builder.call(aten.mm.default, (u, inner))
 

@@ -25,7 +25,7 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from metis_compile.compat import lowers_to_triton
-from metis_compile.conditioning.hadamard import fixed_signs
+from metis_compile.conditioning.hadamard import SIZE, fixed_signs
 from metis_compile.kernels.materialize import register_materialize
 from metis_compile.kernels.quantize.inductor import register_tile_lowering
 from metis_compile.kernels.quantize.ops import QUANTIZE_TILES, TILES_AMAX
@@ -159,8 +159,10 @@ def _transformed(x: fx.Node, axes: Sequence[int]) -> fx.Node | None:
     """What x is a Hadamard transform of along the one axis that it is quantized along, if the kernel can do it."""
     if x.target is not HADAMARD or not _only_quantized(x):
         return None
-    base, axis = list[Any](x.args)[:2]
+    base, axis, *signs = list[Any](x.args)
     value = base.meta["val"]
+    if any(given is not None and not _same(given.meta["val"].shape, [SIZE]) for given in signs):
+        return None
     if [normalize_axis(axis, value.dim())] != list(axes) or value.dtype not in INPUTS:
         return None
     return base if _same(value.shape, x.meta["val"].shape) else None  # x may be filled up to whole blocks

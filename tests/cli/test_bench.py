@@ -73,6 +73,18 @@ def test_scaling(metis: Any) -> None:
     assert rows[2]["settings"]["width"] == 32  # the middle one
 
 
+def test_depths(metis: Any) -> None:
+    result = metis("compile", "nvfp4", "--depths=3,1", "--json", "--width=16", "--tokens=32", "--device=cpu")
+    rows = json.loads(result.stdout)["rows"]
+    assert [(row["policy"], row["settings"]["layers"]) for row in rows] == [
+        ("high", 1),
+        ("high", 3),
+        ("nvfp4", 1),
+        ("nvfp4", 3),
+    ]
+    assert Path("runs/bench/depth.png").is_file()
+
+
 def test_json_is_all_that_stdout_gets(metis: Any) -> None:
     numbers = json.loads(metis("step", "nvfp4", "--json", *TINY, "--width=32").stdout)
     assert {"benchmark", "title", "machine", "rounds", "rows", "failures"} == set(numbers)

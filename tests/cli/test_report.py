@@ -64,7 +64,7 @@ def test_what_is_left_out_is_said() -> None:
         (["blame.json", "--html", "page.html"], "blame.json is no report of metis train"),
         (["statistics.jsonl", "--html", "page.html"], "statistics.jsonl is no report of metis train"),
         ([RUN, "--html", "."], "cannot write .: it is a folder"),
-        ([RUN, "--html", "page.html", "--statistics", "blame.json"], "not a record of a monitor"),
+        ([RUN, "--html", "page.html", "--statistics", "blame.json"], "neither a report of metis train nor a monitor's"),
         ([RUN, "--html", "page.html", "--blame", "statistics.jsonl"], "is not what metis blame --json prints"),
         ([RUN, "--html", "page.html", "--blame", "nowhere"], "cannot read nowhere: No such file or directory"),
         ([ROOT / "benchmarks/results/compare-gpt", "--html", "page.html"], "a report needs their losses"),

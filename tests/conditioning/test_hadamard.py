@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metis_compile.conditioning import fixed_signs, hadamard, signs_from
-from metis_compile.conditioning.hadamard import matrix
+from metis_compile.conditioning.hadamard import SIZES, matrix
 
 SEED = torch.tensor([7])
 
@@ -18,6 +18,18 @@ def test_the_matrix_is_orthogonal_and_holds_quarters(signs: torch.Tensor) -> Non
     h = matrix(signs)
     assert torch.equal(h @ h.T, torch.eye(16))
     assert torch.equal(h.abs(), torch.full((16, 16), 0.25))
+
+
+@pytest.mark.parametrize("size", SIZES[1:])
+def test_larger_ones_are_orthogonal_and_mix_as_many(size: int) -> None:
+    for signs in (fixed_signs(size=size), signs_from(SEED, 0, size)):
+        h = matrix(signs)
+        torch.testing.assert_close(h @ h.T, torch.eye(size), rtol=0, atol=1e-6)
+        assert torch.equal(h.abs(), torch.full((size, size), size**-0.5))
+        a, b = torch.randn(5, 3 * size - 7), torch.randn(4, 3 * size - 7)
+        turned = [hadamard(t, 1, signs) for t in (a, b)]
+        assert turned[0].shape[1] == 3 * size
+        torch.testing.assert_close(turned[0] @ turned[1].T, a @ b.T, rtol=0, atol=2e-4)
 
 
 def test_the_matrix_is_sylvesters() -> None:

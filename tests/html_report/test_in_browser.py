@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import subprocess
-from html import unescape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +72,19 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def opened(file: Path, width: int, dark: bool, profile: Path) -> dict[str, Any]:
-    """What MEASURE found."""
+def opened(file: Path, width: int, dark: bool, folder: Path) -> dict[str, Any]:
+    """What MEASURE found, in a frame of that width: a window of Chromium is never narrower than 500 pixels."""
     assert CHROMIUM is not None
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--user-data-dir={profile}"]
-    flags += [f"--window-size={width},900", f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
-    done = subprocess.run([CHROMIUM, *flags, "--dump-dom", file.as_uri()], capture_output=True, text=True, check=True)
-    (found,) = re.findall(r'data-found="([^"]*)"', done.stdout)
+    frame = (
+        f'<iframe srcdoc="{escape(file.read_text(encoding="utf-8"))}" style="width:{width}px; height:900px"></iframe>'
+    )
+    copied = "document.body.dataset.found = document.querySelector('iframe').contentDocument.body.dataset.found"
+    outer = folder / "outer.html"
+    outer.write_text(f'<!DOCTYPE html><meta charset="utf-8"><body onload="{copied}">{frame}</body>', encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--user-data-dir={folder / 'profile'}"]
+    flags += ["--window-size=1400,900", f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
+    done = subprocess.run([CHROMIUM, *flags, "--dump-dom", outer.as_uri()], capture_output=True, text=True, check=True)
+    (found,) = re.findall(r'<body[^>]* data-found="([^"]*)"', done.stdout)
     return dict(json.loads(unescape(found)))
 
 
@@ -90,9 +96,10 @@ def brightness(colour: str) -> float:
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_it_fits_and_can_be_read(width: int, dark: bool, file: Path, tmp_path: Path) -> None:
-    found = opened(file, width, dark, tmp_path / "profile")
-    assert found["scrolls"] <= found["width"]
+    found = opened(file, width, dark, tmp_path)
+    assert found["width"] == width
     assert found["off"] == []
+    assert found["scrolls"] <= width
     assert found["charts"] == 3  # one drawing of each
     assert found["boxes"] == 2
     assert found["resources"] == 0

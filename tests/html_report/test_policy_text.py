@@ -17,7 +17,8 @@ def test_a_file_and_what_it_extends(tmp_path: Path) -> None:
     text = '# <script>alert("mine")</script>\nextends = "nvfp4"\n'
     path.write_text(text)
     found = policy_texts(str(path))
-    assert found == [("mine.toml", text), ("nvfp4.toml", preset_path("nvfp4").read_text())]
+    assert found[:2] == [("mine.toml", text), ("nvfp4.toml", preset_path("nvfp4").read_text())]
+    assert [name for name, _ in found[2:]] == ["base.toml"]  # which the preset extends
     assert policy_texts(Policy.load(str(path))) == found
     written = html(Page(title="t", lead="", sections=[policy_section([("mine", found)])]))
     assert "<script" not in written
@@ -29,12 +30,11 @@ def test_a_schedule_and_its_stages(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_text('[[stage]]\npolicy = "first.toml"\nuntil = 0.9\n\n[[stage]]\npolicy = "high"\n')
     found = policy_texts(load(str(path)))
-    assert [name for name, _ in found] == ["run.toml", "first.toml", "nvfp4.toml", "high.toml"]
+    assert [name for name, _ in found] == ["run.toml", "first.toml", "nvfp4.toml", "base.toml", "high.toml"]
 
 
 def test_a_policy_made_in_python() -> None:
-    policy = Policy.from_toml(preset_path("nvfp4").read_text(), name="made")
-    policy = Policy(recipes=policy.recipes, rules=policy.rules, name="made")
+    policy = Policy(recipes=Policy.load("nvfp4").recipes, rules=Policy.load("nvfp4").rules, name="made")
     ((name, text),) = policy_texts(policy)
     assert name == "made"
     assert Policy.from_toml(text) == policy

@@ -78,10 +78,11 @@ def test_what_is_not_finite_is_left_out_of_curves(file: Path) -> None:
     [
         ("", "holds no records"),
         ("not json\n", "line 1: not a record of a monitor: 'not json'"),
-        ('{"step": 1}\n', "line 1: not a record of a monitor"),
+        ('{"step": 1}\n', "is neither a report of metis train nor a monitor's JSON lines"),
+        ('{"step": 1}\n{"step": 2}\n', "holds what is no record of a monitor"),
         ("[1, 2]\n", "line 1: not a record of a monitor"),
         ('{"step": "x", "site": "a", "gemm": "fprop", "operand": "weight"}\n', "line 1: not a record"),
-        ('{"step": 1, "site": "a", "gemm": "conv", "operand": "weight"}\n', "line 1: not a record"),
+        ('{"step": 1, "site": "a", "gemm": "conv", "operand": "weight"}\n', "holds what is no record of a monitor"),
     ],
 )
 def test_a_file_of_something_else(file: Path, text: str, said: str) -> None:

@@ -20,7 +20,8 @@ from metis_compile import Policy
 lightning = pytest.importorskip("lightning")
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 
-from metis_compile.integrations.lightning import MetisCallback  # noqa: E402
+from metis_compile.integrations.lightning import MetisCallback, MonitorCallback  # noqa: E402
+from metis_compile.monitoring.reading import read_run  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("eagerly")
 
@@ -121,3 +122,24 @@ def test_what_cannot_be_put_back_is_said(tmp_path: Path) -> None:
     _, said = fit(tmp_path / "other", "fp8", resume=tmp_path / "step=2.ckpt", epochs=1)
     assert "is of the policy" in said[0]
     assert said[1] == "metis: policy fp8.toml: 2 of 5 products rewritten in 1 graph"  # the last linear is a head
+
+
+def test_statistics_while_it_trains(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    callback = MonitorCallback(every=2, to=tmp_path / "statistics.jsonl")
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_steps=5,
+        accumulate_grad_batches=2,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        callbacks=[MetisCallback("nvfp4"), callback],
+    )
+    trainer.fit(Module(), Batches(18, 9))
+    records = read_run(tmp_path / "statistics.jsonl").records
+    assert sorted(records) == [0, 2, 4]
+    assert {r["site"] for r in records[4].values()} == {"net.up"}
+    assert callback.monitor is not None
+    assert not callback.monitor.is_sampling  # it is closed

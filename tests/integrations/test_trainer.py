@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerState
 
 import metis_compile
 from metis_compile import Policy, PolicyError
-from metis_compile.integrations.transformers import FILE, MetisCallback
+from metis_compile.integrations.transformers import FILE, MetisCallback, MonitorCallback
 from metis_compile.options import environment_policy
 from metis_compile.policy.schedule import Schedule, Stage
 
@@ -192,3 +192,13 @@ def test_each_process_of_a_distributed_run_has_a_file_of_its_own(tmp_path: Path)
     for place in places:
         MetisCallback("fp8").on_save(place, TrainerState(global_step=3), None, model=Regression())
     assert sorted(p.name for p in (tmp_path / "checkpoint-3").iterdir()) == ["metis_state_0.pt", "metis_state_1.pt"]
+
+
+def test_statistics_while_it_trains(tmp_path: Path) -> None:
+    sent: list[list[dict[str, object]]] = []
+    callbacks = [MetisCallback("nvfp4"), MonitorCallback(every=2, to=[sent.append, tmp_path / "statistics.jsonl"])]
+    trainer(tmp_path, *callbacks, max_steps=5, gradient_accumulation_steps=2).train()
+    assert [records[0]["step"] for records in sent] == [0, 2, 4]
+    assert len({len(records) for records in sent}) == 1
+    assert callbacks[1].monitor is not None
+    assert not callbacks[1].monitor.is_sampling  # it is closed

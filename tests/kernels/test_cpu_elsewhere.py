@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from long_tail import each_once
 from same_bytes import assert_same, assert_same_parts
 from standalone_kernels import AARCH64, SANITIZED, Machine, quantized
 from undefined import hard_to_quantize
@@ -23,16 +24,19 @@ SPECS = [
 ]
 
 
-@pytest.fixture(params=[AARCH64, SANITIZED], ids=lambda m: m.name)
-def machine(request: pytest.FixtureRequest) -> Machine:
-    found: Machine = request.param
-    if found.missing:
-        pytest.skip(f"{' and '.join(found.missing)} not found; Debian has them in g++-aarch64-linux-gnu and qemu-user")
-    return found
+MACHINES = [AARCH64, SANITIZED]
 
 
-@pytest.mark.parametrize("spec", SPECS)
+def need(machine: Machine) -> None:
+    if machine.missing:
+        pytest.skip(
+            f"{' and '.join(machine.missing)} not found; Debian has them in g++-aarch64-linux-gnu and qemu-user"
+        )
+
+
+@pytest.mark.parametrize(("spec", "machine"), each_once(SPECS, MACHINES))
 def test_bytes(spec: str, machine: Machine) -> None:
+    need(machine)
     parsed, seed = QuantSpec.parse(spec), 2**62 + 12345
     for axis in (0, 1):
         for x in hard_to_quantize((37, 51)):
@@ -44,8 +48,9 @@ def test_bytes(spec: str, machine: Machine) -> None:
             assert_same(values, fake_quantize(x, parsed, axis, noise), "values")
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("dtype", "machine"), each_once([torch.bfloat16, torch.float16], MACHINES))
 def test_narrow_input(dtype: torch.dtype, machine: Machine) -> None:
+    need(machine)
     spec = QuantSpec.parse("nvfp4 1x16 nearest")
     x = torch.randn(37, 51).to(dtype)
     *parts, values = quantized(machine, x, spec, 1, 0, 0)

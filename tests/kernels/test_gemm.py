@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import pytest
 import torch
+from long_tail import each_once, sampled
 from one_template import Compiler, configs, kernel_of
 from packed_operands import LAYOUTS, RTOL, SPECS, Packed, assert_near, expected, packed, product
 from torch import Tensor
@@ -42,8 +45,17 @@ INSTRUCTIONS = {
 }
 
 
-@pytest.mark.parametrize("capability", INSTRUCTIONS)
-@pytest.mark.parametrize("name", SPECS)
+# Below 10.0 all formats are decoded, by the same code as for the instructions of 10.0 that multiply them as they are.
+EARLIER = {(80, "nvfp4"), (80, "fp8"), (90, "nvfp4"), (90, "mxfp8"), (90, "fp8"), (90, "fp8-128"), (90, "nvfp4-2d")}
+
+
+@pytest.mark.parametrize(
+    ("name", "capability"),
+    sampled(
+        itertools.product(SPECS, INSTRUCTIONS),
+        lambda name, capability: capability == 100 or (capability, name) in EARLIER,
+    ),
+)
 def test_formats(compiler: Compiler, name: str, capability: int) -> None:
     a, b = packed((37, 75), SPECS[name]), packed((21, 75), SPECS[name])
     assert_near(product(a, b), expected(a, b))
@@ -94,7 +106,8 @@ def all_configurations() -> list[Any]:
         tiles = {config[:3]: config for config in configs(operand, operand, capability)}
         for tile, config in tiles.items():
             label = f"{name}-{capability}-{'wgrad' if transposed else 'fprop'}-{'x'.join(map(str, tile))}"
-            found.append(pytest.param(capability, name, transposed, config, id=label))
+            marks = () if tile == min(tiles, key=math.prod) else pytest.mark.long
+            found.append(pytest.param(capability, name, transposed, config, id=label, marks=marks))
     return found
 
 
@@ -105,9 +118,9 @@ def test_every_configuration(compiler: Compiler, capability: int, name: str, tra
     assert_near(result, expected(a, b))
 
 
-@pytest.mark.parametrize("capability", [90, 100])
-@pytest.mark.parametrize("transposed", [False, True], ids=["fprop", "wgrad"])
-@pytest.mark.parametrize("name", ["nvfp4", "mxfp8", "fp8"])
+@pytest.mark.parametrize(
+    ("name", "transposed", "capability"), each_once(["nvfp4", "mxfp8", "fp8"], [False, True], [90, 100])
+)
 def test_whole_steps_along_k(compiler: Compiler, name: str, transposed: bool, capability: int) -> None:
     """As in most models: loads without masks. In the first tile that is timed, with a tail or a batch."""
     batch = (2,) if name == "fp8" else ()
@@ -118,10 +131,13 @@ def test_whole_steps_along_k(compiler: Compiler, name: str, transposed: bool, ca
     assert "EVEN_K : tl.constexpr = True" in code
 
 
-@pytest.mark.parametrize(("capability", "name"), [(90, "nvfp4"), (90, "fp8"), (100, "nvfp4"), (100, "mxfp8")])
-@pytest.mark.parametrize("transposed", [False, True], ids=["rows", "k"])
-def test_more_than_an_int32_away(compiler: Compiler, name: str, transposed: bool, capability: int) -> None:
+@pytest.mark.parametrize(
+    ("case", "transposed"),
+    each_once([(90, "nvfp4"), (90, "fp8"), (100, "nvfp4"), (100, "mxfp8")], [False, True]),
+)
+def test_more_than_an_int32_away(compiler: Compiler, case: tuple[int, str], transposed: bool) -> None:
     """Codes whose rows, or whose lines along k, lie a GiB from each other; the memory in between is never touched."""
+    capability, name = case
     a, b = packed((5, 32), SPECS[name]), packed((3, 32), SPECS[name])
     if transposed:
         a, b = packed((32, 6), SPECS[name], transposed=True), packed((16, 6), SPECS[name], transposed=True)
@@ -148,21 +164,16 @@ def test_the_least_and_the_largest_scales(compiler: Compiler, name: str, capabil
     torch.testing.assert_close(result, expected(a, b), rtol=RTOL, atol=0)
 
 
-@pytest.mark.parametrize("capability", [90, 100])
-@pytest.mark.parametrize(
-    ("left", "right"),
-    LAYOUTS,
-    ids=lambda side: "-".join([side[0], *side[1]]),
-)
-def test_layouts_and_mixed_formats(compiler: Compiler, left: Any, right: Any, capability: int) -> None:
+@pytest.mark.parametrize(("sides", "capability"), each_once(LAYOUTS, [90, 100]))
+def test_layouts_and_mixed_formats(compiler: Compiler, sides: Any, capability: int) -> None:
+    left, right = sides
     a, b = packed((37, 75), SPECS[left[0]], **left[1]), packed((21, 75), SPECS[right[0]], **right[1])
     assert_near(product(a, b), expected(a, b))
     result, _ = compiler(capability, product, a, b)
     assert_near(result, expected(a, b))
 
 
-@pytest.mark.parametrize("name", ["nvfp4", "mxfp8", "fp8-row"])
-@pytest.mark.parametrize("transposed", [False, True], ids=["plain", "transposed"])
+@pytest.mark.parametrize(("name", "transposed"), each_once(["nvfp4", "mxfp8", "fp8-row"], [False, True]))
 def test_batches(compiler: Compiler, name: str, transposed: bool) -> None:
     a, b = packed((3, 19, 50), SPECS[name], transposed=transposed), packed((3, 5, 50), SPECS[name])
     assert_near(product(a, b), expected(a, b))
@@ -170,8 +181,7 @@ def test_batches(compiler: Compiler, name: str, transposed: bool) -> None:
     assert_near(result, expected(a, b))
 
 
-@pytest.mark.parametrize("capability", [90, 100])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("dtype", "capability"), each_once([torch.float32, torch.bfloat16], [90, 100]))
 def test_tails(compiler: Compiler, dtype: torch.dtype, capability: int) -> None:
     a, b = packed((37, 75), SPECS["nvfp4"]), packed((21, 75), SPECS["nvfp4"])
     tails = tuple(
@@ -195,8 +205,7 @@ def test_epilogues_are_fused_into_the_store(compiler: Compiler) -> None:
     assert code.count(".run(") == 1
 
 
-@pytest.mark.parametrize("name", ["nvfp4", "mxfp4", "mxfp8", "fp8"])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("name", "bad"), each_once(["nvfp4", "mxfp4", "mxfp8", "fp8"], [float("nan"), float("inf")]))
 def test_what_is_not_finite_stays_so(compiler: Compiler, name: str, bad: float) -> None:
     x = torch.randn(5, 40)
     x[2, 3] = bad

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 from typing import Any
 
 import pytest
 import torch
+from long_tail import each_once, sampled
 from one_template import Compiler, configs, kernel_of
 from packed_operands import SPECS, Packed, assert_near, expected, packed, product
 from swizzled_scales import swizzled
@@ -38,9 +41,11 @@ def all_configurations() -> list[Any]:
     found = []
     for name, transposed in (("nvfp4", False), ("nvfp4", True), ("mxfp4", False), ("mxfp8", True)):
         a, b = both((2, 2), 2, name, transposed=transposed)
-        for tile, config in {config[:3]: config for config in configs(a, b, 100)}.items():
+        tiles = {config[:3]: config for config in configs(a, b, 100)}
+        for tile, config in tiles.items():
             label = f"{name}-{'wgrad' if transposed else 'fprop'}-{'x'.join(map(str, tile))}"
-            found.append(pytest.param(name, transposed, config, id=label))
+            marks = () if tile == min(tiles, key=math.prod) else pytest.mark.long
+            found.append(pytest.param(name, transposed, config, id=label, marks=marks))
     return found
 
 
@@ -54,8 +59,7 @@ def test_every_configuration(compiler: Compiler, name: str, transposed: bool, co
     assert_near(result, expected(a, b))
 
 
-@pytest.mark.parametrize("k", [1, 75, 512])
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(("name", "k"), each_once(FORMATS, [1, 75, 512]))
 def test_formats(compiler: Compiler, name: str, k: int) -> None:
     a, b = both((37, 270), k, name)
     assert_near(product(a, b), expected(a, b))
@@ -73,8 +77,7 @@ def test_one_of_the_two(compiler: Compiler, side: str) -> None:
     assert code.count(" load_swizzled_scales(") == code.count(" load_scales(") == 1
 
 
-@pytest.mark.parametrize("transposed", [False, True], ids=["plain", "transposed"])
-@pytest.mark.parametrize("name", ["nvfp4", "mxfp8"])
+@pytest.mark.parametrize(("name", "transposed"), each_once(["nvfp4", "mxfp8"], [False, True]))
 def test_batches(compiler: Compiler, name: str, transposed: bool) -> None:
     a, b = both((133, 5), 50, name, batch=(3,), transposed=transposed)
     assert_near(product(a, b), expected(a, b))
@@ -121,17 +124,20 @@ def test_other_gpus_multiply_without_a_template(
 # What Triton makes of it
 
 
-@pytest.mark.parametrize(("k", "transposed"), [(512, False), (480, True)], ids=["whole steps", "part of a step, wgrad"])
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(("name", "transposed"), each_once(FORMATS, [False, True]))
 def test_scales_are_copied_to_tensor_memory(
-    compiler: Compiler, monkeypatch: pytest.MonkeyPatch, name: str, k: int, transposed: bool
+    compiler: Compiler, monkeypatch: pytest.MonkeyPatch, long: bool, name: str, transposed: bool
 ) -> None:
-    """By every configuration, and nothing but zeros, with which a sum begins, is stored there from registers."""
+    """In whole steps and with part of one. From registers only zeros are stored there, with which a sum begins.
+
+    By the first configuration; in the long tail by every one.
+    """
     from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 
     monkeypatch.setattr(CachingAutotuner, "run", lambda *given, **how: None)  # it is the code that counts
+    k = 480 if transposed else 512
     a, b = both((512, 512), k, name, transposed=transposed)
-    tried = configs(a, b, 100)
+    tried = configs(a, b, 100)[: None if long else 1]
     for config in tried:
         _, code = compiler(100, product, a, b, config=config)
         ptx = kernel_of(code, 100).ptx
@@ -144,8 +150,7 @@ def test_scales_are_copied_to_tensor_memory(
     assert scales_stored(ptx) > 0
 
 
-@pytest.mark.parametrize("batch", [(), (3,)], ids=["matrix", "batch"])
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "symbolic"])
+@pytest.mark.parametrize(("dynamic", "batch"), each_once([False, True], [(3,), ()]))
 def test_of_batches_and_of_any_size_too(
     compiler: Compiler, monkeypatch: pytest.MonkeyPatch, batch: tuple[int, ...], dynamic: bool
 ) -> None:
@@ -179,9 +184,14 @@ def test_without_a_template(name: str, transposed: bool) -> None:
     assert_near(without_template(*a.parts, *b.parts, **sides, out=out), expected(a, b))
 
 
-@pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("transposed", [False, True], ids=["plain", "transposed"])
-@pytest.mark.parametrize("shape", [(1, 1), (37, 75), (3, 133, 261)], ids=str)
+@pytest.mark.parametrize(
+    ("name", "transposed", "shape"),
+    sampled(
+        itertools.product(FORMATS, [False, True], [(1, 1), (37, 75), (3, 133, 261)]),
+        # of each format a matrix and a batch, one of them transposed
+        lambda name, transposed, shape: shape != (1, 1) and transposed == ((len(shape) + FORMATS.index(name)) % 2 == 0),
+    ),
+)
 def test_the_decoding_kernel(triton_on_cpu: Any, shape: tuple[int, ...], transposed: bool, name: str) -> None:
     from metis_compile.kernels.gemm.decode import decode_to_bfloat16
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
+from long_tail import each_once
 from one_template import Compiler, configs, kernel_of
 from packed_operands import SPECS, Packed, assert_near, packed
 from torch import Tensor
@@ -55,12 +57,9 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("offs", ENDS, ids=str)
-@pytest.mark.parametrize("capability", [90, 100])
-@pytest.mark.parametrize(("name", "weight", "lying"), ROWS, ids=str)
-def test_of_rows(
-    compiler: Compiler, name: str, weight: str, lying: dict[str, bool], capability: int, offs: Any
-) -> None:
+@pytest.mark.parametrize(("operands", "capability", "offs"), each_once(ROWS, [90, 100], ENDS))
+def test_of_rows(compiler: Compiler, operands: tuple[str, str, dict[str, bool]], capability: int, offs: Any) -> None:
+    name, weight, lying = operands
     a, b = of_rows(name, weight, **lying)
     wanted = expected(a, b, torch.tensor(offs))
     assert_near(product(a, b, torch.tensor(offs)), wanted)
@@ -68,13 +67,14 @@ def test_of_rows(
     assert_near(result, wanted)
 
 
-@pytest.mark.parametrize("offs", ENDS, ids=str)
+MIXED = [*((n, n) for n in SPECS), ("nvfp4", "mxfp8"), ("fp8-row", "fp8-128"), ("mxfp8", "fp8")]
+
+
+@pytest.mark.parametrize(("operands", "offs"), each_once(MIXED, ENDS))
 @pytest.mark.parametrize("capability", [100])  # one template for all
-@pytest.mark.parametrize(
-    ("left", "right"), [*((n, n) for n in SPECS), ("nvfp4", "mxfp8"), ("fp8-row", "fp8-128"), ("mxfp8", "fp8")]
-)
-def test_of_what_is_contracted(compiler: Compiler, left: str, right: str, capability: int, offs: Any) -> None:
+def test_of_what_is_contracted(compiler: Compiler, operands: tuple[str, str], capability: int, offs: Any) -> None:
     """A group begins in the middle of a block, and of a byte."""
+    left, right = operands
     a, b = of_k(left, right)
     wanted = expected(a, b, torch.tensor(offs))
     assert_near(product(a, b, torch.tensor(offs)), wanted)
@@ -82,9 +82,11 @@ def test_of_what_is_contracted(compiler: Compiler, left: str, right: str, capabi
     assert_near(result, wanted)
 
 
-@pytest.mark.parametrize("offs", ENDS, ids=str)
-@pytest.mark.parametrize(("left", "right"), [("nvfp4", "nvfp4"), ("fp8-row", "fp8-row"), ("fp8-128", "fp8")])
-def test_without_a_template(compiler: Compiler, left: str, right: str, offs: Any) -> None:
+@pytest.mark.parametrize(
+    ("operands", "offs"), each_once([("nvfp4", "nvfp4"), ("fp8-row", "fp8-row"), ("fp8-128", "fp8")], ENDS)
+)
+def test_without_a_template(compiler: Compiler, operands: tuple[str, str], offs: Any) -> None:
+    left, right = operands
     compiler.plain = True
     for a, b in (of_rows(left, right), of_k(left, right)):
         result, code = compiler(90, product, a, b, torch.tensor(offs, dtype=torch.int32))
@@ -105,7 +107,8 @@ def all_configurations() -> list[Any]:
         tiles = {config[:3]: config for config in configs(a, b, capability, grouped)}
         for tile, config in tiles.items():
             label = f"{name}-{capability}-{grouped}-{'x'.join(map(str, tile))}"
-            found.append(pytest.param(capability, name, grouped, config, id=label))
+            marks = () if tile == min(tiles, key=math.prod) else pytest.mark.long
+            found.append(pytest.param(capability, name, grouped, config, id=label, marks=marks))
     return found
 
 

@@ -123,6 +123,6 @@ def test_explain_under_peft_names_what_is_compiled() -> None:
     config = peft.LoraConfig(r=8, target_modules=["q_proj"], task_type="CAUSAL_LM")
     explanation = metis_compile.explain(peft.get_peft_model(llama(), config), input_ids=IDS, policy="nvidia")
     site = explanation.site("model.layers.0.self_attn.q_proj.lora_A.default")
-    assert site.reason == "high: nvidia.toml rule 4 (kind=adapter); adapter: by its name"
+    assert site.reason == "high: base.toml rule 4 (kind=adapter); adapter: by its name"
     with pytest.raises(LookupError):
         explanation.site("base_model.model.model.layers.0.self_attn.q_proj.base_layer")

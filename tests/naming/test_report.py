@@ -52,7 +52,7 @@ def test_blocks_that_are_compiled_and_called_alone() -> None:
     for layer in model.layers:
         layer.compile(backend=backend)
     (message,) = warned(lambda: model.layers[1](model.layers[0](torch.randn(8, 32))))
-    assert "nvidia.toml rule 5 (blocks=last 15%) matches nothing: Block has no numbered blocks; " in message
+    assert "nvidia.toml rule 1 (blocks=last 15%) matches nothing: Block has no numbered blocks; " in message
 
 
 def test_a_rule_that_asks_for_what_no_product_has() -> None:

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from gfloat import RoundMode, decode_float, encode_float, round_float
+from gfloat import Domain, FormatInfo, RoundMode, decode_float, encode_float, round_float
 from gfloat.formats import format_info_ocp_e2m1, format_info_ocp_e4m3, format_info_ocp_e5m2
 
 from metis_compile.numerics import QuantSpec, decode, encode
 from metis_compile.numerics.elements import element_codes, element_values, round_magnitude_up, round_to_element
 from metis_compile.numerics.number_types import ELEMENTS
 
-TYPES = {
-    "e2m1": (ml_dtypes.float4_e2m1fn, format_info_ocp_e2m1),
-    "e4m3": (ml_dtypes.float8_e4m3fn, format_info_ocp_e4m3),
-    "e5m2": (ml_dtypes.float8_e5m2, format_info_ocp_e5m2),
+Cast = Callable[[np.ndarray], np.ndarray]
+
+E1M2 = FormatInfo(
+    "e1m2", 4, 3, bias=0, is_signed=True, domain=Domain.Finite, has_nz=True, num_high_nans=0, has_subnormals=True,
+    is_twos_complement=False,
+)  # fmt: skip
+
+
+def as_stored(element_type: type) -> Cast:
+    return lambda x: x.astype(element_type).astype(np.float32)
+
+
+# ml_dtypes has no E1M2, whose values are the multiples of a half.
+TYPES: dict[str, tuple[Cast, FormatInfo]] = {
+    "e2m1": (as_stored(ml_dtypes.float4_e2m1fn), format_info_ocp_e2m1),
+    "e1m2": (lambda x: np.rint(x * np.float32(2)) / np.float32(2), E1M2),
+    "e4m3": (as_stored(ml_dtypes.float8_e4m3fn), format_info_ocp_e4m3),
+    "e5m2": (as_stored(ml_dtypes.float8_e5m2), format_info_ocp_e5m2),
 }
 elements = pytest.mark.parametrize("name", TYPES)
 
@@ -39,11 +55,11 @@ def near_decisions(name: str) -> np.ndarray:
 
 @elements
 def test_nearest_matches_both_libraries_near_every_decision(name: str) -> None:
-    element_type, info = TYPES[name]
+    cast, info = TYPES[name]
     x = near_decisions(name)
     got = round_to_element(torch.from_numpy(x), ELEMENTS[name]).numpy()
     largest = ELEMENTS[name].max
-    assert got.tobytes() == np.clip(x, -largest, largest).astype(element_type).astype(np.float32).tobytes()
+    assert got.tobytes() == cast(np.clip(x, -largest, largest)).tobytes()
     want = [round_float(info, float(v), RoundMode.TiesToEven, sat=True) for v in x]
     assert got.tobytes() == np.array(want, np.float32).tobytes()
 
@@ -53,7 +69,7 @@ def test_nearest_matches_ml_dtypes_on_random_bits(name: str) -> None:
     x = np.random.default_rng(0).integers(0, 2**32, 2**20, np.uint32).view(np.float32)
     got = round_to_element(torch.from_numpy(x), ELEMENTS[name]).numpy()
     finite = np.isfinite(x)
-    want = np.clip(x[finite], -ELEMENTS[name].max, ELEMENTS[name].max).astype(TYPES[name][0]).astype(np.float32)
+    want = TYPES[name][0](np.clip(x[finite], -ELEMENTS[name].max, ELEMENTS[name].max))
     assert got[finite].tobytes() == want.tobytes()
     assert np.isnan(got[np.isnan(x)]).all()
 
@@ -92,6 +108,15 @@ def test_grid_values_are_never_moved_by_noise(name: str) -> None:
     grid = torch.from_numpy(magnitudes(name))
     for u in (0.0, 0.5, 1 - 2.0**-24):
         assert torch.equal(round_to_element(grid, ELEMENTS[name], torch.full_like(grid, u)), grid)
+
+
+def test_e1m2_is_evenly_spaced() -> None:
+    assert magnitudes("e1m2").tolist() == [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5]
+    codes = torch.arange(16, dtype=torch.int32)
+    values = element_values(codes, ELEMENTS["e1m2"])
+    assert values.numpy().tobytes() == np.array([decode_float(E1M2, c).fval for c in range(16)], "f4").tobytes()
+    assert element_codes(values, ELEMENTS["e1m2"]).tolist() == list(range(16))
+    assert element_codes(torch.tensor([torch.nan, -torch.nan]), ELEMENTS["e1m2"]).tolist() == [0, 0]
 
 
 def test_e2m1_codes_are_those_of_both_libraries() -> None:

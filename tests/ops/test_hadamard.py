@@ -10,7 +10,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from metis_compile.conditioning.hadamard import fixed_signs, hadamard, signs_from
+from metis_compile.conditioning.hadamard import SIZES, fixed_signs, hadamard, signs_from
 from metis_compile.ops.hadamard import HADAMARD, INVERSE_HADAMARD
 from metis_compile.passes.lowering.decompose_hadamard import write_transforms
 
@@ -19,13 +19,13 @@ from metis_compile.passes.lowering.decompose_hadamard import write_transforms
 @pytest.mark.parametrize(("shape", "axis"), [((20, 33), 0), ((20, 33), -1), ((2, 16, 32), 1)])
 def test_is_the_transform(shape: tuple[int, ...], axis: int, dtype: torch.dtype) -> None:
     x = torch.randn(shape).to(dtype)
-    drawn = signs_from(torch.tensor([5]))
-    for given, signs in (([], fixed_signs()), ([drawn], drawn)):
+    sized = [signs_from(torch.tensor([5]), 0, size) for size in SIZES]
+    for given, signs in (([], fixed_signs()), *(([drawn], drawn) for drawn in sized)):
         y = HADAMARD(x, axis, *given)
         assert torch.equal(y, hadamard(x, axis, signs))
         back = INVERSE_HADAMARD(y, axis, x.shape[axis], *given)
         assert back.shape == x.shape
-        torch.testing.assert_close(back, x.float(), rtol=0, atol=1e-5)  # sums of 16 products, twice
+        torch.testing.assert_close(back, x.float(), rtol=0, atol=1e-5)  # sums of 16 products or more, twice
 
 
 @pytest.mark.parametrize("tracing", ["fake", "symbolic"])
@@ -63,7 +63,9 @@ def test_arguments_are_checked(op: Any) -> None:
     x = torch.randn(16, 16)
     with pytest.raises(TypeError, match=re.escape("x must be float32, bfloat16 or float16, got int64")):
         op(x.long(), 0)
-    with pytest.raises(ValueError, match=re.escape("signs must have shape [16], got [8]")):
+    with pytest.raises(
+        ValueError, match=re.escape("signs must have one of the shapes [16], [32], [64], [128], got [8]")
+    ):
         op(x, 0, torch.ones(8))
     with pytest.raises(TypeError, match="signs must be float32, got float64"):
         op(x, 0, torch.ones(16, dtype=torch.float64))

@@ -682,3 +682,169 @@ up_gradient_quantized_dgrad = quantize(tangents_1_hadamard_1, nvfp4 1x16 eden, 1
 up_weight_quantized_dgrad = quantize(primals_1_hadamard, nvfp4 1x16 eden, 0, metis_seed, 4)
 mm_2 = mm(up_gradient_dequantized_dgrad, up_weight_dequantized_dgrad)""",
         )
+
+    def test_ufp4(self) -> None:
+        self.assertExpectedInline(
+            self.main_steps("ufp4"),
+            """\
+up_activation_quantized = quantize(primals_2_hadamard, ufp4 1x16 nearest, 1)
+up_weight_quantized = quantize(primals_1_hadamard, ufp4 1x16 nearest, 1)
+up_activation_quantized_wgrad = quantize(primals_2_hadamard_1, ufp4 1x16 nearest, 0)
+mm = mm(up_activation_dequantized, permute_5)
+up_gradient_quantized_wgrad = quantize(tangents_1_hadamard, ufp4 1x16 stochastic round_up, 0, metis_seed, 1)
+mm_1 = mm(permute_6, up_activation_dequantized_wgrad)
+up_gradient_quantized_dgrad = quantize(tangents_1_hadamard_1, ufp4 1x16 stochastic round_up, 1, metis_seed, 2)
+up_weight_quantized_dgrad = quantize(primals_1_hadamard_1, ufp4 1x16 nearest, 0)
+mm_2 = mm(up_gradient_dequantized_dgrad, up_weight_dequantized_dgrad)""",
+        )
+
+    def test_ue5m3(self) -> None:
+        self.assertExpectedInline(
+            self.golden("ue5m3"),
+            """\
+metis_seed = randint(0, 9223372036854775807, [1])
+up_activation_quantized = quantize(primals_2, nvfp4_ue5m3 1x16 nearest, 1)
+up_activation_dequantized = dequantize(up_activation_quantized, nvfp4_ue5m3 1x16 nearest, 1, 32)
+up_weight_quantized = quantize(primals_1, nvfp4_ue5m3 16x16 nearest, 1)
+up_weight_dequantized = dequantize(up_weight_quantized, nvfp4_ue5m3 16x16 nearest, 1, 32)
+permute_5 = permute(up_weight_dequantized, [1, 0])
+up_activation_quantized_wgrad = quantize(primals_2, nvfp4_ue5m3 1x16 nearest, 0)
+mm = mm(up_activation_dequantized, permute_5)
+up_gradient_quantized_wgrad = quantize(tangents_1, nvfp4_ue5m3 1x16 stochastic round_up, 0, metis_seed, 1)
+up_gradient_dequantized_wgrad = dequantize(up_gradient_quantized_wgrad, nvfp4_ue5m3 1x16 stochastic round_up, 0, 16)
+up_activation_dequantized_wgrad = dequantize(up_activation_quantized_wgrad, nvfp4_ue5m3 1x16 nearest, 0, 16)
+permute_6 = permute(up_gradient_dequantized_wgrad, [1, 0])
+mm_1 = mm(permute_6, up_activation_dequantized_wgrad)
+permute_2 = permute(mm_1, [1, 0])
+up_gradient_quantized_dgrad = quantize(tangents_1, nvfp4_ue5m3 1x16 stochastic round_up, 1, metis_seed, 2)
+up_gradient_dequantized_dgrad = dequantize(up_gradient_quantized_dgrad, nvfp4_ue5m3 1x16 stochastic round_up, 1, 32)
+mm_2 = mm(up_gradient_dequantized_dgrad, up_weight_dequantized)
+permute_4 = permute(permute_2, [1, 0])""",
+        )
+
+    def test_mxfp4_hadamard(self) -> None:
+        self.assertExpectedInline(
+            self.main_steps("mxfp4-hadamard"),
+            """\
+up_activation_quantized = quantize(primals_2, mxfp4 1x32 nearest floor, 1)
+up_weight_quantized = quantize(primals_1, mxfp4 1x32 nearest floor, 1)
+up_activation_quantized_wgrad = quantize(primals_2_hadamard, mxfp4 1x32 nearest floor, 0)
+mm = mm(up_activation_dequantized, permute_5)
+up_gradient_quantized_wgrad = quantize(tangents_1_hadamard, mxfp4 1x32 nearest floor, 0)
+mm_1 = mm(permute_6, up_activation_dequantized_wgrad)
+up_gradient_quantized_dgrad = quantize(tangents_1, mxfp4 1x32 stochastic round_up floor, 1, metis_seed, 1)
+up_weight_quantized_dgrad = quantize(primals_1, mxfp4 1x32 nearest floor, 0)
+mm_2 = mm(up_gradient_dequantized_dgrad, up_weight_dequantized_dgrad)""",
+        )
+
+    def test_dge_occ(self) -> None:
+        self.assertExpectedInline(
+            self.golden("dge-occ"),
+            """\
+up_activation_view = view(primals_2, [-1])
+up_activation_kthvalue = kthvalue(up_activation_view, 6, -1, True)
+up_activation_maximum = maximum(primals_2, up_activation_getitem)
+up_activation_kthvalue_1 = kthvalue(up_activation_view, 507, -1, True)
+up_activation_minimum = minimum(up_activation_maximum, up_activation_getitem_2)
+up_activation_sub = sub(primals_2, up_activation_minimum)
+up_activation_quantized = quantize(up_activation_minimum, fp4 row nearest, 1)
+up_activation_dequantized = dequantize(up_activation_quantized, fp4 row nearest, 1, 32)
+up_weight_quantized = quantize(primals_1, fp4 row nearest, 1)
+up_weight_dequantized = dequantize(up_weight_quantized, fp4 row nearest, 1, 32)
+permute_5 = permute(up_weight_dequantized, [1, 0])
+permute_default = permute(primals_1, [1, 0])
+mm_default = mm(up_activation_sub, permute_default)
+up_activation_quantized_wgrad = quantize(primals_2, fp8 tensor nearest, 0)
+mm_float32 = mm(up_activation_dequantized, permute_5)
+mm_with_tail = add(mm_float32, mm_default)
+up_gradient_quantized_wgrad = quantize(tangents_1, fp8_e5m2 tensor nearest, 0)
+up_gradient_dequantized_wgrad = dequantize(up_gradient_quantized_wgrad, fp8_e5m2 tensor nearest, 0, 16)
+up_activation_dequantized_wgrad = dequantize(up_activation_quantized_wgrad, fp8 tensor nearest, 0, 16)
+permute_6 = permute(up_gradient_dequantized_wgrad, [1, 0])
+mm_1 = mm(permute_6, up_activation_dequantized_wgrad)
+mm_1_estimated_abs_1 = abs(primals_1)
+mm_1_estimated_amax = amax(mm_1_estimated_abs_1, [1], True)
+mm_1_estimated_eq = eq(mm_1_estimated_amax, 0)
+mm_1_estimated_full = full([32, 1], 6.0)
+mm_1_estimated_div = div(mm_1_estimated_full, mm_1_estimated_amax)
+mm_1_estimated_clamp_max = clamp_max(mm_1_estimated_div, 3.4028234663852886e+38)
+mm_1_estimated_scalar_tensor = scalar_tensor(1.0)
+mm_1_estimated_where = where(mm_1_estimated_eq, mm_1_estimated_scalar_tensor, mm_1_estimated_clamp_max)
+mm_1_estimated_mul = mul(primals_1, mm_1_estimated_where)
+mm_1_estimated_abs_2 = abs(mm_1_estimated_mul)
+mm_1_estimated_clamp_max_1 = clamp_max(mm_1_estimated_abs_2, 6.0)
+mm_1_estimated_lt = lt(mm_1_estimated_clamp_max_1, 2.0)
+mm_1_estimated_lt_1 = lt(mm_1_estimated_clamp_max_1, 4.0)
+mm_1_estimated_scalar_tensor_1 = scalar_tensor(16777216.0)
+mm_1_estimated_scalar_tensor_2 = scalar_tensor(8388608.0)
+mm_1_estimated_where_1 = where(mm_1_estimated_lt_1, mm_1_estimated_scalar_tensor_2, mm_1_estimated_scalar_tensor_1)
+mm_1_estimated_scalar_tensor_3 = scalar_tensor(4194304.0)
+mm_1_estimated_where_2 = where(mm_1_estimated_lt, mm_1_estimated_scalar_tensor_3, mm_1_estimated_where_1)
+mm_1_estimated_mul_1 = mul(mm_1_estimated_where_2, 1.1920928955078125e-07)
+mm_1_estimated_add = add(mm_1_estimated_clamp_max_1, mm_1_estimated_where_2)
+mm_1_estimated_sub = sub(mm_1_estimated_add, mm_1_estimated_where_2)
+mm_1_estimated_gt = gt(mm_1_estimated_sub, mm_1_estimated_clamp_max_1)
+mm_1_estimated_sub_1 = sub(mm_1_estimated_sub, mm_1_estimated_mul_1)
+mm_1_estimated_where_5 = where(mm_1_estimated_gt, mm_1_estimated_sub_1, mm_1_estimated_sub)
+mm_1_estimated_sub_2 = sub(mm_1_estimated_clamp_max_1, mm_1_estimated_where_5)
+mm_1_estimated_mul_2 = mul(mm_1_estimated_sub_2, 2)
+mm_1_estimated_div_2 = div(mm_1_estimated_mul_2, mm_1_estimated_mul_1)
+mm_1_estimated_sub_3 = sub(mm_1_estimated_div_2, 1)
+mm_1_estimated_abs_3 = abs(mm_1_estimated_sub_3)
+mm_1_estimated_pow_1 = pow(mm_1_estimated_abs_3, -0.8)
+mm_1_estimated_div_3 = div(mm_1_estimated_pow_1, 5)
+mm_1_estimated_clamp_max_2 = clamp_max(mm_1_estimated_div_3, 3.0)
+mm_1_estimated_mul_3 = mul(mm_1, mm_1_estimated_clamp_max_2)
+permute_2 = permute(mm_1_estimated_mul_3, [1, 0])
+up_weight_quantized_dgrad = quantize(primals_1, fp8 tensor nearest, 0)
+up_weight_dequantized_dgrad = dequantize(up_weight_quantized_dgrad, fp8 tensor nearest, 0, 32)
+mm_2 = mm(up_gradient_dequantized_wgrad, up_weight_dequantized_dgrad)
+permute_4 = permute(permute_2, [1, 0])""",
+        )
+
+    def test_chon(self) -> None:
+        self.assertExpectedInline(
+            self.main_steps("chon"),
+            """\
+up_activation_quantized = quantize(primals_2, nvfp4 1x16 nearest, 1)
+up_weight_quantized = quantize(primals_1, nvfp4 16x16 nearest, 1)
+up_weight_dequantized_compensated_mm = mm(up_weight_scatter, up_weight_dequantized_compensated_permute)
+up_activation_dequantized_compensated_mm = mm(up_activation_scatter, up_activation_dequantized_compensated_permute)
+mm_default = mm(up_activation_scatter, permute_default_2)
+mm_default_1 = mm(up_activation_scatter, permute_default)
+mm_default_2 = mm(mm_default_1, permute_default_1)
+mm_default_3 = mm(up_activation_dequantized_compensated_addmm_2, add_tensor)
+mm_default_4 = mm(up_activation_dequantized, permute_default_3)
+mm_default_5 = mm(mm_default_4, permute_default_4)
+up_activation_quantized_wgrad = quantize(primals_2_hadamard, nvfp4 1x16 nearest, 0)
+mm_float32 = mm(up_activation_dequantized, permute_5)
+up_gradient_quantized_wgrad = quantize(tangents_1_hadamard, nvfp4 1x16 stochastic 17/16, 0, metis_seed, 3)
+mm_1 = mm(permute_6, up_activation_dequantized_wgrad)
+up_gradient_quantized_dgrad = quantize(tangents_1, nvfp4 1x16 stochastic 17/16, 1, metis_seed, 4)
+mm_2 = mm(up_gradient_dequantized_dgrad, up_weight_dequantized)""",
+        )
+
+    def test_fp4_ffn(self) -> None:
+        self.assertExpectedInline(
+            self.golden("fp4-ffn"),
+            """\
+up_activation_quantized = quantize(primals_2, fp4 1x128 nearest, 1)
+up_activation_dequantized = dequantize(up_activation_quantized, fp4 1x128 nearest, 1, 32)
+up_weight_quantized = quantize(primals_1, fp4 128x128 nearest, 1)
+up_weight_dequantized = dequantize(up_weight_quantized, fp4 128x128 nearest, 1, 32)
+permute_5 = permute(up_weight_dequantized, [1, 0])
+up_activation_quantized_wgrad = quantize(primals_2, fp8 1x128 nearest, 0)
+mm = mm(up_activation_dequantized, permute_5)
+up_gradient_quantized_wgrad = quantize(tangents_1, fp8 1x128 nearest, 0)
+up_gradient_dequantized_wgrad = dequantize(up_gradient_quantized_wgrad, fp8 1x128 nearest, 0, 16)
+up_activation_dequantized_wgrad = dequantize(up_activation_quantized_wgrad, fp8 1x128 nearest, 0, 16)
+permute_6 = permute(up_gradient_dequantized_wgrad, [1, 0])
+mm_1 = mm(permute_6, up_activation_dequantized_wgrad)
+permute_2 = permute(mm_1, [1, 0])
+up_gradient_quantized_dgrad = quantize(tangents_1, fp8 1x128 nearest, 1)
+up_gradient_dequantized_dgrad = dequantize(up_gradient_quantized_dgrad, fp8 1x128 nearest, 1, 32)
+up_weight_quantized_dgrad = quantize(primals_1, fp8 128x128 nearest, 0)
+up_weight_dequantized_dgrad = dequantize(up_weight_quantized_dgrad, fp8 128x128 nearest, 0, 32)
+mm_2 = mm(up_gradient_dequantized_dgrad, up_weight_dequantized_dgrad)
+permute_4 = permute(permute_2, [1, 0])""",
+        )

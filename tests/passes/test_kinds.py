@@ -41,7 +41,7 @@ def test_attention_with_learned_queries_stays_high_with_all_that_backward_makes_
     captured = capture_graphs(Pooling(), X.clone().requires_grad_(), policy="nvfp4")
     attention = [s for s in sites_of(captured) if s.kind == "attention"]
     assert len(attention) == 2 + 4
-    assert all(s.reason.startswith("high: nvfp4.toml rule 3 (has_weight=false); attention: ") for s in attention)
+    assert all(s.reason.startswith("high: base.toml rule 3 (has_weight=false); attention: ") for s in attention)
     reasons = {s.kind_reason for s in attention}
     assert reasons == {
         "its output goes into a softmax whose probabilities a product reads",
@@ -141,7 +141,7 @@ def test_heads_are_found_by_what_they_are(model: nn.Module, args: tuple[Tensor, 
     found = {s.module: s for s in fprops(model, *args)}
     assert found["hidden"].kind is None
     assert (found["words"].kind, found["words"].kind_reason) == ("head", why)
-    assert found["words"].reason == f"high: nvfp4.toml rule 2 (kind=head); head: {why}"
+    assert found["words"].reason == f"high: base.toml rule 2 (kind=head); head: {why}"
 
 
 def test_an_output_that_is_no_vocabulary_is_no_head() -> None:

@@ -57,6 +57,13 @@ MATRICES: dict[str, tuple[Callable[..., Tensor], Shapes]] = {
     "multi_dot": (lambda x, a, b: torch.linalg.multi_dot([x, a, b]), ((M, K), (K, 40), (40, N))),
     "a vector and a matrix": (torch.matmul, ((K,), (K, N))),
 }
+# of one row or column, which is a matrix both ways round
+THIN: dict[str, tuple[Callable[..., Tensor], Shapes]] = {
+    "einsum of one row": (lambda x, w: torch.einsum("mk,kn->nm", x, w), ((1, K), (K, N))),
+    "einsum of one column": (lambda x, w: torch.einsum("km,kn->mn", x, w), ((K, 1), (K, N))),
+    "bmm of one row": (lambda x, w: torch.bmm(x.mT, w), ((1, K, 1), (1, K, N))),
+    "bmm of every other column": (lambda x, w: torch.bmm(x[:, ::2].mT, w), ((1, 2 * K, 1), (1, K, N))),
+}
 # batches of matrices, of which no split is, and what Inductor writes out before there is a product
 OTHERS: dict[str, tuple[Callable[..., Tensor], Shapes]] = {
     "bmm": (torch.bmm, ((3, M, K), (3, K, N))),
@@ -128,6 +135,14 @@ def of_all(split: str | None, quantizer: str = "nvfp4") -> Policy:
 def test_products_of_matrices(split: str) -> None:
     sites = check(of_all(split), MATRICES)
     assert len(sites) >= 3 * len(MATRICES)
+    assert {site.reason for site in sites} == {None}
+
+
+@pytest.mark.parametrize("split", ["mean, high", "spectral, kept", None])
+def test_products_of_one_row_or_column(split: str | None) -> None:
+    """Of its three products Inductor writes the one over a single row as an elementwise product."""
+    sites = check(of_all(split), THIN)
+    assert len(sites) >= 2 * len(THIN)
     assert {site.reason for site in sites} == {None}
 
 

@@ -52,7 +52,9 @@ def test_of_every_split(split: str) -> None:
     check(linear_graph(policy(*[("nvfp4", split)] * 3), 50, 40, 24))
 
 
-@pytest.mark.parametrize("split", ["mean, e4m3 row", "spectral, high", "spectral, e4m3 row", "spectral, residual"])
+@pytest.mark.parametrize(
+    "split", ["clamp", "whole channels", "mean, e4m3 row", "spectral, high", "spectral, e4m3 row", "spectral, residual"]
+)
 @pytest.mark.parametrize("role", ROLES)
 def test_of_one_operand_that_is_split(role: str, split: str) -> None:
     """The partner is then the operand that is not: no factors of its own."""
@@ -68,6 +70,8 @@ def test_a_partner_that_is_left_high_stays_so(split: str, dtype: torch.dtype) ->
 
 COMPOSITIONS: dict[str, list[Treatment]] = {
     "mxfp4, split and turned": [("mxfp4, turned", "spectral, high")] * 3,
+    "turned by 32 and split": [("mxfp4, turned by 32", "channels")] * 3,
+    "turned by fresh signs of 64, clamped": [("stochastic, turned by 64", "clamp")] * 3,
     "mxfp4, split": [("mxfp4", "chain")] * 3,
     "16x16 weights, split activations": [("16x16", None), ("nvfp4", "compensated"), ("nvfp4", "mean, high")],
     "16x16 weights that are split": [("16x16", "spectral, residual"), ("nvfp4", None), ("nvfp4", None)],

@@ -56,12 +56,12 @@ def read(path: Path) -> Policy | PolicyError:
     return found
 
 
-def test_mutated_files(tmp_path: Path, query: Callable[..., Query], request: pytest.FixtureRequest) -> None:
+def test_mutated_files(tmp_path: Path, query: Callable[..., Query], long: bool, pytestconfig: pytest.Config) -> None:
     Policy.load("nvfp4")
     most_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     path = tmp_path / "run.toml"
     read_well = 0
-    for seed in range(request.config.getoption("--policy-files")):
+    for seed in range(pytestconfig.getoption("--policy-files") or (10000 if long else 500)):
         path.write_bytes(policy_file(seed))
         try:
             found = read(path)

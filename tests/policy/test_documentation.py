@@ -12,9 +12,10 @@ import torch
 from graphs import eager_backend
 from torch import nn
 
-from metis_compile.conditioning import KINDS, Mean, Spectral, split
-from metis_compile.conditioning.hadamard import SIGNS
+from metis_compile.conditioning import KINDS, split
+from metis_compile.conditioning.hadamard import SIGNS, SIZE, SIZES
 from metis_compile.numerics import QuantSpec, fake_quantize
+from metis_compile.numerics.estimator import ESTIMATORS
 from metis_compile.numerics.formats import FORMATS, ROUNDINGS
 from metis_compile.policy import DTYPES, GEMMS, OPERANDS, OPS, Policy, PolicyError, Schedule
 from metis_compile.policy.kinds import KINDS as PRODUCT_KINDS
@@ -81,6 +82,8 @@ def test_the_table_of_treatment_keys_is_complete() -> None:
     }
     assert rows["split"] == [*KINDS, "package.module:Class"]
     assert rows["hadamard"] == [*SIGNS, "true", "false", "false"]
+    assert rows["hadamard_size"] == [*map(str, SIZES), "hadamard", str(SIZE)]
+    assert rows["estimator"] == list(ESTIMATORS)
     assert set(rows["scale_mode"]) == {
         *(mode for format in formats for mode in format.scale_modes),
         *(mode for format in formats for block in format.blocks for mode in format.optional_scale_modes(block)),
@@ -90,11 +93,12 @@ def test_the_table_of_treatment_keys_is_complete() -> None:
 def test_the_table_of_split_settings_is_complete_and_gives_the_defaults() -> None:
     body = TEXT.split("| setting | of | meaning | default |")[1].split("\n\n")[0]
     rows = [[cell.strip(" `") for cell in row.split("|")[1:-1]] for row in body.split("\n")[2:]]
-    of_mean = [row[0] for row in rows if row[1] == "both"]
-    assert of_mean == [field.name for field in fields(Mean)]
-    assert sorted(row[0] for row in rows) == sorted(field.name for field in fields(Spectral))
-    for name, _, _, default in rows:
-        assert str(getattr(Spectral(), name)).lower() == default, name
+    groups = {"all": set(KINDS), "mean, spectral": {"mean", "spectral"}, **{kind: {kind} for kind in KINDS}}
+    for kind, found in KINDS.items():
+        told = {row[0]: row[3] for row in rows if kind in groups[row[1]]}
+        assert sorted(told) == sorted(field.name for field in fields(found)), kind
+        for name, default in told.items():
+            assert str(getattr(found(), name)).lower() == default, name
 
 
 @pytest.fixture

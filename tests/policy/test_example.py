@@ -57,8 +57,8 @@ def test_what_the_mixed_policy_leaves_high(query: Callable[..., Query]) -> None:
     for changes, label in [
         ({"module": "model.layers.6.mlp.up_proj", "block": (6, 8)}, "mixed.toml rule 1 (blocks=last 2)"),
         ({"k": 31}, "mixed.toml rule 2 (when=k < 32)"),
-        ({"module": "lm_head", "block": None, "kind": "head"}, "nvfp4.toml rule 2 ("),
-        ({"module": "model.layers.0.self_attn", "has_weight": False}, "nvfp4.toml rule 3 (has_weight=false)"),
+        ({"module": "lm_head", "block": None, "kind": "head"}, "base.toml rule 2 ("),
+        ({"module": "model.layers.0.self_attn", "has_weight": False}, "base.toml rule 3 (has_weight=false)"),
     ]:
         decision = policy.decide(query(**changes))
         assert decision.treatment.format == "high"

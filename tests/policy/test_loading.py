@@ -85,6 +85,21 @@ def test_extends_puts_own_rules_first_and_replaces_recipes(tmp_path: Path) -> No
     assert Policy.load(tmp_path / "base" / "parent.toml").recipe("main").weight == Treatment(format="fp8")
 
 
+def test_rules_of_a_file_that_says_so_come_before_those_of_the_one_that_extends_it(tmp_path: Path) -> None:
+    """And behind those of a file that extends that one in turn."""
+    (tmp_path / "base.toml").write_text("rules_first = true\n[[rule]]\nop = 'mm'\nrecipe = 'high'\n")
+    (tmp_path / "middle.toml").write_text("extends = 'base.toml'\n[[rule]]\nrecipe = 'fp8'\n")
+    (tmp_path / "run.toml").write_text("extends = 'middle.toml'\n[[rule]]\nop = 'bmm'\nrecipe = 'mxfp4'\n")
+    labels = [rule.label for rule in Policy.load(tmp_path / "run.toml").rules]
+    assert labels == ["run.toml rule 1 (op=bmm)", "base.toml rule 1 (op=mm)", "middle.toml rule 1 (any)"]
+    with pytest.raises(PolicyError, match=r"rules_first: must be true or false, got 1"):
+        Policy.from_toml("rules_first = 1")
+
+
+def test_recipes_of_what_presets_extend_can_be_named() -> None:
+    assert Policy.from_toml("[[rule]]\nrecipe = 'attention'").recipe("attention").weight.format == "high"
+
+
 def test_a_file_may_have_the_name_of_the_preset_it_extends(tmp_path: Path) -> None:
     (tmp_path / "nvfp4.toml").write_text("extends = 'nvfp4'\n")
     assert Policy.load(tmp_path / "nvfp4.toml") == Policy.load("nvfp4")

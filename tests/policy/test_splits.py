@@ -129,7 +129,11 @@ def test_the_digest_changes_with_the_source_of_the_users_own(own_module: Path) -
         ("{ kind = 'largest_columns:LargestColumns', count = 0 }", "split, count", "count must be 1 or more, got 0"),
         ("'largest_columns:SmallestColumns'", "split, kind", "can't be imported"),
         ("'largest_columns:dataclass'", "split, kind", "must be a frozen dataclass"),
-        ("'largest_columns'", "split, kind", 'must be one of "mean", "spectral", "package.module:Class"'),
+        (
+            "'largest_columns'",
+            "split, kind",
+            'must be one of "mean", "spectral", "channels", "clamp", "package.module:Class"',
+        ),
         ("{ kind = 'largest_columns:LargestColumns', names = [['a']] }", "split, names", "must be a text, a number"),
     ],
 )

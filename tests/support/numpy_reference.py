@@ -22,7 +22,12 @@ ELEMENT_TYPES: dict[str, Any] = {
     "mxfp8_e5m2": ml_dtypes.float8_e5m2,
     "fp8": ml_dtypes.float8_e4m3fn,
     "fp8_e5m2": ml_dtypes.float8_e5m2,
+    "fp4": ml_dtypes.float4_e2m1fn,
+    "nvfp4_ue5m3": ml_dtypes.float4_e2m1fn,
 }
+# UE5M3 is float16 without its sign and its seven lowest bits.
+UE5M3 = (np.arange(256, dtype=np.uint16) << 7).view(np.float16).astype(np.float32)
+UE5M3_GRID = UE5M3[np.isfinite(UE5M3)]
 
 
 @dataclass
@@ -90,9 +95,19 @@ def e8m0_byte(amax: float, element_type: Any, mode: str) -> int:
     return min(max(exponent + 127, 0), 254)
 
 
-def e4m3_up(value: np.float32) -> Any:
-    magnitudes = grid(ml_dtypes.float8_e4m3fn)
-    return F32(magnitudes[np.searchsorted(magnitudes, float(value), side="left")]).astype(ml_dtypes.float8_e4m3fn)
+def scale_code(ideal: np.float32, format: str, guard: str | None, noise: float | None = None) -> tuple[int, np.float32]:
+    """(byte, value) of a block scale: to nearest, up, or by the noise."""
+    magnitudes = UE5M3_GRID if format == "nvfp4_ue5m3" else grid(ml_dtypes.float8_e4m3fn)
+    ideal = np.minimum(ideal, F32(magnitudes[-1]))
+    if not np.isfinite(ideal):
+        return (0xFF if format == "nvfp4_ue5m3" else 0x7F), F32(np.nan)
+    above = int(np.searchsorted(magnitudes, float(ideal), side="left"))
+    if guard != "round_up" and magnitudes[above] != float(ideal):
+        low, high = float(magnitudes[above - 1]), float(magnitudes[above])
+        share = (float(ideal) - low) / (high - low)
+        is_lower = share + noise < 1 if noise is not None else share < 0.5 or (share == 0.5 and above % 2 == 1)
+        above -= is_lower
+    return above, F32(magnitudes[above])
 
 
 def quantize(
@@ -111,10 +126,10 @@ def quantize(
     with np.errstate(all="ignore"):
         if rounding == "eden":
             assert noise is not None
-            return _eden(x, block, axis % x.ndim, noise)
+            return _eden(x, format, block, axis % x.ndim, noise)
         if select is not None:
             return _nvfp4(x, format, block, axis % x.ndim, guard, None, noise, select)
-        family: Callable[..., Quantized] = {"nv": _nvfp4, "mx": _mx, "fp": _fp8}[format[:2]]
+        family: Callable[..., Quantized] = {"nv": _nvfp4, "mx": _mx, "fp": _fp8, "uf": _ufp4}[format[:2]]
         return family(x, format, block, axis % x.ndim, guard, scale_mode, noise)
 
 
@@ -157,39 +172,38 @@ def _nvfp4(
     amax = _amax(x)
     enc = F32(1) if amax == 0 else np.minimum(F32((256 if select else 448) * 6) / amax, FP32_MAX)
     dec = F32(1) / enc
-    scales = _empty_scales(x, block, axis, ml_dtypes.float8_e4m3fn)
+    scales = _empty_scales(x, block, axis, np.uint8)
     codes = np.zeros(x.shape, ml_dtypes.float4_e2m1fn)
     values = np.zeros(x.shape, F32)
     for index, where in blocks_of(x.shape, block, axis):
         ideal = _amax(x[where]) * (enc * F32(1 / 6))
         if guard == "17/16":
             ideal = ideal * F32(1.0625)
-        choices = [_e4m3_scale(ideal, guard)]
+        choices = [scale_code(ideal, format, guard)]
         if select is not None:
-            choices.append(_e4m3_scale(ideal * F32(1.5), guard))
-        factors = [np.minimum(F32(1) / (choice.astype(F32) * dec), FP32_MAX) for choice in choices]
+            choices.append(scale_code(ideal * F32(1.5), format, guard))
+        factors = [np.minimum(F32(1) / (scale * dec), FP32_MAX) for _, scale in choices]
         best = 0
         if select is not None:
             size = 256 if block == "16x16" else 16
             six, four = (
-                _block_error(x[where] * factor, choice.astype(F32), select, size)
-                for factor, choice in zip(factors, choices, strict=True)
+                _block_error(x[where] * factor, scale, select, size)
+                for factor, (_, scale) in zip(factors, choices, strict=True)
             )
-            best = int(four < six or (choices[0] == 0 and choices[1] != 0))
-        scale = choices[best].astype(F32)
-        scales[index] = choices[best]
+            best = int(four < six or (choices[0][1] == 0 and choices[1][1] != 0))
+        scales[index], scale = choices[best]
         codes[where] = _round_block(x, where, factors[best], ml_dtypes.float4_e2m1fn, noise)
         values[where] = codes[where].astype(F32) * scale * dec
-    return Quantized(_pack(codes.view(np.uint8), axis), scales.view(np.uint8), dec, values)
+    return Quantized(_pack(codes.view(np.uint8), axis), scales, dec, values)
 
 
-def _eden(x: Array, block: str, axis: int, noise: Array) -> Quantized:
+def _eden(x: Array, format: str, block: str, axis: int, noise: Array) -> Quantized:
     """NVFP4 to nearest, with block scales that are corrected and rounded by the noise, one number per block."""
     amax = _amax(x)
     enc = F32(1) if amax == 0 else np.minimum(F32(256 * 6) / amax, FP32_MAX)
     dec = F32(1) / enc
     places = 10 if block == "16x16" else 14
-    scales = _empty_scales(x, block, axis, ml_dtypes.float8_e4m3fn)
+    scales = _empty_scales(x, block, axis, np.uint8)
     codes = np.zeros(x.shape, ml_dtypes.float4_e2m1fn)
     values = np.zeros(x.shape, F32)
     for index, where in blocks_of(x.shape, block, axis):
@@ -202,22 +216,17 @@ def _eden(x: Array, block: str, axis: int, noise: Array) -> Quantized:
             itself = _fixed_sum(scaled * scaled, places)
             other = _fixed_sum(scaled * rounded, places)
             correction = F32(1) if other == 0 else itself / other
-            scale = np.minimum(ideal * correction, F32(448))
-            scales[index] = round_element(scale, ml_dtypes.float8_e4m3fn, float(noise[index]))
+            ideal = ideal * correction
         else:
-            scales[index] = np.nan
-        values[where] = codes[where].astype(F32) * scales[index].astype(F32) * dec
-    return Quantized(_pack(codes.view(np.uint8), axis), scales.view(np.uint8), dec, values)
+            ideal = F32(np.nan)
+        scales[index], scale = scale_code(ideal, format, None, float(noise[index]))
+        values[where] = codes[where].astype(F32) * scale * dec
+    return Quantized(_pack(codes.view(np.uint8), axis), scales, dec, values)
 
 
 def _fixed_sum(terms: Array, places: int) -> np.float32:
     """Of terms to a fixed number of binary places, a half going to the even one, summed without rounding."""
     return F32(sum(round(float(term) * 2**places) for term in terms.ravel()) / 2**places)
-
-
-def _e4m3_scale(ideal: np.float32, guard: str | None) -> Any:
-    ideal = np.minimum(ideal, F32(448))
-    return e4m3_up(ideal) if guard == "round_up" and np.isfinite(ideal) else ideal.astype(ml_dtypes.float8_e4m3fn)
 
 
 def _block_error(scaled: Array, scale: np.float32, select: str, size: int) -> np.float32:
@@ -275,9 +284,28 @@ def _fp8(
         scales[index] = F32(1) / enc
         codes[where] = _round_block(x, where, enc, element_type, noise)
         values[where] = codes[where].astype(F32) * scales[index]
+    raw = codes.view(np.uint8)
     if block == "tensor":
-        return Quantized(codes.view(np.uint8), None, scales.reshape(())[()], values)
-    return Quantized(codes.view(np.uint8), scales, None, values)
+        return Quantized(raw, None, scales.reshape(())[()], values)
+    return Quantized(_pack(raw, axis) if format == "fp4" else raw, scales, None, values)
+
+
+def _ufp4(
+    x: Array, format: str, block: str, axis: int, guard: str | None, mode: str | None, noise: Array | None
+) -> Quantized:
+    """Multiples of a half up to 3.5, under float32 scales."""
+    scales = _empty_scales(x, block, axis, F32)
+    codes, values = np.zeros(x.shape, np.uint8), np.zeros(x.shape, F32)
+    for index, where in blocks_of(x.shape, block, axis):
+        amax = _amax(x[where])
+        enc = F32(1) if amax == 0 else np.minimum(F32(3.5) / amax, FP32_MAX)
+        scales[index] = F32(1) / enc
+        scaled = x[where] * enc
+        halves = np.minimum(np.abs(scaled), F32(3.5)).astype(np.float64) * 2
+        steps = np.rint(halves) if noise is None else np.floor(halves) + (halves % 1 + noise[where] >= 1)
+        codes[where] = steps.astype(np.uint8) | np.signbit(scaled) << 3
+        values[where] = np.copysign(steps / 2, scaled).astype(F32) * scales[index]
+    return Quantized(_pack(codes, axis), scales, None, values)
 
 
 def _pack(codes: Array, axis: int) -> Array:

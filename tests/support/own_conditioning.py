@@ -20,7 +20,8 @@ class LargestColumns:
         self, x: Tensor, *, axis: int = 1, seed: Tensor | None = None, stream: int = 0, basis: Tensor | None = None
     ) -> Conditioned:
         x = x.to(torch.float32)
-        columns = x.abs().amax(0).topk(self.count).indices
+        count = min(self.count, x.shape[1])
+        columns = x.abs().amax(0).topk(count).indices
         left = x[:, columns]
-        right = torch.nn.functional.one_hot(columns, x.shape[1]).to(torch.float32).reshape(self.count, x.shape[1])
+        right = torch.nn.functional.one_hot(columns, x.shape[1]).to(torch.float32).reshape(count, x.shape[1])
         return Conditioned(x - left @ right, left, right)

@@ -41,4 +41,6 @@ SPECS = covering(_SEEN, *_FIELDS)
 # What the Triton kernel quantizes to, and of these those whose scales it can write swizzled.
 TILED = covering([spec for spec in _SEEN if spec.block_shape is not None], *_FIELDS)
 SWIZZLED = covering([spec for spec in ALL if can_swizzle(spec)], "rounding")
+# Of these what shows little beside the others: E5M2 under the scales' other modes, where only the element differs.
+REPEATED = {str(s) for s in ALL if s.format.endswith("_e5m2") and s.scale_mode not in (None, "floor")}
 NEAREST = [str(QuantSpec.make(f.name, block)) for f in FORMATS.values() for block in f.blocks]

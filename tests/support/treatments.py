@@ -25,6 +25,12 @@ SPLITS = {
     "spectral as published": (
         '{ kind = "spectral", rank = 2, factors = "nvfp4", fold = false, partner = "residual", refresh = 1 }'
     ),
+    "channels": '{ kind = "channels", share = 0.1 }',
+    "channels, residual": '{ kind = "channels", share = 0.1, partner = "residual" }',
+    "whole channels": '{ kind = "channels", share = 0.1, take = "whole" }',
+    "clamp": '{ kind = "clamp" }',
+    "clamp, residual": '{ kind = "clamp", quantile = 0.95, partner = "residual" }',
+    "clamped channels": '[{ kind = "clamp" }, { kind = "channels", share = 0.1 }]',
     "user's own": '{ kind = "own_conditioning:LargestColumns", count = 2 }',
 }
 QUANTIZERS = {
@@ -37,6 +43,8 @@ QUANTIZERS = {
     "stochastic 4/6": 'format = "nvfp4", rounding = "stochastic", four_over_six = "expected"',
     "turned": 'format = "nvfp4", hadamard = "fixed"',
     "mxfp4, turned": 'format = "mxfp4", hadamard = "fixed"',
+    "mxfp4, turned by 32": 'format = "mxfp4", hadamard = "fixed", hadamard_size = 32',
+    "stochastic, turned by 64": 'format = "nvfp4", hadamard = "fresh", hadamard_size = 64, rounding = "stochastic"',
     "stochastic, turned": 'format = "nvfp4", hadamard = "fresh", rounding = "stochastic", guard = "round_up"',
     "eden, turned": 'format = "nvfp4", hadamard = "fresh", rounding = "eden"',
 }

@@ -31,6 +31,7 @@ from metis_compile.conditioning import (
     signs_from,
 )
 from metis_compile.numerics import noise_shape, uniform_noise
+from metis_compile.numerics.estimator import dge_factor
 from metis_compile.numerics.noise import stream_seed
 from metis_compile.passes.graph.sites import Operand, Site
 from metis_compile.passes.joint.tails import SIGN_STREAM, Conditioner
@@ -156,7 +157,10 @@ def results(linear: Linear) -> dict[str, Result]:
         exact = product(*(prepare(linear.values[o.base.name], axis=o.axis) for o in site.operands))
         if site.gemm == "wgrad":
             a, b = _as_saved(site, a, b)
-        found[site.gemm] = Result(actual, product(a, b).to(actual.dtype), exact)
+        result = product(a, b)
+        if site.gemm == "wgrad":
+            result = result * _estimated(linear)
+        found[site.gemm] = Result(actual, result.to(actual.dtype), exact)
         for operand in site.operands:
             basis = linear.kept(operand.role, "kept", values)
             if basis is not None:
@@ -182,6 +186,16 @@ def _as_saved(site: Site, a: Prepared, b: Prepared) -> tuple[Prepared, Prepared]
     return replace(a, partner="residual" if b.spec is not None else a.partner), b
 
 
+def _estimated(linear: Linear) -> Tensor:
+    """What stands for the derivative of rounding the weight, [outputs, inputs]; 1 without an estimator."""
+    (weight,) = (o for site in linear.sites if site.gemm == "fprop" for o in site.operands if o.role == "weight")
+    assert weight.decision is not None
+    treatment = weight.decision.treatment
+    if treatment.estimator is None or treatment.spec is None:
+        return torch.ones(())
+    return dge_factor(linear.values[weight.base.name], treatment.spec, weight.axis)
+
+
 def prepared(linear: Linear, site: Site, operand: Operand, seed: Tensor) -> Prepared:
     assert operand.decision is not None
     treatment, axis = operand.decision.treatment, operand.axis
@@ -196,7 +210,9 @@ def prepared(linear: Linear, site: Site, operand: Operand, seed: Tensor) -> Prep
         if all(name in linear.values for name in own.made):
             split = _as_made(split, Conditioned(*(linear.values[name] for name in own.made)))
     if treatment.hadamard is not None:
-        signs = fixed_signs() if treatment.hadamard == "fixed" else signs_from(seed, SIGN_STREAM)
+        size = int(treatment.hadamard_size or 0)
+        is_fixed = treatment.hadamard == "fixed"
+        signs = fixed_signs(size=size) if is_fixed else signs_from(seed, SIGN_STREAM, size)
     if treatment.spec is not None and treatment.spec.needs_noise:
         assert operand.quantized is not None
         stream: Any = operand.quantized.args[4]
