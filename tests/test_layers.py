@@ -36,6 +36,7 @@ LAYERS = (
     "weights",
     "mlir",
     "measure",
+    "html_report",
     "train",
     "compare",
     "bench",

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from metis_compile.cli.errors import user_errors
+from metis_compile.cli.errors import UserError, user_errors
 
 __all__ = ["compare"]
 
@@ -46,6 +46,7 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder for the trials, the table, the plot and the numbers.")] = Path(
         "runs/compare"
     ),
+    html: Annotated[Path | None, typer.Option(help="Write a report to this file too, a page of HTML.")] = None,
     jobs: Annotated[int, typer.Option(help="Trials at a time, a process each.")] = 1,
     threads: Annotated[
         int | None, typer.Option(help="Threads of each trial.", show_default="all cores divided by --jobs")
@@ -105,11 +106,14 @@ def compare(
     from metis_compile.compare.comparison import Comparison, Options
     from metis_compile.compare.gemm_report import compare_gemms
     from metis_compile.compare.summary import table
+    from metis_compile.html_report import ReportError
     from metis_compile.policy import PolicyError
     from metis_compile.train.errors import TrainError
     from metis_compile.train.settings import Settings, resolve_device
 
-    with user_errors(TrainError, PolicyError):
+    with user_errors(TrainError, PolicyError, ReportError):
+        if gemm and html is not None:
+            raise UserError("--html is a report of trained models, and --gemm trains none: leave one out")
         device = resolve_device(device)
         settings = Settings(
             steps=(150 if gemm else 600) if steps is None else steps,
@@ -139,7 +143,7 @@ def compare(
             for name, path in files.items():
                 Console().print(f"{name}: {path}", highlight=False, soft_wrap=True)
             return
-        options = Options(out=out, branch=branch, jobs=jobs, threads=threads, average=average, rounds=rounds)
+        options = Options(out=out, branch=branch, jobs=jobs, threads=threads, average=average, rounds=rounds, html=html)
         outcome = Comparison(policies, seeds_of(seeds), settings, options).run(Console(stderr=True))
     if json:
         from json import dumps

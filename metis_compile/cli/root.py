@@ -10,6 +10,7 @@ from metis_compile.cli.compare import compare
 from metis_compile.cli.diff import diff
 from metis_compile.cli.explain import explain
 from metis_compile.cli.export import export
+from metis_compile.cli.report import report
 from metis_compile.cli.train import train
 
 __all__ = ["app"]
@@ -46,5 +47,6 @@ app.command()(explain)
 app.command()(blame)
 app.command()(compare)
 app.command()(diff)
+app.command()(report)
 app.command()(export)
 app.add_typer(bench)

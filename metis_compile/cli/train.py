@@ -80,6 +80,7 @@ def train(
     ] = None,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
     average: Annotated[int, typer.Option(help="Last steps in the training loss of the table.")] = 50,
+    html: Annotated[Path | None, typer.Option(help="Write the report to this file too, a page of HTML.")] = None,
     monitor: Annotated[
         Path | None,
         typer.Option(help="File for statistics of the policy's operands, JSON lines that metis diff reads."),
@@ -124,13 +125,14 @@ def train(
 
     from rich.console import Console
 
+    from metis_compile.html_report import ReportError
     from metis_compile.policy import PolicyError
     from metis_compile.train.checkpoint import read_settings
     from metis_compile.train.errors import TrainError
     from metis_compile.train.loop import Interrupted, Options, run
     from metis_compile.train.settings import Settings, resolve_device
 
-    with user_errors(TrainError, PolicyError):
+    with user_errors(TrainError, PolicyError, ReportError):
         values = {name: getattr(read_settings(out), name) for name in Settings.names()} if resume else {}
         values |= given
         values["device"] = resolve_device(values.get("device", "auto"))
@@ -146,6 +148,7 @@ def train(
             trust=trust,
             monitor=monitor,
             monitor_every=monitor_every,
+            html=html,
         )
         outcome = run(settings, options, console=Console(stderr=True))
     for problem in [outcome.unsaved] if isinstance(outcome, Interrupted) else outcome.unwritten:

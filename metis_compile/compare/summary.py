@@ -122,14 +122,17 @@ def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def from_json(rows: Sequence[dict[str, Any]]) -> list[Row]:
-    """The inverse of :func:`to_json`, but for numbers that were not finite, which are NaN."""
+    """The inverse of :func:`to_json`, but for numbers that were not finite, which are NaN.
+
+    Raises what a missing or wrong value raises.
+    """
     made = []
     for row in rows:
         spreads = {
             name: Spread(
                 mean=number(row[name]["mean"]),
                 deviation=row[name]["deviation"],
-                values=[number(value) for value in row[name]["values"]],
+                values=[number(value) for value in row[name].get("values", [])],  # a report of before has none
             )
             for name in ("train_gap", "validation_gap")
         }
