@@ -1,4 +1,4 @@
-"""Writes the numbers in docs/benchmarks.md and README.md anew from the JSON in benchmarks/results.
+"""Writes the numbers in docs/benchmarks.md, docs/recipes.md and README.md anew from the JSON in benchmarks/results.
 
 ``make docs-tables`` runs it. A page keeps its prose; what stands between ``<!-- numbers: NAME -->`` and
 ``<!-- end -->`` is made here. So is the Markdown table beside each benchmark's JSON.
@@ -8,17 +8,22 @@ import io
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import step_profile
+from docs_advice import advice
+from docs_chance import chance
 from docs_targets import TARGETS
 from rich.console import Console
 
 from metis_compile.bench import against, memory, scaling, start, step
 from metis_compile.bench.report import markdown
+from metis_compile.compare import order, summary
+from metis_compile.compare.run_config import BASELINE
 from metis_compile.measure.markdown import markdown_table
 from metis_compile.train.report import Report, Side
 from metis_compile.train.settings import Settings
@@ -27,7 +32,7 @@ __all__ = ["BLOCK", "BLOCKS", "PAGES", "RESULTS", "TARGETS", "block", "load", "m
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "docs" / "benchmarks.md", ROOT / "README.md")
+PAGES = (ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "recipes.md", ROOT / "README.md")
 BLOCK = re.compile(r"(?<=^<!-- numbers: )([\w-]+)( -->\n).*?(?=^<!-- end -->$)", re.MULTILINE | re.DOTALL)
 KINDS: dict[str, Any] = {"step": step, "compile": start, "memory": memory, "scaling": scaling, "against": against}
 # The folders in benchmarks/results; one without a JSON file yet is left out.
@@ -40,6 +45,9 @@ FOLDERS = {
     "against": "against",
 }
 
+# Comparisons from the first step; docs_advice.py reads the first.
+SCRATCH = ("compare-scratch",)
+
 Results = dict[str, dict[str, Any]]  # of each folder that there is, the JSON
 
 
@@ -49,8 +57,9 @@ def load(root: Path = RESULTS) -> Results:
     found = {folder: json.loads(path.read_text()) for folder, path in files.items() if path.is_file()}
     others = {
         "train": root / "train.json",
+        "chance": root / "chance" / "chance.json",
         "profile": root / "profile" / "profile.json",
-        "presets": root / "compare-branch" / "compare.json",
+        **{folder: root / folder / "compare.json" for folder in ("compare-branch", "compare-llama", *SCRATCH)},
     }
     return found | {name: json.loads(path.read_text()) for name, path in others.items() if path.is_file()}
 
@@ -159,20 +168,62 @@ def train(results: Results) -> str:
     return "```text\n" + "\n".join(lines) + "\n```\n"
 
 
-# Of the comparison in docs/recipes.md, what a first look takes.
+# Of the comparisons in docs/recipes.md, what a first look takes.
 SHOWN = ("fp8", "mxfp8", "nvfp4", "averis", "metis", "best", "metis-fp8")
 
 
 def presets(results: Results) -> str:
-    """What the main presets cost and gain."""
-    rows = {row["arm"]: row for row in results["presets"]["rows"]}
+    """What the main presets cost and gain: from the first step, and in the last half of a run."""
+    whole = {row.arm: row for row in order.ordered(summary.from_json(results["compare-scratch"]["rows"]))}
+    half = {row["arm"]: row for row in results["compare-branch"]["rows"]}
     cells = []
     for name in SHOWN:
-        row, gap = rows[name], rows[name]["validation_gap"]
-        loss = f"{gap['mean']:+.2f} % ± {gap['deviation']:.2f}"
+        row, gap = half[name], half[name]["validation_gap"]
+        late = f"{gap['mean']:+.2f} % ± {gap['deviation']:.2f}"
+        early = order.interval(whole[name].validation_gap) if name in whole else "-"
         saved, flops = 100 * (row["saved_ratio"] - 1), 100 * (row["cost"]["flops_ratio"] - 1)
-        cells.append([f"`{name}`", loss, f"{saved:+.0f} %", f"{flops:+.1f} %"])
-    return markdown_table(("preset", "validation loss", "saved for backward", "floating-point operations"), cells)
+        cells.append([f"`{name}`", early, late, f"{saved:+.0f} %", f"{flops:+.1f} %"])
+    headings = ("preset", "from scratch", "last half", "saved for backward", "floating-point operations")
+    return markdown_table(headings, cells)
+
+
+def scratch(folder: str) -> Callable[[Results], str]:
+    """Who is behind whom, with what trained them."""
+
+    def made(results: Results) -> str:
+        if folder not in results:
+            return ""
+        numbers = results[folder]
+        text = order.markdown(summary.from_json(numbers["rows"]), numbers["heading"])
+        machine = numbers["machine"]
+        on = f"{machine['date']}, {machine['processor']}, torch {machine['torch']}, commit {commit(machine)}"
+        missing = f" Not run: {not_run(numbers['missing'])}." if numbers["missing"] else ""
+        return f"{text[0].upper()}{text[1:]}\n{on}.{missing}\n\n```console\n$ {command(folder, numbers)}\n```\n"
+
+    return made
+
+
+def not_run(trials: list[str]) -> str:
+    """Trials named "POLICY seed N", with all seeds of a policy together."""
+    seeds: dict[str, list[str]] = {}
+    for trial in trials:
+        arm, seed = trial.rsplit(" seed ", 1)
+        seeds.setdefault(arm, []).append(seed)
+    return "; ".join(f"`{arm}` with seed{'s' * (len(of) > 1)} {', '.join(of)}" for arm, of in seeds.items())
+
+
+def command(folder: str, numbers: dict[str, Any]) -> str:
+    """What trains the same again."""
+    default = asdict(Settings(batch=16, steps=600))  # those of metis compare
+    given = [
+        f"--{name.replace('_', '-')} {value}"
+        for name, value in numbers["settings"].items()
+        if value != default[name] and name not in ("device", "dtype")
+    ]
+    arms = [row["arm"] for row in numbers["rows"] if row["arm"] != BASELINE]
+    seeds = max(len(row["seeds"]) for row in numbers["rows"])
+    parts = ["metis compare", *arms, f"--seeds {seeds}", "--threads 1", *given, f"--out benchmarks/results/{folder}"]
+    return textwrap.fill(" ".join(parts), 110, subsequent_indent="    ", break_on_hyphens=False).replace("\n", " \\\n")
 
 
 FILES = {"plot": "loss.png", "report": "report.json", "checkpoint": "checkpoint.pt"}
@@ -185,6 +236,9 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "profile": where_a_step_goes,
     "train": train,
     "presets": presets,
+    "advice": advice,
+    "chance": chance,
+    **{folder: scratch(folder) for folder in SCRATCH},
 }
 
 

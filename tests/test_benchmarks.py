@@ -8,11 +8,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import docs_advice
 import docs_tables
 import pytest
 
-from metis_compile import Policy
+from metis_compile import Policy, presets
 from metis_compile.bench import step
+from metis_compile.compare import order, summary
 
 ROOT = Path(__file__).parent.parent
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
@@ -65,6 +67,12 @@ def test_tables_beside_the_numbers(folder: str) -> None:
         ("targets", ["memory", "rows", 1, "input_bits"], 1.1),
         ("against", ["against", "times", "metis, published paper", "eager", "gradients"], 1.1),
         ("train", ["train", "policy", "step_seconds"], 1.1),
+        ("presets", ["compare-scratch", "rows", 1, "validation_gap", "values"], 2),
+        ("presets", ["compare-branch", "rows", 1, "validation_gap", "mean"], 2),
+        ("compare-scratch", ["compare-scratch", "rows", 1, "validation_gap", "values"], 2),
+        ("chance", ["chance", "runs", 0, "validation_loss"], 2),
+        ("advice", ["compare-scratch", "rows", 1, "validation_gap", "values"], 2),
+        ("advice", ["compare-llama", "rows", 1, "validation_gap", "mean"], 2),
     ],
 )
 def test_another_number_gives_another_page(block: str, path: list[Any], change: float) -> None:
@@ -92,6 +100,38 @@ def test_a_section_without_numbers_is_left_out() -> None:
     assert "| nvfp4 | width | 64 | 1.00x (1.00-1.00) | 1.50x | 0.50x | 1.00x |" in made
 
 
+def test_the_command_of_a_comparison_gives_its_settings_and_arms() -> None:
+    numbers = {
+        "rows": [{"arm": arm, "seeds": [0, 1, 2]} for arm in ("high", "nvfp4", "best")],
+        "settings": {
+            "width": 64,
+            "batch": 16,
+            "steps": 600,
+            "final_rate": 0.0,
+            "learning_rate": 0.001,
+            "device": "cpu",
+        },
+    }
+    made = docs_tables.command("compare-scratch", numbers)
+    assert " ".join(made.replace("\\\n", " ").split()) == (
+        "metis compare nvfp4 best --seeds 3 --threads 1 --width 64 --final-rate 0.0 "
+        "--out benchmarks/results/compare-scratch"
+    )
+
+
+def test_what_was_not_run_is_said_by_policy() -> None:
+    made = docs_tables.not_run(["metis seed 5", "high+perturbed seed 7", "metis seed 6"])
+    assert made == "`metis` with seeds 5, 6; `high+perturbed` with seed 7"
+
+
+def test_advice_names_presets_and_numbers_that_there_are() -> None:
+    for _, take, _, measured in docs_advice.ADVICE:
+        assert measured(BENCHMARKS)
+        assert set(re.findall(r"`([^`]+)`", take)) <= set(presets())
+    without = {folder: numbers for folder, numbers in BENCHMARKS.items() if not folder.startswith("compare-scratch")}
+    assert "from scratch" not in docs_advice.advice(without)
+
+
 def test_a_target_is_reached_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
     (target,) = (t for t in docs_tables.TARGETS if t.what.startswith("step of nvfp4, width 512"))
     monkeypatch.setattr(docs_tables, "TARGETS", [target])
@@ -108,7 +148,8 @@ def test_a_target_is_reached_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("page", docs_tables.PAGES, ids=lambda path: path.name)
 def test_ratios_in_a_page_are_measured_ones(page: Path) -> None:
-    measured = {ratio for name in docs_tables.BLOCKS for ratio in RATIO.findall(docs_tables.block(name, BENCHMARKS))}
+    texts = [docs_tables.block(name, BENCHMARKS) for name in docs_tables.BLOCKS]
+    measured = {ratio for text in [*texts, *(table.read_text() for table in TABLES)] for ratio in RATIO.findall(text)}
     assert len(measured) > 20
     assert set(RATIO.findall(page.read_text())) <= measured
 
@@ -120,6 +161,20 @@ def test_what_the_readme_says_of_the_cost_of_best() -> None:
         ratio = {row["policy"]: step.ratios(row["times"])[0].median for row in BENCHMARKS[folder]["rows"]}
         found.append(ratio["best"] / ratio["nvfp4"])
     assert {f"{ratio:.1f}" for ratio in found} == {said}
+
+
+def test_what_the_readme_says_of_training_from_scratch() -> None:
+    text = " ".join(README.read_text().split())
+    pattern = r"ends (\S+) % behind full precision, where `nvfp4` ends (\S+) % behind \((\d+) seeds; significant\)"
+    ((best, nvfp4, seeds),) = re.findall(pattern, text)
+    rows = summary.from_json(BENCHMARKS["compare-scratch"]["rows"])
+    places = {row.arm: row for row in order.ordered(rows)}
+    assert (best, nvfp4) == tuple(f"{places[name].validation_gap.mean:.2f}" for name in ("best", "nvfp4"))
+    assert all(len(places[name].seeds) == int(seeds) for name in ("high", "best", "nvfp4"))
+    assert order.first(rows) == "nvfp4"
+    (difference,) = (d for d in order.from_first(rows) if d.arm == "best")
+    assert difference.mean < 0
+    assert difference.significant
 
 
 @pytest.mark.parametrize("name", ["operands", "operands-llama"])

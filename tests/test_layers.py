@@ -37,6 +37,7 @@ LAYERS = (
     "weights",
     "mlir",
     "measure",
+    "html_report",
     "train",
     "compare",
     "bench",

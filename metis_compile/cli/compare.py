@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from metis_compile.cli.errors import user_errors
+from metis_compile.cli.errors import UserError, user_errors
 
 __all__ = ["compare"]
 
 SIZE = "Size of the model and its batches"
+RATE = "Optimizer and what is validated"
 
 
 def compare(
@@ -20,8 +21,9 @@ def compare(
         typer.Argument(
             metavar="POLICY...",
             help="Presets or policy files. POLICY+shuffled starts from the same weights in another order and "
-            "POLICY+redrawn rounds by other random numbers (what chance does), POLICY+nudged changes every weight by a "
-            "millionth (whether runs repeat), POLICY+reparametrized trains linears in four parts.",
+            "POLICY+redrawn rounds by other random numbers (what chance does), POLICY+perturbed changes each weight by "
+            "a hundredth and POLICY+nudged by a millionth (how far that carries), POLICY+reparametrized trains linears "
+            "in four parts.",
         ),
     ],
     seeds: Annotated[str, typer.Option(help="A number of seeds, or the seeds: 3, or 0,2,5.")] = "3",
@@ -44,6 +46,7 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder for the trials, the table, the plot and the numbers.")] = Path(
         "runs/compare"
     ),
+    html: Annotated[Path | None, typer.Option(help="Write a report to this file too, a page of HTML.")] = None,
     jobs: Annotated[int, typer.Option(help="Trials at a time, a process each.")] = 1,
     threads: Annotated[
         int | None, typer.Option(help="Threads of each trial.", show_default="all cores divided by --jobs")
@@ -60,6 +63,28 @@ def compare(
         ),
     ] = None,
     learning_rate: Annotated[float, typer.Option(help="AdamW's, at its highest.")] = 1e-3,
+    warmup: Annotated[
+        int | None,
+        typer.Option(rich_help_panel=RATE, help="Steps in which the learning rate rises.", show_default="20"),
+    ] = None,
+    final_rate: Annotated[
+        float, typer.Option(rich_help_panel=RATE, help="Share of the learning rate left at the end.")
+    ] = 0.1,
+    clip: Annotated[float, typer.Option(rich_help_panel=RATE, help="Largest norm of the gradients.")] = 1.0,
+    average_weights: Annotated[
+        float,
+        typer.Option(
+            rich_help_panel=RATE,
+            help="Validate the mean of the weights over this share of the steps, at the end; 0: the last weights.",
+        ),
+    ] = 0.0,
+    ema: Annotated[
+        float,
+        typer.Option(
+            rich_help_panel=RATE,
+            help="Validate a moving average of the weights of this decay; 0: the last weights.",
+        ),
+    ] = 0.0,
     text: Annotated[
         str | None, typer.Option(help="A file to train on.", show_default="Python's standard library")
     ] = None,
@@ -77,20 +102,29 @@ def compare(
     """
     from rich.console import Console
 
+    from metis_compile.compare import order
     from metis_compile.compare.comparison import Comparison, Options
     from metis_compile.compare.gemm_report import compare_gemms
     from metis_compile.compare.summary import table
+    from metis_compile.html_report import ReportError
     from metis_compile.policy import PolicyError
     from metis_compile.train.errors import TrainError
     from metis_compile.train.settings import Settings, resolve_device
 
-    with user_errors(TrainError, PolicyError):
+    with user_errors(TrainError, PolicyError, ReportError):
+        if gemm and html is not None:
+            raise UserError("--html is a report of trained models, and --gemm trains none: leave one out")
         device = resolve_device(device)
         settings = Settings(
             steps=(150 if gemm else 600) if steps is None else steps,
             device=device,
             dtype=dtype or ("float32" if device == "cpu" else "bfloat16"),
             learning_rate=learning_rate,
+            warmup=warmup,
+            final_rate=final_rate,
+            clip=clip,
+            average_weights=average_weights,
+            ema=ema,
             text=text,
             model=model,
             width=width,
@@ -109,7 +143,7 @@ def compare(
             for name, path in files.items():
                 Console().print(f"{name}: {path}", highlight=False, soft_wrap=True)
             return
-        options = Options(out=out, branch=branch, jobs=jobs, threads=threads, average=average, rounds=rounds)
+        options = Options(out=out, branch=branch, jobs=jobs, threads=threads, average=average, rounds=rounds, html=html)
         outcome = Comparison(policies, seeds_of(seeds), settings, options).run(Console(stderr=True))
     if json:
         from json import dumps
@@ -118,6 +152,8 @@ def compare(
     elif outcome.rows:
         console = Console()
         console.print(table(outcome.rows, outcome.title))
+        if len(order.ordered(outcome.rows)) > 1:
+            console.print(order.table(outcome.rows))
         for name, path in outcome.files.items():
             console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
     for failure in outcome.failures:

@@ -11,6 +11,7 @@ from metis_compile.cli.compare import compare
 from metis_compile.cli.diff import diff
 from metis_compile.cli.explain import explain
 from metis_compile.cli.export import export
+from metis_compile.cli.report import report
 from metis_compile.cli.train import train
 
 __all__ = ["app"]
@@ -48,5 +49,6 @@ app.command()(blame)
 app.command()(calibrate)
 app.command()(compare)
 app.command()(diff)
+app.command()(report)
 app.command()(export)
 app.add_typer(bench)

@@ -18,6 +18,7 @@ __all__ = ["train"]
 
 # Settings default to None here: a resumed run takes its checkpoint's, a new one those of the class Settings.
 SIZE = "Size of the model and its batches"
+RATE = "Optimizer and what is validated"
 
 
 def train(
@@ -46,12 +47,40 @@ def train(
         ),
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="AdamW's, at its highest.", show_default="0.001")] = None,
+    warmup: Annotated[
+        int | None,
+        typer.Option(rich_help_panel=RATE, help="Steps in which the learning rate rises.", show_default="20"),
+    ] = None,
+    final_rate: Annotated[
+        float | None,
+        typer.Option(rich_help_panel=RATE, help="Share of the learning rate left at the end.", show_default="0.1"),
+    ] = None,
+    clip: Annotated[
+        float | None, typer.Option(rich_help_panel=RATE, help="Largest norm of the gradients.", show_default="1.0")
+    ] = None,
+    average_weights: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=RATE,
+            help="Validate the mean of the weights over this share of the steps, at the end.",
+            show_default="the last weights",
+        ),
+    ] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=RATE,
+            help="Validate a moving average of the weights of this decay.",
+            show_default="the last weights",
+        ),
+    ] = None,
     text: Annotated[
         str | None,
         typer.Option(help="A file to train on.", show_default="Python's standard library"),
     ] = None,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
     average: Annotated[int, typer.Option(help="Last steps in the training loss of the table.")] = 50,
+    html: Annotated[Path | None, typer.Option(help="Write the report to this file too, a page of HTML.")] = None,
     monitor: Annotated[
         Path | None,
         typer.Option(help="File for statistics of the policy's operands, JSON lines that metis diff reads."),
@@ -79,6 +108,11 @@ def train(
         "device": device,
         "dtype": dtype,
         "learning_rate": learning_rate,
+        "warmup": warmup,
+        "final_rate": final_rate,
+        "clip": clip,
+        "average_weights": average_weights,
+        "ema": ema,
         "text": text,
         "model": model,
         "width": width,
@@ -91,13 +125,14 @@ def train(
 
     from rich.console import Console
 
+    from metis_compile.html_report import ReportError
     from metis_compile.policy import PolicyError
     from metis_compile.train.checkpoint import read_settings
     from metis_compile.train.errors import TrainError
     from metis_compile.train.loop import Interrupted, Options, run
     from metis_compile.train.settings import Settings, resolve_device
 
-    with user_errors(TrainError, PolicyError):
+    with user_errors(TrainError, PolicyError, ReportError):
         values = {name: getattr(read_settings(out), name) for name in Settings.names()} if resume else {}
         values |= given
         values["device"] = resolve_device(values.get("device", "auto"))
@@ -113,6 +148,7 @@ def train(
             trust=trust,
             monitor=monitor,
             monitor_every=monitor_every,
+            html=html,
         )
         outcome = run(settings, options, console=Console(stderr=True))
     for problem in [outcome.unsaved] if isinstance(outcome, Interrupted) else outcome.unwritten:

@@ -9,21 +9,29 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from metis_compile.compare import order
 from metis_compile.compare.cost import Cost
+from metis_compile.compare.page import page
 from metis_compile.compare.plot import draw, draw_cost
 from metis_compile.compare.record import Record, read
 from metis_compile.compare.run import identity, record_path
 from metis_compile.compare.run_config import BASELINE, RunConfig
 from metis_compile.compare.summary import Row, markdown, summarize, to_json
+from metis_compile.compare.title import title_of
+from metis_compile.html_report import check, policy_texts, write
 from metis_compile.measure.folder import check_folder, writing
 from metis_compile.measure.machine import machine
 from metis_compile.measure.progress import JobProgress
 from metis_compile.measure.schedule import Failure, Job, run_jobs
 from metis_compile.train import corpus
 from metis_compile.train.errors import TrainError
+from metis_compile.train.page import explanations
 from metis_compile.train.settings import Settings
 
 __all__ = ["Comparison", "Options", "Outcome"]
+
+FILES = {"report": "compare.json", "table": "table.md", "order": "order.md", "plot": "gap.png"}
+SETTINGS_BEFORE = identity(Settings())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +44,7 @@ class Options:
     threads: int | None = None  # of each; None: all cores divided by jobs
     average: int = 100  # last steps in the training loss
     rounds: int = 10  # steps that the step-time ratio is measured over; 0: none
+    html: Path | None = None  # where the report goes as a page of HTML
 
     def __post_init__(self) -> None:
         for name, least in (("jobs", 1), ("average", 1), ("rounds", 0), ("branch", 0)):
@@ -58,13 +67,19 @@ class Outcome:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"title": self.title, "rows": to_json(self.rows), "missing": self.missing}
+        return {
+            "title": self.title,
+            "rows": to_json(self.rows),
+            "missing": self.missing,
+            **order.to_json(self.rows),
+        }
 
 
 class Comparison:
     """Some arms, from some seeds, with one set of settings. The baseline is always among the arms.
 
-    Raises TrainError if the folder holds trials that do not belong, PolicyError for a policy that cannot be loaded.
+    Raises TrainError if the folder holds trials that do not belong, PolicyError for a policy that cannot be loaded,
+    ReportError for a page that can't be written.
     """
 
     def __init__(self, arms: Sequence[str], seeds: Sequence[int], settings: Settings, options: Options) -> None:
@@ -96,6 +111,8 @@ class Comparison:
         """Run what is missing, seed by seed, then measure what each arm costs, then sum up."""
         options = self.options
         check_folder(options.out, TrainError)
+        if options.html is not None:
+            check(options.html)
         have = self._records()
         missing = [(arm, seed) for seed in self.seeds for arm in self.arms if (arm.text, seed) not in have]
         if have:
@@ -126,12 +143,15 @@ class Comparison:
         baselines = [r for r in records if r.arm == BASELINE]
         last = min(self.options.average, self.settings.steps)
         rows = summarize(records, baselines, costs, last)
-        files = {"report": out / "compare.json", "table": out / "table.md", "plot": out / "gap.png"}
+        title = title_of(self.settings, self.options.branch, last)
+        files = {name: out / file for name, file in FILES.items()}
         if any(row.cost is not None for row in rows):
             files["cost"] = out / "cost.png"
+        if self.options.html is not None:
+            files["html"] = self.options.html
         outcome = Outcome(
             rows=rows,
-            title=self._title(last),
+            title=f"{title}; gaps: mean over seeds ± deviation",
             files=files if rows else {},
             failures=list(failures),
             missing=[f"{arm.name} seed {seed}" for arm, seed in wanted if (arm.text, seed) not in have],
@@ -139,6 +159,7 @@ class Comparison:
         )
         if rows:
             report = outcome.to_dict() | {
+                "heading": title,
                 "settings": identity(self.settings, self.options.branch),
                 "machine": machine(),
             }
@@ -147,15 +168,32 @@ class Comparison:
                 if "cost" in files:
                     draw_cost(rows, files["cost"])
                 files["report"].write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-                files["table"].write_text(markdown(rows, self._title(last)))
+                files["table"].write_text(markdown(rows, outcome.title))
+                files["order"].write_text(order.markdown(rows, title))
+            if self.options.html is not None:
+                self._write_page(records, outcome, report, self.options.html)
         return outcome
 
-    def _title(self, last: int) -> str:
-        s, branch = self.settings, self.options.branch
-        common = f", the first {branch} of them in full precision" if branch else ""
-        return (
-            f"{s.model}, width {s.width}, {s.layers} layers, {s.steps} steps of {s.batch * s.context} tokens, "
-            f"{s.dtype}{common}; train gap: mean of the last {last} steps; gaps: mean over seeds ± deviation"
+    def _write_page(self, records: Sequence[Record], outcome: Outcome, report: dict[str, Any], path: Path) -> None:
+        policies = {arm.policy: self.variants[arm.text].options for arm in self.arms if arm.policy != BASELINE}
+        write(
+            page(
+                records,
+                outcome.rows,
+                report["settings"],
+                report["machine"],
+                title=outcome.title,
+                explained=[
+                    found
+                    for options in policies.values()
+                    for found in explanations(self.settings, (options or {})["policy"])
+                ],
+                policies=[
+                    (RunConfig(text=name).name, policy_texts((options or {})["policy"]))
+                    for name, options in policies.items()
+                ],
+            ),
+            path,
         )
 
     def _trial(self, arm: RunConfig, seed: int) -> Job:
@@ -203,7 +241,8 @@ class Comparison:
 
     def _check(self, path: Path, record: Record, arm: RunConfig) -> None:
         mine = identity(self.settings, self.options.branch)
-        theirs = record.settings
+        # A record from before a setting was there was trained with what is now its default.
+        theirs = SETTINGS_BEFORE | record.settings
         keys = dict.fromkeys([*mine, *theirs])
         differing = [f"{k} {theirs.get(k)!r} and not {mine.get(k)!r}" for k in keys if theirs.get(k) != mine.get(k)]
         if differing:

@@ -12,12 +12,14 @@ from metis_compile.train.errors import TrainError
 from metis_compile.train.settings import derived_seed
 from metis_compile.train.variant import FULL_PRECISION, Variant, policy_variant
 
-__all__ = ["BASELINE", "RunConfig"]
+__all__ = ["BASELINE", "REDRAWN", "RunConfig"]
 
 BASELINE = "high"  # trained by plain Inductor: what the others' gaps are to
 RANK = 0.015  # of reparametrized weights
 NUDGE = 1e-6  # relative change of every weight
+PERTURBATION = 1e-2
 REDRAWN = "redrawn"  # the change to other random numbers
+CHANCE = {REDRAWN, "nudged", "perturbed", "shuffled"}
 
 
 def reparametrized(model: nn.Module, seed: int) -> nn.Module:
@@ -30,12 +32,12 @@ def reparametrized(model: nn.Module, seed: int) -> nn.Module:
 
 def nudged(model: nn.Module, seed: int) -> nn.Module:
     """Every weight off by a millionth: how well a run can be repeated."""
-    generator = torch.Generator().manual_seed(derived_seed("nudge", seed))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.mul_(1 + NUDGE * noise.to(parameter.device))
-    return model
+    return _scaled(model, "nudge", seed, NUDGE)
+
+
+def perturbed(model: nn.Module, seed: int) -> nn.Module:
+    """Every weight off by a hundredth, less than rounding to FP4 makes it: how far chance carries a run like it."""
+    return _scaled(model, "perturbation", seed, PERTURBATION)
 
 
 def shuffled(model: nn.Module, seed: int) -> nn.Module:
@@ -48,9 +50,20 @@ def shuffled(model: nn.Module, seed: int) -> nn.Module:
     return model
 
 
+def _scaled(model: nn.Module, name: str, seed: int, by: float) -> nn.Module:
+    """Each weight times 1 + ``by`` times a normal number of its own."""
+    generator = torch.Generator().manual_seed(derived_seed(name, seed))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.mul_(1 + by * noise.to(parameter.device))
+    return model
+
+
 CHANGES: dict[str, Callable[[nn.Module, int], nn.Module]] = {
     "reparametrized": reparametrized,
     "nudged": nudged,
+    "perturbed": perturbed,
     "shuffled": shuffled,
 }
 
@@ -84,6 +97,11 @@ class RunConfig:
     def changes_the_start(self) -> bool:
         """Whether it cannot go on from where another arm is."""
         return any(change in CHANGES for change in self.changes)
+
+    @property
+    def is_chance(self) -> bool:
+        """Whether it differs from its policy by chance alone: by random numbers, or by the weights at the start."""
+        return bool(self.changes) and set(self.changes) <= CHANCE
 
     @property
     def name(self) -> str:

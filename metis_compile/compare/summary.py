@@ -14,7 +14,7 @@ from metis_compile.compare.run_config import RunConfig
 from metis_compile.measure.markdown import markdown_table
 from metis_compile.train.report import finite, gap
 
-__all__ = ["Row", "markdown", "summarize", "table"]
+__all__ = ["Row", "Spread", "from_json", "markdown", "summarize", "table", "to_json"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class Spread:
 
     mean: float
     deviation: float | None
+    values: list[float]  # of each seed, in the row's order
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
@@ -30,6 +31,7 @@ class Spread:
         return cls(
             mean=statistics.fmean(values),
             deviation=statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None,
+            values=list(values),
         )
 
     def percent(self) -> str:
@@ -117,3 +119,24 @@ def markdown(rows: Sequence[Row], caption: str) -> str:
 def to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Plain values; a number that is not finite is None."""
     return [finite(asdict(row)) for row in rows]
+
+
+def from_json(rows: Sequence[dict[str, Any]]) -> list[Row]:
+    """The inverse of :func:`to_json`, but for numbers that were not finite, which are NaN.
+
+    Raises what a missing or wrong value raises.
+    """
+    made = []
+    for row in rows:
+        spreads = {
+            name: Spread(
+                mean=number(row[name]["mean"]),
+                deviation=row[name]["deviation"],
+                values=[number(value) for value in row[name].get("values", [])],  # a report of before has none
+            )
+            for name in ("train_gap", "validation_gap")
+        }
+        losses = {name: number(row[name]) for name in ("train_loss", "validation_loss")}
+        cost = None if row["cost"] is None else Cost(**row["cost"])
+        made.append(Row(**(row | spreads | losses | {"cost": cost})))
+    return made

@@ -7,13 +7,16 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from metis_compile.html_report import ReportError, check, policy_texts, read_statistics, spectra, write
 from metis_compile.measure.folder import check_folder, writing
 from metis_compile.measure.interrupt import StopRequest
 from metis_compile.measure.plot import check_matplotlib
 from metis_compile.monitoring.monitor import monitor
+from metis_compile.policy import Schedule
 from metis_compile.train import checkpoint, corpus
 from metis_compile.train.determinism import deterministic
 from metis_compile.train.errors import TrainError
+from metis_compile.train.page import explanations, page
 from metis_compile.train.plot import draw
 from metis_compile.train.progress import RunProgress
 from metis_compile.train.report import Report, Side
@@ -34,6 +37,7 @@ class Options:
     resume: bool = False  # go on from the checkpoint in ``out``
     checkpoint_every: int = 50  # steps
     average: int = 50  # last steps in the training loss of the report
+    html: Path | None = None  # where the report goes as a page of HTML
     trust: bool = True  # whether the policy may name code, which is then imported: see Policy.load
     monitor: Path | None = None  # where statistics of the policy's operands go, as metis_compile.monitor writes them
     monitor_every: int = 50  # steps
@@ -65,13 +69,16 @@ def run(
     """Train full precision and the policy side by side and report on both.
 
     ``variants`` replaces how the two models are compiled, full precision first. The caller's random state is
-    left as it was. Raises TrainError if the run cannot start or resume, PolicyError for a bad policy.
+    left as it was. Raises TrainError if the run cannot start or resume, PolicyError for a bad policy, ReportError for a
+    page that can't be written.
     """
     check_matplotlib(TrainError)
     variants = variants or (FULL_PRECISION, policy_variant(settings.policy, trust=options.trust))
     text = corpus.load_library() if settings.text is None else corpus.load_file(Path(settings.text).expanduser())
     text.require(settings.context)
     check_folder(options.out, TrainError)
+    if options.html is not None:
+        check(options.html)
     console = console or Console(stderr=True)
     devices = [torch.device(settings.device)] if settings.device != "cpu" else []
     with torch.random.fork_rng(devices=devices), deterministic(settings.device):
@@ -92,6 +99,9 @@ class _Run:
             name: Trainer(variant, settings)
             for name, variant in zip(("full_precision", "policy"), variants, strict=True)
         }
+        # Read at the start: a file may change while the run lasts.
+        self.policy = (variants[1].options or {}).get("policy")
+        self.policy_files = [] if self.policy is None else policy_texts(self.policy, trust=options.trust)
         self.progress = RunProgress(console, settings.steps)
         self.done = 0
         self.saved: int | None = None
@@ -199,6 +209,8 @@ class _Run:
         batches = self.text.validation_batches(count=VALIDATION_BATCHES, batch=settings.batch, context=settings.context)
         averaged = min(self.options.average, settings.steps)
         files = {"plot": out / "loss.png", "report": out / "report.json", "checkpoint": out / checkpoint.FILE}
+        if self.options.html is not None:
+            files["html"] = self.options.html
         if self.options.monitor is not None:
             files["statistics"] = self.options.monitor
         report = Report(
@@ -210,19 +222,42 @@ class _Run:
             averaged=averaged,
             full_precision=side(self.learners["full_precision"], batches, averaged),
             policy=side(self.learners["policy"], batches, averaged),
+            policy_files=self.policy_files,
             files=files,
         )
         unwritten = [] if self.unsaved is None else [self.unsaved]
-        for name, write in (
+        for name, put in (
             ("report", lambda path: path.write_text(json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n")),
             ("plot", lambda path: draw(report, path)),
         ):
             try:
                 with writing(files[name], TrainError):
-                    write(files[name])
+                    put(files[name])
             except TrainError as error:
                 unwritten.append(str(error))
+        if self.options.html is not None:
+            try:
+                self._write_page(report, batches, self.options.html)
+            except ReportError as error:
+                unwritten.append(str(error))
         return replace(report, unwritten=tuple(unwritten))
+
+    def _write_page(self, report: Report, batches: list[tuple[torch.Tensor, torch.Tensor]], path: Path) -> None:
+        """After all else is written: it looks at the model anew, which takes some seconds."""
+        self.progress.doing("writing the page")
+        learner = self.learners["policy"]
+        explained = [] if self.policy is None else explanations(self.settings, self.policy)
+        found = []
+        if self.policy is not None:
+            last = self.policy.stages[-1].policy if isinstance(self.policy, Schedule) else self.policy
+            tokens = batches[0][0].to(self.settings.device)
+            with learner.autocast():
+                found = spectra(learner.model, lambda: learner.model(tokens), explained[-1][1], last)
+        statistics = [] if self.options.monitor is None else read_statistics(self.options.monitor)
+        made = page(
+            report.to_dict(), policy=self.policy_files, explained=explained, spectra=found, statistics=statistics
+        )
+        write(made, path)
 
 
 def side(trainer: Trainer, batches: list[tuple[torch.Tensor, torch.Tensor]], averaged: int) -> Side:

@@ -1,6 +1,7 @@
 """What a run found, as JSON and as a table."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ class Report:
     full_precision: Side
     policy: Side
     files: dict[str, Path]  # by what is in them
+    policy_files: Sequence[tuple[str, str]] = ()  # the policy's file and those that it extends or names: name, text
     unwritten: tuple[str, ...] = ()  # what could not be written, and why; the numbers are whole all the same
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,6 +63,7 @@ class Report:
                 "validation_gap_percent": gap(self.policy.validation_loss, self.full_precision.validation_loss),
                 "step_time_ratio": ratio(self.policy.step_seconds, self.full_precision.step_seconds),
                 "saved_bytes_ratio": ratio(self.policy.saved_bytes, self.full_precision.saved_bytes),
+                "policy_files": [{"name": name, "text": text} for name, text in self.policy_files],
                 "files": {name: str(path) for name, path in self.files.items()},
                 "versions": {"metis_compile": __version__},
                 "machine": machine(),

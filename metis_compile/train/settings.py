@@ -14,6 +14,7 @@ from metis_compile.train.model import Shape
 __all__ = ["MODELS", "Settings", "derived_seed", "resolve_device"]
 
 MODELS = ("gpt", "llama", "llama-8b-block")
+OPTIONAL: dict[str, tuple[type, ...]] = {"text": (str, type(None)), "warmup": (int, type(None))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,14 @@ class Settings:
     heads: int = 4
     context: int = 256  # tokens (bytes) in a sequence
     batch: int = 8  # sequences in a step
-    learning_rate: float = 1e-3  # of AdamW at its highest; warm-up, then a cosine down to a tenth
+    learning_rate: float = 1e-3  # of AdamW at its highest; warm-up, then a cosine down to final_rate of it
+    warmup: int | None = None  # steps in which the rate rises; None: 20, or a fifth of a run of less than 100
+    final_rate: float = 0.1  # what the cosine ends at, as a share of learning_rate
+    clip: float = 1.0  # largest norm of all gradients together; longer ones are scaled down to it
+    average_weights: float = (
+        0.0  # share of the steps, at the end, whose weights' mean is validated; 0: the last weights
+    )
+    ema: float = 0.0  # decay of the moving average of weights that is validated; 0: the last weights
     text: str | None = None  # a file to train on; None is the standard library's sources
 
     def __post_init__(self) -> None:
@@ -45,8 +53,19 @@ class Settings:
             raise TrainError(f"model must be one of {', '.join(MODELS)}, got {self.model!r}")
         if self.model == "llama-8b-block" and self.width // self.heads % 2:
             raise TrainError(f"width / heads must be even for rotary positions, got {self.width} / {self.heads}")
-        if not 0 < self.learning_rate < math.inf:
-            raise TrainError(f"learning rate must be a finite number above 0, got {self.learning_rate}")
+        for name in ("learning_rate", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise TrainError(f"{name.replace('_', ' ')} must be a finite number above 0, got {getattr(self, name)}")
+        if self.warmup is not None and not 1 <= self.warmup <= self.steps:
+            raise TrainError(f"warmup must be 1 to {self.steps}, the steps, got {self.warmup}")
+        for name, highest in (("final_rate", 1.0), ("average_weights", 1.0), ("ema", math.nextafter(1, 0))):
+            if not 0 <= getattr(self, name) <= highest:
+                limit = "at most 1" if highest == 1 else "below 1"
+                raise TrainError(f"{name.replace('_', ' ')} must be 0 or more and {limit}, got {getattr(self, name)}")
+        if self.average_weights and self.ema:
+            raise TrainError(
+                f"average weights {self.average_weights} and ema {self.ema} are two averages of the weights: give one"
+            )
         if self.dtype not in ("float32", "bfloat16"):
             raise TrainError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
 
@@ -56,12 +75,13 @@ class Settings:
         return Shape(width=self.width, layers=self.layers, heads=self.heads, context=self.context)
 
     def learning_rate_at(self, step: int) -> float:
-        """The rate of ``step`` (from 0): linear over 20 steps or the first fifth, then a cosine to a tenth."""
-        warmup = max(1, min(20, self.steps // 5))
+        """The rate of ``step`` (from 0): linear in the warm-up, then a cosine down to ``final_rate`` of the highest."""
+        warmup = max(1, min(20, self.steps // 5)) if self.warmup is None else self.warmup
         if step < warmup:
             return self.learning_rate * (step + 1) / warmup
         done = (step - warmup) / max(1, self.steps - warmup)
-        return self.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
+        falling = 0.5 * (1 + math.cos(math.pi * done))
+        return self.learning_rate * (self.final_rate + (1 - self.final_rate) * falling)
 
     def differences(self, other: "Settings") -> list[str]:
         """One text for each field that differs, naming both values: self's first."""
@@ -83,7 +103,7 @@ class Settings:
         if unknown:
             raise TrainError(f"unknown settings: {', '.join(unknown)}")
         for field in fields(cls):
-            kinds: tuple[type, ...] = (str, type(None)) if field.name == "text" else (type(field.default),)
+            kinds: tuple[type, ...] = OPTIONAL.get(field.name, (type(field.default),))
             kinds = (float, int) if kinds == (float,) else kinds
             if field.name in values and (
                 not isinstance(values[field.name], kinds) or isinstance(values[field.name], bool)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from metis_compile import state as across_steps
 from metis_compile.monitoring.monitor import Monitor
 from metis_compile.schedule import advance
+from metis_compile.train.averaging import WeightAverage
 from metis_compile.train.llama import llama, logits_of
 from metis_compile.train.llama_block import LlamaBlocks
 from metis_compile.train.model import GPT
@@ -76,6 +77,7 @@ class Trainer:
             betas=(0.9, 0.95),
             fused=True,
         )
+        self.average = WeightAverage.of(self.model, settings)
 
     def step(self, step: int, tokens: Tensor, targets: Tensor) -> float:
         """One optimizer step on int64 [batch, context] tokens; returns and records the loss."""
@@ -106,12 +108,14 @@ class Trainer:
         return loss
 
     def update(self, step: int) -> None:
-        """What follows the backward of ``step``: clipping, AdamW, and no gradients left."""
+        """What follows the backward of ``step``: clipping, AdamW, the weights' average, and no gradients left."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate_at(step)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(self.model, step)
 
     def saved_bytes(self, tokens: Tensor) -> int:
         """What one forward keeps for its backward, parameters left out; nothing moves on."""
@@ -119,12 +123,13 @@ class Trainer:
             return bytes_saved_for_backward(self.compiled, tokens)
 
     def validate(self, batches: list[tuple[Tensor, Tensor]]) -> float:
-        """Mean loss over ``batches``.
+        """Mean loss over ``batches``, of the averaged weights where the settings ask for an average.
 
         It runs the forward that training runs, quantization included: no second graph is compiled for it.
         """
         losses = []
-        with self._between_steps():
+        averaged = nullcontext() if self.average is None else self.average.in_place_of(self.model)
+        with self._between_steps(), averaged:
             for i, (tokens, targets) in enumerate(batches):
                 torch.manual_seed(derived_seed("validation", self.settings.seed, i))
                 losses.append(self._loss(tokens.to(self.device), targets.to(self.device)).item())
@@ -153,6 +158,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "across_steps": across_steps.state_dict(self.model),
+            "average": None if self.average is None else self.average.state_dict(),
             "history": asdict(self.history),
         }
 
@@ -173,6 +179,8 @@ class Trainer:
 
     def _load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         # torch takes any state here, and its fused step would read beyond tensors that are too small.
         for parameter in self.model.parameters():

@@ -38,4 +38,5 @@ def test_as_the_graph_that_runs_eagerly(preset: str) -> None:
         run = torch.compile(copy.deepcopy(start), **options)  # type: ignore[call-overload]
         found.append(step(run, x))
     assert_same(found[1], found[0], SAME_DRAWS)
-    assert len(found[0]) == (6 if preset.startswith("metis") else 4)
+    kept = {name.split()[-1] for name in found[0] if "weight " in name}
+    assert kept >= {"activation", "gradient"} if preset.startswith("metis") else not kept

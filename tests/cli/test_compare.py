@@ -39,9 +39,24 @@ def test_the_table_and_the_files(metis: Any) -> None:
     result: Result = metis("high+nudged", "--seeds=2", "--average=2")
     assert result.exit_code == 0, result.output
     assert "high+nudged" in result.stdout
-    for name in ("compare.json", "table.md", "gap.png"):
+    for name in ("compare.json", "table.md", "order.md", "gap.png"):
         assert Path("runs/compare", name).is_file()
         assert name in result.stdout
+    assert "by validation gap" not in result.stdout, "there is one policy alone"
+
+
+def test_the_order_of_several_policies(metis: Any) -> None:
+    result: Result = metis("nvfp4", "--seeds=2")
+    assert result.exit_code == 0, result.output
+    assert "by validation gap" in " ".join(result.stdout.split())
+
+
+def test_how_it_is_trained_is_an_option(metis: Any) -> None:
+    values = {"learning_rate": 0.01, "warmup": 2, "final_rate": 0.5, "clip": 0.25, "average_weights": 0.5, "ema": 0.0}
+    result: Result = metis("high", "--seeds=1", *(f"--{k.replace('_', '-')}={v}" for k, v in values.items()))
+    assert result.exit_code == 0, result.output
+    settings = json.loads(Path("runs/compare/compare.json").read_text())["settings"]
+    assert {name: settings[name] for name in values} == values
 
 
 def test_json_is_all_that_stdout_gets(metis: Any) -> None:

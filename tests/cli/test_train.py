@@ -12,6 +12,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from metis_compile.cli import app
+from metis_compile.html_report import ReportError
 from metis_compile.train import loop
 from metis_compile.train.variant import Variant
 
@@ -71,6 +72,7 @@ def test_json_is_all_that_stdout_gets(metis: Metis) -> None:
         "validation_gap_percent",
         "step_time_ratio",
         "saved_bytes_ratio",
+        "policy_files",
         "files",
         "versions",
         "machine",
@@ -97,6 +99,8 @@ def test_json_is_all_that_stdout_gets(metis: Metis) -> None:
         (["--text", "nowhere.txt"], "cannot read the text nowhere.txt"),
         (["--context", "5000"], "bytes for validation, a context of 5000 needs more"),
         (["--out", "text.txt"], "cannot make the folder text.txt"),
+        (["--html", "."], "cannot write .: it is a folder"),
+        (["--html", "text.txt/page.html"], "cannot make the folder text.txt"),
         (["--learning-rate", "inf"], "learning rate must be a finite number above 0, got inf"),
         (["--learning-rate", "nan"], "learning rate must be a finite number above 0, got nan"),
         (["--checkpoint-every", "0"], "checkpoint-every must be at least 1, got 0"),
@@ -105,6 +109,27 @@ def test_json_is_all_that_stdout_gets(metis: Metis) -> None:
 )
 def test_a_mistake_is_one_line_and_status_2(metis: Metis, arguments: list[str], message: str) -> None:
     assert message in one_line(metis(*arguments))
+
+
+def test_a_page_that_can_not_be_written_is_found_at_the_start(metis: Metis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_Run", None)  # nothing is trained
+    assert "it is a folder; name a file in it" in one_line(metis("--html", "."))
+
+
+def test_a_page_that_can_not_be_written_at_the_end_loses_nothing_else(
+    metis: Metis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any) -> None:
+        raise ReportError("cannot write page.html: No space left on device")
+
+    monkeypatch.setattr(loop, "explanations", lambda *given: [("best", None)])
+    monkeypatch.setattr(loop, "spectra", lambda *given: [])
+    monkeypatch.setattr(loop, "page", lambda *given, **more: None)
+    monkeypatch.setattr(loop, "write", full)
+    result = metis("--html", "page.html", "--json")
+    assert result.exit_code == 2
+    assert len(json.loads(result.stdout)["policy"]["losses"]) == 5
+    assert "metis: cannot write page.html: No space left on device" in result.stderr.splitlines()
 
 
 def test_without_matplotlib_nothing_is_trained(metis: Metis, monkeypatch: pytest.MonkeyPatch) -> None:

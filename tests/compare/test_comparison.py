@@ -66,6 +66,7 @@ def test_a_comparison_is_resumable_and_grows(go: Go, in_process: None, tmp_path:
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "compare.json",
         "gap.png",
+        "order.md",
         "table.md",
         "trials",
         "unfinished",
@@ -74,6 +75,9 @@ def test_a_comparison_is_resumable_and_grows(go: Go, in_process: None, tmp_path:
     assert [row["arm"] for row in report["rows"]] == ["high", "high+nudged"]
     assert report["settings"]["width"] == 16
     assert "| `high+nudged` | 2 |" in (tmp_path / "out" / "table.md").read_text()
+
+    assert report["order"] == ["high"], "the same policy from another start has no place of its own"
+    assert "| high+nudged less high | 2 |" in (tmp_path / "out" / "order.md").read_text()
 
     with pytest.raises(
         TrainError, match=r"high-seed0.json is of a comparison with steps 6 and not 7: give another --out"
@@ -99,6 +103,18 @@ def test_what_was_measured_of_a_step_is_drawn(go: Go, in_process: None, tmp_path
     outcome = go("high+nudged")
     assert outcome.rows[1].cost == replace(cost, step_ratio_quartiles=[1.4, 1.6])  # type: ignore[arg-type]
     assert outcome.files["cost"].read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_record_from_before_a_setting_was_there_has_its_default(go: Go, in_process: None, tmp_path: Path) -> None:
+    go()
+    path = tmp_path / "out" / "trials" / "high-seed0.json"
+    values = json.loads(path.read_text())
+    for name in ("warmup", "final_rate", "clip", "average_weights", "ema"):
+        del values["settings"][name]
+    path.write_text(json.dumps(values))
+    assert go().missing == []
+    with pytest.raises(TrainError, match=r"with final_rate 0.1 and not 0.0: give another --out"):
+        go(final_rate=0.0)
 
 
 def test_a_policy_that_changed_is_not_mixed_with_its_past(go: Go, in_process: None, tmp_path: Path) -> None:

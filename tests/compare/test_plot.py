@@ -21,9 +21,9 @@ def row(arm: str, gap: float, cost: Cost | None) -> Row:
         arm=arm,
         seeds=[0],
         train_loss=1.0,
-        train_gap=Spread(mean=gap, deviation=None),
+        train_gap=Spread(mean=gap, deviation=None, values=[gap]),
         validation_loss=1.0,
-        validation_gap=Spread(mean=gap, deviation=None),
+        validation_gap=Spread(mean=gap, deviation=None, values=[gap]),
         saved_ratio=1.0,
         cost=cost,
     )

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from metis_compile.compare.run_config import RunConfig, nudged, reparametrized, shuffled
+from metis_compile.compare.run_config import RunConfig, nudged, perturbed, reparametrized, shuffled
 from metis_compile.train.errors import TrainError
 from metis_compile.train.model import GPT, Shape
 from metis_compile.weights.reparametrization import SplitLinear
@@ -50,6 +50,33 @@ def test_nudging_changes_every_weight_by_about_a_millionth() -> None:
     again = GPT(SHAPE)
     again.load_state_dict(plain.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(nudged(again, 0).parameters(), model.parameters(), strict=True))
+
+
+def test_perturbing_changes_every_weight_by_about_a_hundredth() -> None:
+    torch.manual_seed(0)
+    model, plain = GPT(SHAPE), GPT(SHAPE)
+    plain.load_state_dict(model.state_dict())
+    perturbed(model, 0)
+    changes = [
+        ((new - old) / old)[old != 0].detach() for new, old in zip(model.parameters(), plain.parameters(), strict=True)
+    ]
+    assert torch.cat(changes).std() == pytest.approx(0.01, rel=0.05)
+    assert torch.cat(changes).mean() == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("text", "chance"),
+    [
+        ("nvfp4+redrawn", True),
+        ("high+perturbed", True),
+        ("nvfp4+redrawn+nudged", True),
+        ("nvfp4", False),
+        ("high+reparametrized", False),
+        ("high+reparametrized+redrawn", False),
+    ],
+)
+def test_what_differs_by_chance_alone(text: str, chance: bool) -> None:
+    assert RunConfig(text=text).is_chance == chance
 
 
 def test_redrawing_changes_the_random_numbers_alone() -> None:

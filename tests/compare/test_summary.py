@@ -1,10 +1,11 @@
+import json
 import math
 
 import pytest
 
 from metis_compile.compare.cost import Cost
 from metis_compile.compare.record import Record
-from metis_compile.compare.summary import markdown, summarize, to_json
+from metis_compile.compare.summary import from_json, markdown, summarize, to_json
 
 
 def record(arm: str, seed: int, losses: list[float | None], validation: float | None, saved: int = 100) -> Record:
@@ -52,6 +53,22 @@ def test_a_diverged_run_has_no_number() -> None:
     assert plain["train_gap"]["mean"] is None
     assert plain["validation_loss"] is None
     assert "diverged" in markdown(rows, "")
+
+
+def test_rows_from_their_numbers() -> None:
+    cost = Cost(
+        flops_ratio=1.05,
+        step_ratio=1.25,
+        step_ratio_quartiles=(1.2, 1.3),
+        step_seconds=1.0,
+        baseline_seconds=0.8,
+        threads=2,
+    )
+    mine = [record("nvfp4", 0, [2.1], 2.0), record("nvfp4", 1, [5.0], 4.0), record("best", 0, [None], None)]
+    rows = summarize([*HIGH, *mine], HIGH, {"nvfp4": cost}, 1)
+    again = from_json(json.loads(json.dumps(to_json(rows), allow_nan=False)))
+    assert to_json(again) == json.loads(json.dumps(to_json(rows)))
+    assert markdown(again, "") == markdown(rows, "")
 
 
 def test_the_table() -> None:

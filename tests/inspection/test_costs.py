@@ -183,7 +183,8 @@ def test_symbols_of_batch_and_sequence() -> None:
         symbolic.cost(GPU, **{batch: 0})
 
 
-def test_the_table_and_the_total_line(model: Any) -> None:
+def test_the_table_and_the_total_line(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     text = str(explain(*model, policy="nvfp4", device="rtx 5090"))
     assert "predicted for rtx5090, forward and backward" in text
     assert "layers.{0..4}.mlp.up" in text.split("predicted for")[1]

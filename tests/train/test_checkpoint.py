@@ -27,7 +27,8 @@ def damage(kind: str, data: bytes) -> bytes:
         "empty": b"",
         "truncated": data[:middle],
         "text": b"hello\n",
-        "flipped": data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :],
+        # More than the padding that may lie between two tensors.
+        "flipped": data[:middle] + bytes(byte ^ 0xFF for byte in data[middle : middle + 256]) + data[middle + 256 :],
     }[kind]
 
 

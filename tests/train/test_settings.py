@@ -11,6 +11,13 @@ from metis_compile.train.settings import Settings, derived_seed, resolve_device
         ({"width": 30, "heads": 4}, "width must be a multiple of heads, got width 30, heads 4"),
         ({"learning_rate": 0.0}, "learning rate must be a finite number above 0"),
         ({"learning_rate": float("nan")}, "learning rate must be a finite number above 0"),
+        ({"clip": 0.0}, "clip must be a finite number above 0, got 0.0"),
+        ({"warmup": 0}, "warmup must be 1 to 300, the steps, got 0"),
+        ({"warmup": 301}, "warmup must be 1 to 300, the steps, got 301"),
+        ({"final_rate": 1.5}, "final rate must be 0 or more and at most 1, got 1.5"),
+        ({"average_weights": -0.1}, "average weights must be 0 or more and at most 1, got -0.1"),
+        ({"ema": 1.0}, "ema must be 0 or more and below 1, got 1.0"),
+        ({"ema": 0.9, "average_weights": 0.2}, "are two averages of the weights: give one"),
         ({"dtype": "float16"}, "dtype must be float32 or bfloat16, got 'float16'"),
     ],
 )
@@ -28,6 +35,22 @@ def test_the_learning_rate_rises_then_falls_to_a_tenth() -> None:
     assert rates[20:] == sorted(rates[20:], reverse=True)
     assert rates[-1] == pytest.approx(0.1, abs=0.01)
     assert Settings(steps=1).learning_rate_at(0) > 0
+
+
+def test_warm_up_and_the_rate_at_the_end_are_settings() -> None:
+    settings = Settings(steps=100, learning_rate=1.0, warmup=50, final_rate=0.0)
+    rates = [settings.learning_rate_at(step) for step in range(100)]
+    assert rates[:50] == pytest.approx([(step + 1) / 50 for step in range(50)])
+    assert rates[50] == 1.0
+    assert rates[75] == pytest.approx(0.5)
+    assert rates[-1] == pytest.approx(0.0, abs=0.001)
+
+
+def test_settings_from_a_file() -> None:
+    assert Settings.from_dict({"warmup": None, "text": None, "clip": 1}) == Settings(clip=1)
+    assert Settings.from_dict({"warmup": 5}) == Settings(warmup=5)
+    with pytest.raises(TrainError, match=r"warmup must be a int, got 0\.5"):
+        Settings.from_dict({"warmup": 0.5})
 
 
 def test_differences_name_both_values() -> None:

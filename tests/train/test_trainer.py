@@ -4,6 +4,7 @@ from graphs import eager_backend
 from torch import nn
 
 from metis_compile import Policy
+from metis_compile.train.averaging import WeightAverage
 from metis_compile.train.trainer import Trainer, bytes_saved_for_backward
 from metis_compile.train.variant import Variant
 
@@ -71,6 +72,69 @@ def test_what_a_policy_keeps_is_resumed_and_not_moved_on_by_measuring(settings) 
     assert second.validate([(tokens, tokens)]) == validation
     assert [second.step(step, tokens, tokens + 1) for step in (2, 3)] == losses[2:]
     assert second.history.saved_bytes == first.history.saved_bytes
+
+
+def test_clipping_is_a_setting(settings, variants, backend) -> None:
+    tokens = torch.arange(32).reshape(2, 16)
+    largest = []
+    for clip in (1e-3, 1e3):
+        trainer = Trainer(variants()[0], settings(clip=clip))
+        trainer.gradients(tokens, tokens + 1)
+        before = torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).norm()
+        assert 1e-3 < before < 1e3
+        trainer.update(0)
+        moments = torch.cat([trainer.optimizer.state[p]["exp_avg"].flatten() for p in trainer.model.parameters()])
+        largest.append((moments.norm() / 0.1 / before).item())  # the first moment is a tenth of the gradient
+    assert largest[0] < 0.5
+    assert largest[1] == pytest.approx(1.0)
+
+
+def test_validation_reads_the_averaged_weights_and_leaves_the_own(settings, variants, backend) -> None:
+    tokens = torch.arange(32).reshape(2, 16)
+    trainer = Trainer(variants()[0], settings(steps=6, average_weights=0.5))
+    plain = Trainer(variants()[0], settings(steps=6))
+    seen = []
+    for step in range(6):
+        assert trainer.step(step, tokens, tokens + 1) == plain.step(step, tokens, tokens + 1)
+        seen.append(trainer.model.token.weight.detach().clone())
+    mean = torch.stack(seen[3:]).mean(0)
+    batches = [(tokens, tokens + 1)]
+    loss = trainer.validate(batches)
+    assert torch.equal(trainer.model.token.weight, seen[-1])
+    assert loss != plain.validate(batches)
+    with trainer.average.in_place_of(trainer.model):
+        torch.testing.assert_close(trainer.model.token.weight, mean)
+        assert trainer.gradients(tokens, tokens + 1).item() == loss
+
+
+def test_a_moving_average_of_weights() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    average = WeightAverage(model, first=1, decay=0.75)
+    for step, value in enumerate((8.0, 4.0, 2.0)):
+        nn.init.constant_(model.weight, value)
+        average.update(model, step)
+    with average.in_place_of(model):
+        assert model.weight.item() == 0.75 * 4 + 0.25 * 2  # step 0 does not count
+    assert model.weight.item() == 2.0
+
+
+def test_an_average_is_resumed(settings, variants, backend) -> None:
+    tokens = torch.arange(32).reshape(2, 16)
+    batches = [(tokens, tokens + 1)]
+    changes: dict = {"steps": 6, "ema": 0.9}
+    straight, first, second = (Trainer(variants()[0], settings(**changes)) for _ in range(3))
+    for step in range(6):
+        straight.step(step, tokens, tokens + 1)
+        if step < 3:
+            first.step(step, tokens, tokens + 1)
+    second.load_state_dict(first.state_dict(), 3)
+    for step in range(3, 6):
+        second.step(step, tokens, tokens + 1)
+    assert second.validate(batches) == straight.validate(batches)
+    other = first.state_dict()
+    other["average"]["values"]["token.weight"] = torch.zeros(3)
+    with pytest.raises(ValueError, match="the average of the weights must have the model's parameters"):
+        second.load_state_dict(other, 3)
 
 
 def test_a_llama_trains(settings) -> None:
