@@ -16,6 +16,7 @@ pytest_plugins = ["interpreted_tests", "long_tail", "on_gpu", "policy_files", "t
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("METIS_VERIFY", "1")
     monkeypatch.delenv("METIS_POLICY", raising=False)
+    monkeypatch.delenv("COLUMNS", raising=False)  # the width that tables print in
     torch.manual_seed(0)
     given = {name for name in os.environ if name.startswith("ACCELERATE_")}
     yield

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from metis_compile.kernels.gemm.operand import Operand, operand_of
 from metis_compile.numerics import decode
-from metis_compile.numerics.elements import element_values
 from metis_compile.ops.grouped import grouped_mm
 
 __all__ = ["grouped_product", "product"]
@@ -87,9 +86,8 @@ def _unscaled(parts: Sequence[Tensor], operand: Operand, length: int) -> Tensor:
     if _in_float32(operand):
         return decode(parts, spec, operand.axis, length)
     if spec.block in ("row", "tensor"):
-        if spec.element.dtype is None:
-            return element_values(codes.to(torch.int32), spec.element).to(torch.bfloat16)
-        return codes.view(spec.element.dtype).to(torch.bfloat16)
+        ones = [torch.ones_like(part) for part in parts[1:]]
+        return decode([codes, *ones], spec, operand.axis, length, torch.bfloat16)
     if codes.device.type == "cuda":
         from metis_compile.kernels.gemm.decode import decode_to_bfloat16  # imports Triton, which not every machine has
 

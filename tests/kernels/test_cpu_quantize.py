@@ -22,6 +22,7 @@ from torch import Tensor
 from metis_compile.kernels.cpu import compile, launch, ops
 from metis_compile.numerics import QuantSpec, encode, uniform_noise
 from metis_compile.numerics.blocks import BlockLayout
+from metis_compile.numerics.quantize import scale_values
 from metis_compile.numerics.scales import nvfp4_ideal_scale, nvfp4_rounded_scale
 
 # Each is a library to build.
@@ -106,8 +107,8 @@ def test_every_choice_between_6_and_4(text: str, family: str) -> None:
         for axis in range(-min(len(shape), 2 if spec.orientation_free else 3), 0):
             check_on_cpu(x, spec, axis)
             noise = torch.zeros(shape) if spec.stochastic else None
-            scales, six = encode(x, spec, axis, noise)[1], block_scales_to_six(x, spec, axis)
-            chosen |= set((scales.float() != six).flatten().tolist())
+            scales = scale_values(encode(x, spec, axis, noise), spec)
+            chosen |= set((scales != block_scales_to_six(x, spec, axis)).flatten().tolist())
     assert chosen == {False, True} or family != "normal"
 
 

@@ -71,13 +71,14 @@ def _name(fmt: Format, block: str) -> str:
 
 
 def _named() -> dict[str, str]:
-    """Each format in its default block, and other blocks in the first format that has them."""
+    """Each format in its default block, and other blocks in the first format of as many codes a byte that has them."""
     found, seen = {}, set()
     for fmt in FORMATS.values():
         for block in fmt.blocks:
-            if block == fmt.blocks[0] or block not in seen:
-                found[_name(fmt, block)] = str(QuantSpec.make(fmt.name, block))
-            seen.add(block)
+            spec = QuantSpec.make(fmt.name, block)
+            if block == fmt.blocks[0] or (block, spec.element.codes_per_byte) not in seen:
+                found[_name(fmt, block)] = str(spec)
+            seen.add((block, spec.element.codes_per_byte))
     return found
 
 
