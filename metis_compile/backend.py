@@ -127,6 +127,7 @@ def compile_graph(
     assert tree is not None
     served = []
     for same in modules.values():
+        names.write(tree.modules[id(same[0])])  # into what is copied
         copied, _ = copy_dynamo_graph(gm)
         served.append(
             _compile(copied, example_inputs, config, patches, names, same[0], told, listed, compile_fx_kwargs)

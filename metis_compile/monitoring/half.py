@@ -12,6 +12,7 @@ from torch import fx
 from metis_compile.compat import OpOverload
 from metis_compile.numerics import QuantSpec
 from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
+from metis_compile.ops.state import LOAD
 from metis_compile.statistics.quantized import parts_of, values_of
 
 __all__ = ["Half", "Wanted"]
@@ -50,6 +51,11 @@ class Half:
 
     def node(self, name: str) -> fx.Node:
         return self.nodes[name]
+
+    def loaded(self, known: Mapping[str, Any]) -> dict[str, Any]:
+        """What the graph reads of what lives across steps, as it is now: the graph itself moves it on."""
+        reads = self._graph.find_nodes(op="call_function", target=LOAD)
+        return {node.name: LOAD(known[node.args[0].name], *node.args[1:]) for node in reads}
 
     def run(self, known: Mapping[str, Any], wanted: Sequence[Wanted]) -> None:
         """Computes what is wanted from the values that are known, and visits it. Values are freed after their last use.

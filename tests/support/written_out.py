@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -33,6 +32,7 @@ from metis_compile.conditioning import (
 from metis_compile.numerics import noise_shape, uniform_noise
 from metis_compile.numerics.estimator import dge_factor
 from metis_compile.numerics.noise import stream_seed
+from metis_compile.ops.state import LOAD, handle_of
 from metis_compile.passes.graph.sites import Operand, Site
 from metis_compile.passes.joint.tails import SIGN_STREAM, Conditioner
 
@@ -79,13 +79,37 @@ class Linear:
     splits: list[Split]
     values: dict[str, Tensor]
 
-    def kept(self, role: str, what: str, values: dict[str, Tensor]) -> Tensor | None:
-        """The "kept" basis of an operand, or its "count" of steps, among values of the inputs; None for none."""
+    @property
+    def held(self) -> dict[Any, Tensor]:
+        """What lives across steps, by site and part."""
+        held: Any = [value.held for value in self.values.values() if hasattr(value, "held")]
+        return held[0].tensors if held else {}
+
+    def kept(self, role: str, what: str, held: dict[Any, Tensor]) -> Tensor | None:
+        """The "kept" basis of an operand, or its "count" of steps, among what is held; None for none."""
         for node in self.gm.graph.nodes:
-            if node.name.endswith(f"_{role}_{what}"):
-                state, offset, shape = node.args
-                return values[state.name][offset : offset + prod(shape)].view(shape)
+            if node.target is LOAD and node.name.endswith(f"_{role}_{what}"):
+                return held[node.args[1], node.args[2]]
         return None
+
+
+class Held:
+    """What lives across steps, for one graph that is run by itself."""
+
+    def __init__(self, gm: fx.GraphModule, generator: torch.Generator) -> None:
+        self.tensors: dict[Any, Tensor] = {}
+        self.generator = generator
+        for node in gm.graph.find_nodes(op="call_function", target=LOAD):
+            site, part, shape = list[Any](node.args)[1:4]
+            self.load(site, part, shape, torch.device("cpu"))
+
+    def load(self, site: str, part: str, shape: Any, device: torch.device) -> Tensor:
+        if (site, part) not in self.tensors:  # the graph before its rewrite reads nothing
+            self.tensors[site, part] = torch.randn(shape, generator=self.generator)
+        return self.tensors[site, part]
+
+    def store(self, site: str, part: str, value: Tensor) -> None:
+        self.tensors[site, part].copy_(value)
 
 
 @contextmanager
@@ -93,8 +117,8 @@ def recorded() -> Iterator[list[Split]]:
     found: list[Split] = []
     original = Conditioner.split
 
-    def recording(self: Conditioner, operand: Operand, split: Any, stream: int, label: str, backward: bool) -> Any:
-        parts = original(self, operand, split, stream, label, backward)
+    def recording(self: Conditioner, operand: Operand, split: Any, stream: int, *more: Any, **named: Any) -> Any:
+        parts = original(self, operand, split, stream, *more, **named)
         made = (parts.residual.name, parts.left.name, parts.right.name)
         found.append(Split(operand.base.name, operand.axis, split, stream, made))
         return parts
@@ -122,7 +146,7 @@ def linear_graph(
     assert gm is not None
     linear = Linear(gm=gm, sites=sites, splits=splits, values=values_for(gm))
     for role in ("activation", "weight", "gradient"):
-        count, basis = (linear.kept(role, what, linear.values) for what in ("count", "kept"))
+        count, basis = (linear.kept(role, what, linear.held) for what in ("count", "kept"))
         if count is not None:
             count.fill_(steps)
         if basis is not None and steps:
@@ -134,8 +158,13 @@ def values_for(gm: fx.GraphModule, seed: int = 0) -> dict[str, Tensor]:
     """For each input of a graph; matrices have a mean and a few large directions, as activations have."""
     generator = torch.Generator().manual_seed(seed)
     values = {}
+    held = Held(gm, generator)
     for node in gm.graph.find_nodes(op="placeholder"):
         shape = node.meta["val"].shape
+        if node.meta["val"].dtype == torch.int64:  # a handle of what lives across steps
+            values[node.name] = handle = handle_of(held)
+            handle.held = held  # type: ignore[attr-defined]
+            continue
         x = torch.randn(shape, generator=generator)
         if len(shape) == 2:
             directions = torch.randn(4, shape[1], generator=generator)
@@ -148,7 +177,11 @@ def values_for(gm: fx.GraphModule, seed: int = 0) -> dict[str, Tensor]:
 def results(linear: Linear) -> dict[str, Result]:
     """By the product (the output and both gradients), and by operand where its basis is kept: the next one."""
     run, values = Values(linear.gm), {name: value.clone() for name, value in linear.values.items()}
+    before = {name: value.clone() for name, value in linear.held.items()}
     outputs = [v for v in run.run(*values.values()) if v is not None]
+    after = {name: value.clone() for name, value in linear.held.items()}
+    for name, value in before.items():
+        linear.held[name].copy_(value)
     seed = next((v for n, v in run.of.items() if n.name == "metis_seed"), torch.zeros(1, dtype=torch.int64))
     found = {}
     for site in linear.sites:
@@ -162,13 +195,13 @@ def results(linear: Linear) -> dict[str, Result]:
             result = result * _estimated(linear)
         found[site.gemm] = Result(actual, result.to(actual.dtype), exact)
         for operand in site.operands:
-            basis = linear.kept(operand.role, "kept", values)
+            basis = linear.kept(operand.role, "kept", after)
             if basis is not None:
-                before = linear.kept(operand.role, "kept", linear.values)
+                was = linear.kept(operand.role, "kept", before)
                 expected = _next_basis(linear, operand, seed)
-                assert before is not None
+                assert was is not None
                 assert expected is not None
-                found[f"{operand.role} basis"] = Result(basis, expected, before)
+                found[f"{operand.role} basis"] = Result(basis, expected, was)
     return found
 
 
@@ -249,7 +282,7 @@ def _as_made(expected: Conditioned, made: Conditioned) -> Conditioned:
 
 
 def _next_basis(linear: Linear, operand: Operand, seed: Tensor) -> Tensor | None:
-    kept, count = (linear.kept(operand.role, what, linear.values) for what in ("kept", "count"))
+    kept, count = (linear.kept(operand.role, what, linear.held) for what in ("kept", "count"))
     if kept is None:
         return None
     first, x = _calls(linear, operand)[0], linear.values[operand.base.name]

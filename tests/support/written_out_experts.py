@@ -61,7 +61,10 @@ def expert_results(linear: Linear, outputs: int, inputs: int) -> dict[str, Resul
     """By the product; what belongs to no group is left out of what the graph made."""
     run = Values(linear.gm)
     torch.manual_seed(0)
+    before = {name: value.clone() for name, value in linear.held.items()}
     made = [v for v in run.run(*(v.clone() for v in linear.values.values())) if v is not None]
+    for name, value in before.items():
+        linear.held[name].copy_(value)
     seed = next((v for n, v in run.of.items() if n.name == "metis_seed"), torch.zeros(1, dtype=torch.int64))
     between = {node.name: value for node, value in run.of.items() if isinstance(value, Tensor)}
     seen = replace(linear, values=between | linear.values)  # the inputs as they were: state is written to
