@@ -38,6 +38,10 @@ UE5M3 = Element(
 INFO = {
     "e2m1": format_info_ocp_e2m1,
     "e2m3": format_info_ocp_e2m3,
+    "e1m2": FormatInfo(
+        "e1m2", 4, 3, bias=0, is_signed=True, domain=Domain.Finite, has_nz=True, num_high_nans=0,
+        has_subnormals=True, is_twos_complement=False,
+    ),
     "e8m0": format_info_ocp_e8m0,
     "ue5m3": FormatInfo(
         "ue5m3", 8, 4, bias=15, is_signed=False, domain=Domain.Extended, has_nz=False, num_high_nans=7,
