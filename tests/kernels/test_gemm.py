@@ -10,7 +10,7 @@ import pytest
 import torch
 from long_tail import each_once, sampled
 from one_template import Compiler, configs, kernel_of
-from packed_operands import LAYOUTS, RTOL, SPECS, Packed, assert_near, expected, packed, product
+from packed_operands import LAYOUTS, RTOL, SPECS, WITH_TEMPLATE, Packed, assert_near, expected, packed, product
 from torch import Tensor
 
 from metis_compile.numerics import QuantSpec, encode
@@ -52,7 +52,7 @@ EARLIER = {(80, "nvfp4"), (80, "fp8"), (90, "nvfp4"), (90, "mxfp8"), (90, "fp8")
 @pytest.mark.parametrize(
     ("name", "capability"),
     sampled(
-        itertools.product(SPECS, INSTRUCTIONS),
+        itertools.product(WITH_TEMPLATE, INSTRUCTIONS),
         lambda name, capability: capability == 100 or (capability, name) in EARLIER,
     ),
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from long_tail import each_once
 from one_template import Compiler, configs, kernel_of
-from packed_operands import SPECS, Packed, assert_near, packed
+from packed_operands import SPECS, WITH_TEMPLATE, Packed, assert_near, packed
 from torch import Tensor
 
 from metis_compile.compat import autotune
@@ -49,7 +49,7 @@ def of_k(left: str, right: str) -> tuple[Packed, Packed]:
 
 
 ROWS = [
-    *((name, name, {}) for name in SPECS),
+    *((name, name, {}) for name in WITH_TEMPLATE),
     ("nvfp4", "nvfp4", {"transposed": True}),
     ("nvfp4", "nvfp4-2d", {"transposed": True, "across": True}),  # dgrad of a weight packed for fprop
     ("fp8-row", "fp8-128-2d", {"transposed": True}),
@@ -67,7 +67,7 @@ def test_of_rows(compiler: Compiler, operands: tuple[str, str, dict[str, bool]],
     assert_near(result, wanted)
 
 
-MIXED = [*((n, n) for n in SPECS), ("nvfp4", "mxfp8"), ("fp8-row", "fp8-128"), ("mxfp8", "fp8")]
+MIXED = [*((n, n) for n in WITH_TEMPLATE), ("nvfp4", "mxfp8"), ("fp8-row", "fp8-128"), ("mxfp8", "fp8")]
 
 
 @pytest.mark.parametrize(("operands", "offs"), each_once(MIXED, ENDS))
