@@ -65,7 +65,11 @@ def compare(
     learning_rate: Annotated[float, typer.Option(help="AdamW's, at its highest.")] = 1e-3,
     warmup: Annotated[
         int | None,
-        typer.Option(rich_help_panel=RATE, help="Steps in which the learning rate rises.", show_default="20"),
+        typer.Option(
+            rich_help_panel=RATE,
+            help="Steps in which the learning rate rises.",
+            show_default="20, or a fifth of --steps if that is less",
+        ),
     ] = None,
     final_rate: Annotated[
         float, typer.Option(rich_help_panel=RATE, help="Share of the learning rate left at the end.")

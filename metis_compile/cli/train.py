@@ -49,7 +49,11 @@ def train(
     learning_rate: Annotated[float | None, typer.Option(help="AdamW's, at its highest.", show_default="0.001")] = None,
     warmup: Annotated[
         int | None,
-        typer.Option(rich_help_panel=RATE, help="Steps in which the learning rate rises.", show_default="20"),
+        typer.Option(
+            rich_help_panel=RATE,
+            help="Steps in which the learning rate rises.",
+            show_default="20, or a fifth of --steps if that is less",
+        ),
     ] = None,
     final_rate: Annotated[
         float | None,
