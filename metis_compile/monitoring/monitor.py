@@ -16,6 +16,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from metis_compile.monitoring.destinations import destination
 from metis_compile.monitoring.records import as_numbers, in_order
 from metis_compile.monitoring.watched import Watched
+from metis_compile.naming.tree import tree_of
 from metis_compile.passes.graph.sites import GraphInputs
 from metis_compile.policy import PolicyError
 from metis_compile.policy.globs import Glob, compile_glob
@@ -24,7 +25,6 @@ from metis_compile.statistics import VECTORS, format_specs
 __all__ = ["Monitor", "clear", "monitor", "watch"]
 
 _OPEN: list[Monitor] = []
-_WRAPPERS = ("_orig_mod.", "module.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
 
 
 def monitor(
@@ -252,9 +252,12 @@ def _rank() -> int:
 def _parameter_names(model: nn.Module | None) -> dict[int, set[str]]:
     """Where a parameter lies -> its names, without those of wrappers; a tied one has several."""
     found: dict[int, set[str]] = {}
-    named = [] if model is None else model.named_parameters(remove_duplicate=False)
-    for name, parameter in named:
-        for wrapper in _WRAPPERS:
-            name = name.removeprefix(wrapper) if wrapper == "module." else name.replace(wrapper, "")
-        found.setdefault(parameter.data_ptr(), set()).add(name)
+    if model is None:
+        return found
+    tree = tree_of(model)
+    for module in model.modules():
+        name = tree.modules.get(id(module), "")
+        for attribute, parameter in module._parameters.items():
+            if parameter is not None:
+                found.setdefault(parameter.data_ptr(), set()).add(f"{name}.{attribute}" if name else attribute)
     return found
