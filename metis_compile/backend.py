@@ -182,11 +182,14 @@ def _compile(
         patches["force_disable_caches"] = True
         inner = patches.get("custom_partitioner_fn", inductor_config.custom_partitioner_fn)
         patches["custom_partitioner_fn"] = RecordingPartitioner(records, inner)
-    caches: AbstractContextManager[Any] = nullcontext()
     if watched is not None:
         inner = watched.compiling(compile_fx_kwargs.get("inner_compile"))
         compile_fx_kwargs = {**compile_fx_kwargs, "inner_compile": inner}
-        caches = without_autograd_cache()  # no pass sees a graph that comes from it; Inductor's own cache is read
+    # The key of AOTAutograd's cache says nothing of what compiles its graphs, and no pass sees a graph that comes from
+    # it. Inductor's own cache is read.
+    caches: AbstractContextManager[Any] = (
+        without_autograd_cache() if "inner_compile" in compile_fx_kwargs else nullcontext()
+    )
     with caches:
         compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches, **compile_fx_kwargs)
     count(tally)

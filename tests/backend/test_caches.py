@@ -124,6 +124,30 @@ results["after"] = run("nvfp4")
     assert found["after"]["autograd_cache_hit"] == 1, "looking did not spoil the cache"
 
 
+def test_another_inner_compile_is_given_every_graph(cache: Path) -> None:
+    """AOTAutograd's key says nothing of it: what Inductor compiled was once taken for what ran the graph eagerly."""
+    code = """
+from metis_compile.backend import compile_graph
+from metis_compile.inspection.dry_run import run_eagerly
+from metis_compile.options import read_options
+from metis_compile.passes.record import tally
+
+run("nvfp4")
+results["hits"] = counters["aot_autograd"]["autograd_cache_hit"]
+config, patches = read_options({"policy": "nvfp4"}, None)
+
+def eagerly(gm, inputs, **_):
+    return compile_graph(gm, inputs, config, patches, inner_compile=run_eagerly)
+
+torch.compiler.reset()
+with tally() as tallies:
+    torch.compile(torch.nn.Sequential(torch.nn.Linear(16, 16)), backend=eagerly)(torch.randn(16, 16)).sum().backward()
+results["seen"] = [(each.seen, each.products) for each in tallies]
+"""
+    found = python(code, cache)
+    assert found == {"hits": 1, "seen": [[True, 2]]}
+
+
 def test_sources_digest_covers_what_decides_code_and_nothing_else(tmp_path: Path) -> None:
     import metis_compile
     from metis_compile import backend
