@@ -106,6 +106,8 @@ def _cell(site: ExplainedSite, labels: Labels) -> str:
 
 
 def _size(site: ExplainedSite) -> str:
+    if not site.k:
+        return ""
     size = f"{site.m} x {site.n} x {site.k}"
     return size if site.batch == 1 else f"{site.batch} x {size}"
 

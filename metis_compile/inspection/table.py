@@ -22,7 +22,7 @@ def by_product(explanation: Explanation) -> Iterator[Any]:
     for name in ("module", "source", "gemm", "m x n x k", "operands", "rule, or why it was left", "saved"):
         table.add_column(name, overflow="fold")
     for site in explanation.sites:
-        size = f"{site.m} x {site.n} x {site.k}"
+        size = f"{site.m} x {site.n} x {site.k}" if site.k else ""
         table.add_row(
             site.module or f"({site.op})",
             site.source,

@@ -37,6 +37,8 @@ LEFT_ALONE: dict[str, str] = {
     "aten::_sparse_mm": "a sparse operand has no dense blocks to quantize",
     "aten::_sparse_semi_structured_mm": "a sparse operand has no dense blocks to quantize",
 }
+# of those, the ones whose first two tensors are a matrix product's, so that its size is known
+_SIZED = {name for name in LEFT_ALONE if name.split("::")[1].startswith(("_scaled", "_int", "_weight"))}
 _PACKETS = {target.overloadpacket for target in PRODUCTS if isinstance(target, OpOverload)}
 _FLOAT8 = {
     torch.float8_e4m3fn,
@@ -84,14 +86,11 @@ def find_sites(graph: fx.Graph, inputs: GraphInputs) -> list[Site]:
                 fprops[site.seq].append(site)
             site.reason = _unsupported(site)
         elif (name := schema_name(node)) in LEFT_ALONE:
-            site = _bare_site(node, depends)
-            site.reason = LEFT_ALONE[name]
+            site = _left_alone(node, depends, LEFT_ALONE[name])
         elif getattr(node.target, "overloadpacket", None) in _PACKETS:
-            site = _bare_site(node, depends)
-            site.reason = "a product with a dtype of its own for its result (out_dtype)"
+            site = _left_alone(node, depends, "a product with a dtype of its own for its result (out_dtype)")
         elif node.target in GROUPED:
-            site = _bare_site(node, depends)
-            site.reason = "a grouped product of another form than that of tokens sorted by expert"
+            site = _left_alone(node, depends, "a grouped product with a bias or a dtype of its own, or of another form")
         else:
             continue
         site.block = block_of(site.module, blocks)
@@ -161,6 +160,21 @@ def _bare_site(node: fx.Node, depends: Dependencies) -> Site:
         rhs=None,
         seq=node.meta.get("seq_nr"),
     )
+
+
+def _left_alone(node: fx.Node, depends: Dependencies, reason: str) -> Site:
+    """Its size is known where it is a matrix product in all but its operands."""
+    site = _bare_site(node, depends)
+    site.reason = reason
+    packet, result = getattr(node.target, "overloadpacket", None), node.meta.get("val")
+    if schema_name(node) in _SIZED or packet in _PACKETS or node.target in GROUPED:
+        left = node.args[1 if packet in (aten.addmm, aten.baddbmm) else 0]
+        assert isinstance(left, fx.Node)
+        assert isinstance(result, torch.Tensor)
+        (site.m, site.k), site.n = shape_of(left)[-2:], result.shape[-1]
+        if result.dim() == len(shape_of(left)) == 3:
+            site.batch = result.shape[0]
+    return site
 
 
 def _is_grouped(node: fx.Node) -> bool:

@@ -12,6 +12,7 @@ from graphs import capture_graphs, rows, sites_of
 from tiny import MLP, NEAREST_POLICY, Attention, Tied
 from torch import Tensor, nn
 
+import metis_compile
 from metis_compile import Policy
 from metis_compile.passes.graph.sites import GraphInputs
 from metis_compile.passes.joint.find import find_sites
@@ -207,8 +208,8 @@ def test_grouped_products_of_sorted_tokens() -> None:
     assert {s.weights for s in found} == {("weight",)}
 
 
-def test_other_grouped_products_are_listed_and_left() -> None:
-    """Without ends a batch, and tokens as columns."""
+def test_grouped_products_of_columns_and_of_batches() -> None:
+    """Without ends a batch, and tokens as columns: the same products as of tokens by row, and of a batch."""
     w = torch.randn(2, 48, 32, dtype=torch.bfloat16)
     offs = torch.tensor([16, 64], dtype=torch.int32)
 
@@ -219,9 +220,10 @@ def test_other_grouped_products_are_listed_and_left() -> None:
         return torch._grouped_mm(x.view(2, 32, 32), w.mT)
 
     x = torch.randn(64, 32, dtype=torch.bfloat16)
-    for function in (columns, batch):
+    for function, sizes in ((columns, (1, 64, 48, 32)), (batch, (2, 32, 48, 32))):
         (site,) = sites_of(capture_graphs(function, x, policy=EVERYTHING, grad=False))
-        assert "of another form" in str(site.reason)
+        assert site.reason is None
+        assert (site.batch, site.m, site.n, site.k) == sizes
 
 
 def test_rows_whose_number_depends_on_data() -> None:
@@ -380,6 +382,21 @@ def test_left_alone_with_the_reason(name: str) -> None:
     assert any(reason in str(s.reason) for s in found), [s.reason for s in found]
     fprops = [s for s in found if s.gemm == "fprop"]
     assert all(s.reason is not None for s in fprops)
+
+
+def test_what_is_left_alone_has_a_size_if_it_is_a_product_of_matrices() -> None:
+    """Its FLOPs count as high: a model of such products is not one that is all quantized."""
+
+    def function(x: Tensor, w: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        return torch._int_mm(x, w), F.conv1d(image, image[:2, :, :3])
+
+    x, w = torch.ones(32, 16, dtype=torch.int8), torch.ones(16, 48, dtype=torch.int8)
+    explanation = metis_compile.explain(function, x, w, torch.ones(4, 4, 8), policy=EVERYTHING)
+    product, convolution = explanation.sites
+    assert (product.m, product.n, product.k, product.flops) == (32, 48, 16, 2 * 32 * 48 * 16)
+    assert convolution.flops == 0
+    assert "100.0 % high" in str(explanation)
+    assert "0 x 0" not in str(explanation)
 
 
 def test_uint8_images_are_not_quantized_operands() -> None:

@@ -153,6 +153,32 @@ class TestLayouts:
 
         self.same(trained(function, X, W, AT, policy=how), how)
 
+    @UNSPLIT
+    def test_columns_and_batches_of_torch_s_own_operator(self, how: Any) -> None:
+        """Backward of tokens as columns multiplies columns; experts of as many tokens each are a batch."""
+        bf16, w16 = X.bfloat16(), W.bfloat16()
+
+        def rows(x: Tensor, w: Tensor, offs: Tensor) -> Tensor:
+            return torch._grouped_mm(x * 1.0, w.mT, offs=offs)
+
+        def columns(x: Tensor, w: Tensor, offs: Tensor) -> Tensor:
+            return torch._grouped_mm((x * 1.0).t(), w.mT, offs=offs)
+
+        def batch(x: Tensor, w: Tensor, offs: Tensor) -> Tensor:
+            return torch._grouped_mm((x * 1.0).view(2, 16, 64), w.mT).view(32, 48)
+
+        def bmm(x: Tensor, w: Tensor, offs: Tensor) -> Tensor:
+            return torch.bmm((x * 1.0).view(2, 16, 64), w.mT).view(32, 48)
+
+        for function, given, like in ((columns, bf16.t().contiguous(), rows), (batch, bf16, bmm)):
+            expected = trained(like, bf16, w16, AT, policy=how)
+            for actual, wanted in zip(trained(function, given, w16, AT, policy=how), expected, strict=True):
+                actual = actual.mT if actual.shape != wanted.shape else actual
+                assert relative_error(actual.float(), wanted.float()) < 2**-8  # of bfloat16, in which results are
+        sites = [s for g in capture_graphs(columns, bf16.t().contiguous().requires_grad_(), w16, AT, policy=how).graphs
+                 for s in g.sites]  # fmt: skip
+        assert [s.gemm for s in sites if s.reason is None] == ["fprop", "dgrad"]
+
     @ANY
     def test_weights_that_are_not_transposed(self, how: Any) -> None:
         self.same(trained(lambda x, w, offs: grouped(x * 1.0, w, offs), X, W.mT.contiguous(), AT, policy=how), how)

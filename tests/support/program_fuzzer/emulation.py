@@ -234,18 +234,26 @@ def _is_written_out(func: Any, args: Any) -> bool:
 
 
 def _grouped(a: Tensor, b: Tensor, ends: list[int], specs: list[QuantSpec | None]) -> Tensor:
-    """All tokens are quantized as one matrix, those of no group as zeros; each group is then multiplied by itself."""
+    """All tokens are quantized as one matrix, those of no group as zeros; each group is then multiplied by itself.
+
+    As rows, as columns of the second, or contracted.
+    """
     last, spans = ends[-1], [slice(s, e) for s, e in zip([0, *ends], ends, strict=False)]
-    over_tokens = b.dim() == 2
     a, b = a.clone(), b.clone()
-    if over_tokens:
+    as_columns, over_tokens = a.dim() == 3, a.dim() == b.dim() == 2
+    if as_columns:
+        b[:, last:] = 0
+    elif over_tokens:
         a[:, last:], b[last:] = 0, 0
     else:
         a[last:] = 0
-    x, w = quantized(a, specs[0], 1), quantized(b, specs[1], b.dim() - 2)
+    x, w = quantized(a, specs[0], a.dim() - 1), quantized(b, specs[1], b.dim() - 2)
     if over_tokens:
         return torch.stack([x[:, span] @ w[span] for span in spans])
-    out = x.new_zeros(a.shape[0], b.shape[-1])
-    for span, matrix in zip(spans, w, strict=True):
-        out[span] = x[span] @ matrix
+    out = x.new_zeros(a.shape[-2], b.shape[-1])
+    for i, span in enumerate(spans):
+        if as_columns:
+            out[:, span] = x[i] @ w[:, span]
+        else:
+            out[span] = x[span] @ w[i]
     return out
