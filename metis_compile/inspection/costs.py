@@ -114,7 +114,7 @@ def _sizes(graph: fx.Graph) -> dict[str, int]:
     for node in graph.find_nodes(op="placeholder"):
         value = node.meta.get("val")
         for size in value.shape if isinstance(value, Tensor) else [value]:
-            if isinstance(size, torch.SymInt) and size.node.expr.is_symbol:
+            if isinstance(size, torch.SymInt) and not size.node.is_nested_int() and size.node.expr.is_symbol:
                 found[str(size.node.expr)] = size_hint(size)
     return found
 

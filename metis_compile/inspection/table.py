@@ -109,6 +109,8 @@ def title(explanation: Explanation) -> str:
 
 
 def footer(explanation: Explanation) -> Iterator[str]:
+    if not explanation.graphs:
+        yield "nothing was compiled: Dynamo left all of it to run eagerly; TORCH_LOGS=graph_breaks says why"
     yield f"saved for backward: {explanation.saved_bytes:,} bytes, parameters not counted"
     for rule in explanation.unused_rules:
         yield f"matched nothing: {rule}"

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 from metis_compile.compat import has_values
@@ -64,8 +65,9 @@ def undisturbed(model: Any, arguments: Any) -> Iterator[Keep]:
     kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def keep(tensor: Tensor) -> None:
-        if id(tensor) not in kept and has_values(tensor):
-            kept[id(tensor)] = (tensor, tensor.detach().clone())
+        for plain in _plain_tensors(tensor):
+            if id(plain) not in kept and has_values(plain):
+                kept[id(plain)] = (plain, plain.detach().clone())
 
     for module in modules:
         plain = (v for v in vars(module).values() if isinstance(v, Tensor))
@@ -89,6 +91,15 @@ def undisturbed(model: Any, arguments: Any) -> Iterator[Keep]:
                 if not torch.equal(tensor, value):
                     with torch.inference_mode(tensor.is_inference()), torch.no_grad():
                         tensor.copy_(value)
+
+
+def _plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
+    """What a tensor subclass is made of: a nested tensor can't be compared with another, nor a DTensor by one rank."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:  # type: ignore[attr-defined]
+        yield from _plain_tensors(getattr(tensor, name))
 
 
 def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:

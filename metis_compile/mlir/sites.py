@@ -20,6 +20,6 @@ def place_of(node: fx.Node, captured: CapturedGraph, stage: str) -> str:
         if site.seq is not None
         and site.seq == node.meta.get("seq_nr")
         and (site.module, site.op) == (module_name(node), op_name(node))
-        and (site.gemm == "fprop") == (stage == "forward")
+        and site.in_backward == (stage != "forward")
     )
     return f"{' or '.join(gemms)} of {place}" if gemms else f"{place}, {stage}"

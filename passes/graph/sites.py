@@ -67,6 +67,7 @@ class Site:
     kind_reason: str = ""  # what the kind was told from
     weights: tuple[str, ...] = field(default=())  # names of the parameters among the operands
     of_weight: bool = False  # a backward product whose fprop has a weight, be it no parameter
+    early: bool = False  # a dgrad or wgrad that a loss computes in forward
     result: fx.Node | None = (
         None  # once rewritten: the product and its tails, before a cast; None where scaled together
     )
@@ -86,6 +87,11 @@ class Site:
     def groups_contracted(self) -> bool:
         """Whether this is a grouped product that contracts over tokens: wgrad."""
         return self.offs is not None and all(len(o.node.meta["val"].shape) == 2 for o in self.operands)
+
+    @property
+    def in_backward(self) -> bool:
+        """Whether it is computed in backward: all but fprops and the gradients that a loss computes in forward."""
+        return self.gemm != "fprop" and not self.early
 
     @property
     def has_weight(self) -> bool:

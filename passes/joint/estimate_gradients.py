@@ -26,10 +26,11 @@ def estimate_gradients(context: PassContext) -> PassResult:
     """Multiplies the product of each wgrad whose fprop has an estimator for its weight."""
     builder = GraphBuilder(context.graph)
     inliner = Inliner(builder)
-    estimated = {site.seq: weight for site in context.sites if (weight := _estimated(site)) is not None}
-    found = [site for site in context.sites if site.gemm == "wgrad" and site.seq in estimated]
+    # by weight too: a function with a backward of its own may multiply several, under one of autograd's numbers
+    estimated = {(s.seq, s.weights): weight for s in context.sites if (weight := _estimated(s)) is not None}
+    found = [site for site in context.sites if site.gemm == "wgrad" and (site.seq, site.weights) in estimated]
     for site in found:
-        _multiply(site, estimated[site.seq], builder, inliner)
+        _multiply(site, estimated[site.seq, site.weights], builder, inliner)
     return PassResult(changed=len(found))
 
 

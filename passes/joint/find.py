@@ -13,6 +13,7 @@ from metis_compile.passes.graph.products import GROUPED, OPERANDS, PRODUCTS, SUP
 from metis_compile.passes.graph.provenance import block_counts, block_of, module_name, op_name, schema_name, source_line
 from metis_compile.passes.graph.sites import Gemm, GraphInputs, Operand, Site
 from metis_compile.passes.graph.views import ValueNumbers, history, root, same, shape_of, strip_views
+from metis_compile.passes.joint.early_gradients import find_early_gradients
 from metis_compile.passes.joint.kinds import Kinds
 from metis_compile.passes.joint.roles import Dependencies
 
@@ -95,6 +96,7 @@ def find_sites(graph: fx.Graph, inputs: GraphInputs) -> list[Site]:
             continue
         site.block = block_of(site.module, blocks)
         sites.append(site)
+    find_early_gradients(graph, sites, depends)
     kinds.settle(sites)
     for site, partner in backward:
         site.kind, site.kind_reason = partner.kind, partner.kind_reason
@@ -199,11 +201,24 @@ def _partner(site: Site, fprops: dict[int, list[Site]]) -> Site | None:
 
 def _take_from_forward(site: Site, fprop: Site) -> None:
     site.op, site.module, site.source = fprop.op, fprop.module, fprop.source
-    roles = {root(o.base): o.role for o in fprop.operands}
     for operand in site.operands:
         if operand.role != "gradient":
-            operand.role = roles.get(root(operand.base), operand.role)
+            forward = _in_forward(operand, site, fprop)
+            operand.role = operand.role if forward is None else forward.role
     site.weights, site.of_weight = fprop.weights, fprop.has_weight
+
+
+def _in_forward(operand: Operand, site: Site, fprop: Site) -> Operand | None:
+    """Which operand of `fprop` an operand of its backward is.
+
+    Of a tensor that was multiplied by itself, the right one where the gradient's columns are summed up: g R^T.
+    """
+    found = [o for o in fprop.operands if root(o.base) is root(operand.base)]
+    gradients = [o for o in site.operands if o is not operand and o.role == "gradient"]
+    if len(found) == 2 and gradients:
+        (gradient,) = gradients
+        return fprop.rhs if gradient.axis == gradient.base.meta["val"].dim() - 1 else fprop.lhs
+    return found[0] if found else None
 
 
 def _gemm(site: Site, fprop: Site | None, depends: Dependencies) -> Gemm:
@@ -214,7 +229,7 @@ def _gemm(site: Site, fprop: Site | None, depends: Dependencies) -> Gemm:
         return "fprop"
     if fprop is not None and fprop.lhs is not None and fprop.rhs is not None:
         # the gradient of one operand is made with the other
-        target = fprop.rhs if root(other.base) is root(fprop.lhs.base) else fprop.lhs
+        target = fprop.rhs if _in_forward(other, site, fprop) is fprop.lhs else fprop.lhs
         return "wgrad" if target.role == "weight" else "dgrad"
     return "dgrad" if other.role == "weight" or not _is_parameter_gradient(site.node, depends) else "wgrad"
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import operator
 import re
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -65,6 +66,7 @@ class Rewriter:
         self._quantized: dict[Any, fx.Node] = {}
         self._dequantized: dict[Any, fx.Node] = {}
         self._splits: dict[Any, tuple[Conditioning, KeptName | None]] = {}
+        self._begun: set[Any] = set()
         self._streams = 0  # numbers the tensors that round at random: each draws its own noise
         self._without_strays(sites)
         # A graph has thousands of operands, so who reads a node is looked up, and not searched for with each product.
@@ -118,7 +120,7 @@ class Rewriter:
         base, offs = operand.base, site.offs
         assert offs is not None
         last = base if self.builder.precedes(offs, base) else offs
-        _, like = self._place(site, operand)
+        _, like, _ = self._place(site, operand)
         with self.builder.at(self.builder.behind(last), like=like):
             # not named after the node: the partitioner takes what has "tangents" in its name for an input of backward
             name = _suffixed(_label(site, operand), "in_groups", site)
@@ -132,7 +134,7 @@ class Rewriter:
         treatment = operand.decision.treatment
         spec, split, parts = treatment.spec, treatment.split, None
         hadamard = hadamard_of(treatment)
-        in_backward = site.gemm != "fprop" and operand.role == "activation"
+        in_backward = site.in_backward and operand.role == "activation"
         if spec is None:
             quantized = operand.base
         else:
@@ -142,7 +144,7 @@ class Rewriter:
                 parts = self._split(site, operand, split, kept_name)
                 source = parts.residual
             if hadamard is not None:
-                source = self._hadamard(site, operand, source, hadamard)
+                source = self._hadamard(operand, source, hadamard)
             operand.quantized = self._quantize(site, operand, spec, source)
             operand.kept_as = tuple(u.name for u in operand.quantized.users if u.target is operator.getitem)
             quantized = self._dequantize(site, operand, spec)
@@ -197,16 +199,29 @@ class Rewriter:
         return self._splits[key]
 
     def _split(self, site: Site, operand: Operand, split: Conditioning, kept_name: KeptName | None) -> Parts:
-        before, like = self._place(site, operand)
-        backward = like is site.node and site.gemm != "fprop"
+        assert operand.decision is not None
+        policy_split = operand.decision.treatment.split  # without a rank of its own
+        has_basis = (operand.base, split) in self._begun  # which all axes share
+        self._begun.add((operand.base, split))
+        before, like, in_backward = self._first_place(
+            operand.base,
+            lambda other, treatment: treatment.split == policy_split and (not has_basis or other.axis == operand.axis),
+        )
         label = _label(site, operand)
         with self.builder.at(before, like=like):
             return self.conditioner.split(
-                operand, split, self._next_stream(), label, kept_name=kept_name, backward=backward
+                operand, split, self._next_stream(), label, kept_name=kept_name, backward=in_backward
             )
 
-    def _hadamard(self, site: Site, operand: Operand, source: fx.Node, how: Hadamard) -> fx.Node:
-        before, like = self._place(site, operand)
+    def _hadamard(self, operand: Operand, source: fx.Node, how: Hadamard) -> fx.Node:
+        assert operand.decision is not None
+        split = operand.decision.treatment.split
+        before, like, _ = self._first_place(
+            operand.base,
+            lambda other, treatment: (
+                other.axis == operand.axis and treatment.split == split and hadamard_of(treatment) == how
+            ),
+        )
         with self.builder.at(before, like=like):
             return self.conditioner.hadamard(source, operand.axis, how)
 
@@ -219,7 +234,7 @@ class Rewriter:
         if key in self._quantized:
             return self._quantized[key]
         label = _label(site, operand)
-        before, like = self._place(site, operand)
+        before, like, _ = self._place(site, operand)
         with self.builder.at(before, like=like):
             random: tuple[Any, ...] = ()
             if spec.needs_noise:
@@ -248,13 +263,35 @@ class Rewriter:
                 )
         return self._dequantized[quantized]
 
-    def _place(self, site: Site, operand: Operand) -> tuple[fx.Node, fx.Node]:
-        """Where to quantize, and whose metadata to carry: an activation that backward needs, in the forward."""
+    def _place(self, site: Site, operand: Operand) -> tuple[fx.Node, fx.Node, bool]:
+        """Where to quantize, whose metadata to carry, and whether that is in backward.
+
+        An activation that backward needs is quantized in the forward.
+        """
         forward = self.forward_products.get(site.seq)
-        in_backward = site.gemm != "fprop" and operand.role == "activation"
-        if in_backward and forward is not None and self.builder.precedes(operand.base, forward):
-            return forward, forward
-        return site.node, site.node
+        saved = site.in_backward and operand.role == "activation"
+        if saved and forward is not None and self.builder.precedes(operand.base, forward):
+            return forward, forward, False
+        return site.node, site.node, site.in_backward
+
+    def _first_place(
+        self, base: fx.Node, shares: Callable[[Operand, Treatment], bool]
+    ) -> tuple[fx.Node, fx.Node, bool]:
+        """The earliest place of the products that share something made of `base`.
+
+        The one that is rewritten first need not be the one that is quantized first.
+        """
+        places = [
+            self._place(site, operand)
+            for site, operand in self._readers[base]
+            if site.reason is None and operand.base is base and operand.decision is not None
+            if operand.decision.treatment.spec is not None and shares(operand, operand.decision.treatment)
+        ]
+        first = places[0]
+        for place in places[1:]:
+            if self.builder.precedes(place[0], first[0]):
+                first = place
+        return first
 
     def _product_in_float32(self, site: Site, args: list[Any], tails: list[fx.Node]) -> None:
         node = site.node

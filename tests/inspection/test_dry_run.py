@@ -216,3 +216,20 @@ def test_a_value_that_is_not_there_is_one_clear_error() -> None:
 
     with pytest.raises(RuntimeError, match="reads the value of a tensor, and its tensors have none"):
         metis_compile.explain(model, torch.ones(16, 16, device="meta"), policy="nvfp4")
+
+
+def test_nested_tensors_are_explained_as_they_are_compiled() -> None:
+    """Which torch can't compare, and whose ragged size is no number."""
+    rows = torch.nested.nested_tensor([torch.randn(5, 32), torch.randn(11, 32)], layout=torch.jagged)
+    before = rows.values().clone()
+    found = metis_compile.explain(MLP(), rows, policy="nvfp4")
+    assert [s.reason for s in found.sites] == [None] * 5
+    assert torch.equal(rows.values(), before)
+
+
+def test_what_dynamo_leaves_to_eager_is_said() -> None:
+    @torch._dynamo.disable
+    def eagerly(x: Tensor) -> Tensor:
+        return x @ x
+
+    assert "nothing was compiled" in str(metis_compile.explain(eagerly, torch.randn(16, 16), policy="nvfp4"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from by_hand import SUMMATION_ORDER, relative_error
@@ -9,7 +11,7 @@ from graphs import capture_graphs, eager_backend, sites_of
 from torch import Tensor, nn
 
 from metis_compile import Policy, PolicyError
-from metis_compile.numerics import QuantSpec
+from metis_compile.numerics import QuantSpec, fake_quantize
 from metis_compile.numerics.estimator import dge_factor
 
 SPEC = QuantSpec.make("fp4")
@@ -52,6 +54,38 @@ def test_wgrad_is_multiplied_wherever_the_weight_lies(kind: str, dtype: torch.dt
     assert relative_error(found[0], plain[0]) < tolerance
     assert relative_error(found[1], plain[1].float() * factor) < tolerance
     assert relative_error(found[1], plain[1]) > 0.1
+
+
+class TwoLinears(torch.autograd.Function):
+    """Two products under one number of autograd's, as kernels that fuse layers have them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        h = x @ first.mT
+        ctx.save_for_backward(x, h, first, second)
+        return h @ second.mT
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        x, h, first, second = ctx.saved_tensors
+        inner = gradient @ second
+        return inner @ first, inner.mT @ x, gradient.mT @ h
+
+
+def test_weights_of_one_function_are_each_multiplied_by_their_own() -> None:
+    x, g = torch.randn(40, 48), torch.randn(40, 48)
+    weights = [nn.Parameter(torch.randn(48, 48)) for _ in range(2)]
+    model = nn.ParameterList(weights)
+    plain = torch.autograd.grad(TwoLinears.apply(x, *weights), weights, g)
+
+    def run(x: Tensor) -> Tensor:
+        return TwoLinears.apply(x, *model)  # type: ignore[no-any-return]
+
+    torch.compiler.reset()
+    found = torch.autograd.grad(torch.compile(run, backend=eager_backend(Policy.from_toml(TEXT)))(x), weights, g)
+    h = x @ fake_quantize(weights[0], SPEC, 1).mT  # what the second one's gradient is made of
+    for actual, expected, weight in zip(found, (plain[0], g.mT @ h), weights, strict=True):
+        assert relative_error(actual, expected * dge_factor(weight, SPEC, 1)) < SUMMATION_ORDER
 
 
 class Experts(nn.Module):

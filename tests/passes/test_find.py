@@ -143,6 +143,18 @@ def test_product_of_a_weight_with_itself() -> None:
     assert Counter(r[0] for r in found) == {"fprop": 2, "dgrad": 1, "wgrad": 3}
 
 
+def test_an_argument_times_itself_has_two_roles() -> None:
+    """The one that the caller trains is a weight on the right: g R^T is of the left one, L^T g of the right one."""
+    x = torch.randn(16, 16, requires_grad=True)
+    for function in (lambda x: x.mT @ x, lambda x: x @ x, lambda x: x @ x.mT):
+        found = rows(capture_graphs(function, x, policy=EVERYTHING))
+        assert Counter((gemm, frozenset(roles)) for gemm, _, *roles in found) == {
+            ("fprop", frozenset({"activation", "weight"})): 1,
+            ("dgrad", frozenset({"gradient", "weight"})): 1,
+            ("wgrad", frozenset({"gradient", "activation"})): 1,
+        }
+
+
 class Experts(nn.Module):
     """One matrix of a stack for each token, as a router chose."""
 

@@ -8,12 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from graphs import capture_graphs, sites_of
+from graphs import capture_graphs, eager_backend, sites_of
 from torch import Tensor, nn
 
 import metis_compile
 
 X = torch.randn(2, 16, 64)
+EVERYTHING = metis_compile.Policy.from_toml(
+    "[recipe.r]\nweight = 'nvfp4'\nactivation = 'nvfp4'\ngradient = 'nvfp4'\n[[rule]]\nrecipe = 'r'\n"
+)
 
 
 def fprops(model: Any, *args: Any, policy: str = "nvfp4") -> list[Any]:
@@ -142,6 +145,76 @@ def test_heads_are_found_by_what_they_are(model: nn.Module, args: tuple[Tensor, 
     assert found["hidden"].kind is None
     assert (found["words"].kind, found["words"].kind_reason) == ("head", why)
     assert found["words"].reason == f"high: base.toml rule 2 (kind=head); head: {why}"
+
+
+class FusedLoss(torch.autograd.Function):
+    """A head and its cross entropy as libraries fuse them: gradients are computed in forward, and logits not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        loss, dw, dx = x.new_zeros(()), torch.zeros_like(weight), []
+        for rows, chosen in zip(x.chunk(2), labels.chunk(2), strict=True):
+            logits = rows @ weight.mT
+            probabilities = torch.exp(logits - logits.logsumexp(-1, keepdim=True))
+            loss = loss - probabilities.gather(1, chosen[:, None]).log().sum() / len(x)
+            d = (probabilities - F.one_hot(chosen, len(weight))) / len(x)
+            dx.append(d @ weight)
+            dw = torch.addmm(dw, d.mT, rows) if weight.requires_grad else dw
+        ctx.save_for_backward(torch.cat(dx), dw)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        dx, dw = ctx.saved_tensors
+        return gradient * dx, gradient * dw, None
+
+
+class Fused(nn.Module):
+    def __init__(self, frozen: bool = False) -> None:
+        super().__init__()
+        self.hidden, self.words = nn.Linear(64, 64), nn.Linear(64, 96, bias=False)
+        self.words.weight.requires_grad_(not frozen)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        return FusedLoss.apply(torch.relu(self.hidden(x)), self.words.weight, labels)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_head_whose_loss_computes_its_gradients_in_forward(frozen: bool) -> None:
+    x, labels = torch.randn(32, 64), torch.arange(32)
+    found = sites_of(capture_graphs(Fused(frozen), x, labels, policy=EVERYTHING))
+    of_head = [s for s in found if s.kind == "head"]
+    roles = [(s.gemm, {o.role for o in s.operands}, s.has_weight, s.reason) for s in of_head]
+    each = [("fprop", {"activation", "weight"}, True, None), ("dgrad", {"gradient", "weight"}, True, None)]
+    each += [] if frozen else [("wgrad", {"gradient", "activation"}, True, None)]
+    assert roles == each * 2
+    assert {s.kind for s in found if s.module == "hidden"} == {None}
+    best = sites_of(capture_graphs(Fused(frozen), x, labels, policy="best"))
+    assert all(s.reason is not None for s in best if s.kind == "head")
+
+
+def test_bases_of_such_gradients_are_kept_as_others_are() -> None:
+    model, x, labels = Fused(), torch.randn(32, 64), torch.arange(32)
+    text = "extends = 'metis'\n[[rule]]\nkind = 'head'\nrecipe = 'metis'\n"
+    run = torch.compile(model, backend=eager_backend(metis_compile.Policy.from_toml(text)))
+    kept = []
+    for _ in range(2):
+        run(x, labels).backward()
+        kept.append(metis_compile.state_dict(model)["words.weight"]["gradient"].clone())
+    for basis in kept:
+        torch.testing.assert_close(basis @ basis.mT, torch.eye(len(basis)))  # and not as it was drawn
+    assert not torch.equal(*kept)
+
+
+def test_what_looks_like_gradients_and_is_read_by_forward_is_none() -> None:
+    """A decoder that is the encoder transposed; and tokens summed up by what a linear makes of them."""
+    encoder = nn.Linear(64, 96)
+    assert {s.kind for s in fprops(lambda x: torch.relu(encoder(x)) @ encoder.weight, X)} == {None}
+
+    def pooled(x: Tensor) -> Tensor:
+        return torch.relu(encoder(x)).mT @ x
+
+    assert [s.kind for s in fprops(pooled, X[0])] == [None, "attention"]
 
 
 def test_an_output_that_is_no_vocabulary_is_no_head() -> None:

@@ -301,3 +301,42 @@ def test_one_sequence_is_a_matrix_like_several(split: str) -> None:
         found.append((leaf.grad.reshape(40, 36), model.weight.grad, model.bias.grad, captured.saved_bytes))  # type: ignore[union-attr]
     for a, b in zip(*found, strict=True):
         assert torch.equal(a, b) if isinstance(a, Tensor) else a == b
+
+
+@pytest.mark.parametrize(
+    ("activation", "gradient"),
+    [
+        ("split = { kind = 'spectral', rank = 2, factors = 'nvfp4' }", ""),
+        ("split = 'mean'", ""),
+        ("hadamard = 'fixed'", "hadamard = 'fixed'"),
+    ],
+    ids=["spectral", "mean", "hadamard"],
+)
+def test_what_is_shared_is_made_before_the_first_that_reads_it(activation: str, gradient: str) -> None:
+    """Of two linears that read one tensor, the first reads it quantized in wgrad alone, in a format of its own."""
+
+    def recipe(name: str, format: str) -> str:
+        operands = {"weight": "", "activation": activation, "gradient": gradient}
+        tables = (f"{role} = {{ {', '.join(filter(None, [f'format = {format!r}', more]))} }}\n"
+                  for role, more in operands.items())  # fmt: skip
+        return f"[recipe.{name}]\n{''.join(tables)}"
+
+    text = (
+        recipe("first", "mxfp8")
+        + recipe("second", "nvfp4")
+        + "[[rule]]\nmodule = 'up'\ngemm = 'wgrad'\nrecipe = 'first'\n"
+        + "[[rule]]\nmodule = 'up'\nrecipe = 'high'\n"
+        + "[[rule]]\ngemm = ['fprop', 'wgrad']\nrecipe = 'second'\n"
+    )
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(32, 32), nn.Linear(32, 32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(x)
+            return self.up(x) * self.down(x)
+
+    found = sites_of(capture_graphs(Two(), torch.randn(32, 32, requires_grad=True), policy=Policy.from_toml(text)))
+    assert {(s.gemm, s.module) for s in found if s.reason is None} >= {("wgrad", "up"), ("wgrad", "down")}

@@ -164,6 +164,8 @@ class Emulation(TorchDispatchMode):
             for forward in self.forward.get(node._sequence_nr() if node is not None else -1, []):
                 if memory[other] in forward.memory:
                     at = forward.memory.index(memory[other])
+                    if forward.memory[0] == forward.memory[1]:  # of a tensor with itself: g R^T sums over g's columns
+                        at = int((a.stride(-1) if roles[0] == "gradient" else b.stride(-2)) == 1)
                     roles[other], has_weight = forward.roles[at], forward.has_weight
                     gemm = "wgrad" if forward.roles[1 - at] == "weight" else "dgrad"
                     break
