@@ -14,13 +14,14 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import against
 import step_profile
 from docs_advice import advice
 from docs_chance import chance
 from docs_targets import TARGETS
 from rich.console import Console
 
-from metis_compile.bench import against, memory, scaling, start, step
+from metis_compile.bench import memory, scaling, start, step
 from metis_compile.bench.report import markdown
 from metis_compile.compare import order, summary
 from metis_compile.compare.run_config import BASELINE

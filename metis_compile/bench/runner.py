@@ -50,6 +50,7 @@ class Task:
     given: Mapping[str, Any] = field(default_factory=dict)  # beside these
     steps: int = WARM_UP  # that it will report
     environment: Mapping[str, str] = field(default_factory=dict)
+    worker: str = "metis_compile.bench.worker"  # the module that is run, which knows the kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ def run_tasks(tasks: Sequence[Task], options: Options, console: Console) -> Meas
     jobs = [
         Job(
             label=task.label,
-            worker="metis_compile.bench.worker",
+            worker=task.worker,
             request={
                 "kind": task.kind,
                 "candidate": task.candidate,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from metis_compile.bench import against, gemm, memory, quantize, start, step
+from metis_compile.bench import gemm, memory, quantize, start, step
 from metis_compile.bench.errors import BenchError
 from metis_compile.measure.worker_protocol import emit
 from metis_compile.policy import PolicyError
@@ -25,7 +25,6 @@ KINDS: dict[str, Callable[..., dict[str, Any]]] = {
     "step": step.measure,
     "start": start.measure,
     "memory": memory.measure,
-    "against": against.measure,
     "gemm": gemm.measure,
     "quantize": quantize.measure,
 }

@@ -1,4 +1,4 @@
-"""``metis bench``: speed, compile time and memory, beside plain Inductor, another commit, or the published code.
+"""``metis bench``: speed, compile time and memory, beside plain Inductor.
 
 And kernels by themselves: products of packed operands beside cuBLAS, quantization beside a copy.
 """
@@ -73,10 +73,6 @@ def step(
     layers: ModelLayers = None,
     tokens: ModelTokens = None,
     rounds: Rounds = ROUNDS,
-    baseline: Annotated[
-        str | None,
-        typer.Option(metavar="REV", help="Compare with this commit of this repository in place of plain Inductor."),
-    ] = None,
     device: Device = "auto",
     dtype: DType = None,
     threads: Threads = None,
@@ -88,13 +84,9 @@ def step(
     def run(options: "Options", console: "Console") -> "Report":
         widths: list[int | None] = list(dict.fromkeys(width or [])) or [None]
         sizes = [size(w, layers, tokens, device, dtype, model) for w in widths]
-        if baseline is None:
-            from metis_compile.bench.step import bench_step
+        from metis_compile.bench.step import bench_step
 
-            return bench_step(policies, sizes, options, console)
-        from metis_compile.bench.revision import bench_revision
-
-        return bench_revision(policies, sizes, baseline, options, console)
+        return bench_step(policies, sizes, options, console)
 
     show(run, out=out, rounds=rounds, threads=threads, json=json)
 
@@ -189,35 +181,6 @@ def scaling(
         middle = {axis: sorted(values)[len(values) // 2] for axis, values in points.items()}
         where, what = resolved(device, dtype)
         return bench_scaling(policies, middle, points, where, what, options, console)
-
-    show(run, out=out, rounds=rounds, threads=threads, json=json)
-
-
-@bench.command()
-def against(
-    path: Annotated[Path, typer.Argument(help="A checkout of the Metis authors' code, github.com/sii-research/Metis.")],
-    policy: Annotated[list[str], typer.Option(help="A preset or a policy file; several times for several.")] = [  # noqa: B006
-        "metis-paper",
-        "metis",
-    ],
-    width: Width = WIDTH,
-    layers: Layers = LAYERS,
-    tokens: Tokens = TOKENS,
-    rounds: Rounds = ROUNDS,
-    device: Device = "auto",
-    threads: Threads = None,
-    out: Out = OUT,
-    json: AsJson = False,
-) -> None:
-    """Step time of the published layers over a policy's, in the same GPT, in float32, as theirs compute.
-
-    PATH is code that runs: give one that you trust.
-    """
-
-    def run(options: "Options", console: "Console") -> "Report":
-        from metis_compile.bench.against import bench_against
-
-        return bench_against(path, policy, size(width, layers, tokens, device, "float32"), options, console)
 
     show(run, out=out, rounds=rounds, threads=threads, json=json)
 

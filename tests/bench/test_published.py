@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import against
+import published
 import pytest
 import torch
+from published import FORMS, check_checkout, published_layers
 from torch import nn
 
-from metis_compile.bench import against, published
 from metis_compile.bench.errors import BenchError
-from metis_compile.bench.published import FORMS, check_checkout, published_layers
 from metis_compile.train.trainer import build
 
 LAYER = """

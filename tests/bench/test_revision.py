@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import revision
+import typer
 from typer.testing import CliRunner
 
-from metis_compile.bench import revision
 from metis_compile.bench.errors import BenchError
-from metis_compile.cli import app
 from metis_compile.measure.interrupt import StopRequest
 from metis_compile.measure.progress import JobProgress
 
@@ -147,7 +147,9 @@ def test_the_report(measured: Path, settings: Any, options: Any, console: Any, m
 def test_the_command_line(measured: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     tiny = ["--width=16", "--layers=1", "--tokens=32", "--threads=1", "--device=cpu", "--rounds=2"]
-    result = CliRunner().invoke(app, ["bench", "step", "nvfp4", "--baseline=v1", *tiny])
+    app = typer.Typer()
+    app.command()(revision.main)
+    result = CliRunner().invoke(app, ["v1", "nvfp4", *tiny])
     assert result.exit_code == 0, result.output
     assert "this checkout" in result.stdout
     numbers = json.loads(Path("runs/bench/baseline.json").read_text())

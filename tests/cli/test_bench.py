@@ -20,7 +20,6 @@ ANSWERS: dict[str, Any] = {
     "step": {"plain": SIDE, "candidate": SIDE},
     "start": {"wall_seconds": 1.0, "cpu_seconds": 2.0, "phases": {"metis_joint_pass": 0.01}},
     "memory": {"saved_bytes": 100, "peak_bytes": 200, "input_bits": 4.5},
-    "against": {"eager": SIDE, "compiled": SIDE, "candidate": SIDE},
     "gemm": {"times": {"cuBLAS bfloat16": [1.0]}, "chosen": {}, "off": {}},
     "quantize": {"cases": [{"source": "x", "blocks": "rows", "bytes": 10, "times": [2.0, 2.0], "copies": [1.0, 1.0]}]},
 }
@@ -135,7 +134,6 @@ def test_the_models(metis: Any, command: str) -> None:
         (["step", "nvfp4", *TINY, "--threads=0"], "threads must be at least 1, got 0"),
         (["step", "nvfp4", *TINY, "--tokens=300"], "tokens must be a multiple of 256"),
         (["step", "nvfp4", *TINY, "--dtype=fp8"], "dtype must be float32 or bfloat16, got 'fp8'"),
-        (["step", "nvfp4", *TINY, "--baseline=no-such-commit"], "'no-such-commit'"),
         (["compile", "nvfp4", *TINY, "--width=0"], "width must be at least 1, got 0"),
         (["memory", "nvfp4", *TINY, "--device=tpu"], "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
         (["scaling", "nvfp4", "--depths=2,x"], "depths must be numbers above 0 with commas between them, got '2,x'"),
@@ -144,7 +142,6 @@ def test_the_models(metis: Any, command: str) -> None:
         (["quantize", "--device=cuda:99"], "device 'cuda:99' is not there"),
         (["quantize", "--device=cpu", "--shape=16"], "a shape must be ROWSxCOLUMNS in numbers above 0, got '16'"),
         (["quantize", "--device=cpu", "--format=nvfp5"], "nvfp5"),
-        (["against", "nowhere", *TINY], "is not a checkout of the Metis authors' published code"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(metis: Any, arguments: list[str], message: str) -> None:

@@ -1,20 +1,45 @@
-"""Step time of the Metis authors' published layers over a policy's, in the same model and process."""
+"""Step time of the Metis authors' published layers over a policy's, in the same model and process.
 
+    python benchmarks/against.py path/to/Metis --rounds 5 --out benchmarks/results/against
+
+The path is a checkout of their code (github.com/sii-research/Metis), which runs: give one that you trust. Both compute
+in float32, as theirs does.
+"""
+
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+from published import FORMS, check_checkout, published_layers
 from rich.console import Console
 
 from metis_compile.bench.candidate import check_policies, name_of, trainer
 from metis_compile.bench.plot import bars
-from metis_compile.bench.published import FORMS, check_checkout, published_layers
 from metis_compile.bench.report import Report
 from metis_compile.bench.runner import Options, Task, run_tasks
 from metis_compile.bench.size import size_text
 from metis_compile.bench.turns import WARM_UP, in_turn
+from metis_compile.cli.bench import (
+    LAYERS,
+    OUT,
+    ROUNDS,
+    TOKENS,
+    WIDTH,
+    AsJson,
+    Device,
+    Layers,
+    Out,
+    Rounds,
+    Threads,
+    Tokens,
+    Width,
+    show,
+    size,
+)
 from metis_compile.measure.ratio import Ratio
 from metis_compile.measure.repository import commit_of
 from metis_compile.train.report import milliseconds
@@ -26,6 +51,7 @@ __all__ = ["HEADINGS", "bench_against", "cells", "measure"]
 
 HEADINGS = ("published", "policy", "published fwd+bwd", "policy's", "published / policy")
 
+HERE = Path(__file__).resolve().parent
 MODES = ("eager", "compiled")  # how their model is run
 
 
@@ -90,6 +116,8 @@ def bench_against(
             candidate=text,
             given={"rounds": options.rounds, "path": str(path), "form": form},
             steps=WARM_UP + options.rounds,
+            worker="against_worker",
+            environment={"PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])},
         )
         for form in FORMS
         for text in candidates
@@ -128,3 +156,30 @@ def bench_against(
         draw=draw,
         measured=measured,
     )
+
+
+def main(
+    path: Annotated[Path, typer.Argument(help="A checkout of the Metis authors' code.")],
+    policy: Annotated[list[str], typer.Option(help="A preset or a policy file; several times for several.")] = [  # noqa: B006
+        "metis-paper",
+        "metis",
+    ],
+    width: Width = WIDTH,
+    layers: Layers = LAYERS,
+    tokens: Tokens = TOKENS,
+    rounds: Rounds = ROUNDS,
+    device: Device = "auto",
+    threads: Threads = None,
+    out: Out = OUT,
+    json: AsJson = False,
+) -> None:
+    """Step time of the published layers over a policy's, in the same GPT."""
+
+    def run(options: Options, console: Console) -> Report:
+        return bench_against(path, policy, size(width, layers, tokens, device, "float32"), options, console)
+
+    show(run, out=out, rounds=rounds, threads=threads, json=json)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,4 +1,7 @@
-"""Step time of this checkout over that of another commit of it: a process each, which take steps in turn."""
+"""Step time of this checkout over that of another commit of it: a process each, which take steps in turn.
+
+python benchmarks/revision.py HEAD~1 nvfp4 best --width 512
+"""
 
 import json
 import os
@@ -10,12 +13,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
+import revision_worker
+import typer
 from rich.console import Console
 
 import metis_compile
-from metis_compile.bench import revision_worker
 from metis_compile.bench.candidate import check_policies, name_of
 from metis_compile.bench.errors import BenchError
 from metis_compile.bench.plot import bars
@@ -23,6 +27,23 @@ from metis_compile.bench.report import Report
 from metis_compile.bench.runner import Measured, Options
 from metis_compile.bench.size import size_text
 from metis_compile.bench.turns import WARM_UP
+from metis_compile.cli.bench import (
+    OUT,
+    ROUNDS,
+    AsJson,
+    Device,
+    DType,
+    ModelLayers,
+    ModelName,
+    ModelTokens,
+    ModelWidths,
+    Out,
+    Policies,
+    Rounds,
+    Threads,
+    show,
+    size,
+)
 from metis_compile.compare.run_config import RunConfig
 from metis_compile.measure import repository
 from metis_compile.measure.interrupt import StopRequest
@@ -224,3 +245,31 @@ def rounds_of(
             if stop:
                 return None
     return times
+
+
+def main(
+    revision: Annotated[str, typer.Argument(metavar="REV", help="A commit of this repository.")],
+    policies: Policies,
+    model: ModelName = "gpt",
+    width: ModelWidths = None,
+    layers: ModelLayers = None,
+    tokens: ModelTokens = None,
+    rounds: Rounds = ROUNDS,
+    device: Device = "auto",
+    dtype: DType = None,
+    threads: Threads = None,
+    out: Out = OUT,
+    as_json: AsJson = False,
+) -> None:
+    """Step time of this checkout over another commit's, for each policy and width."""
+
+    def run(options: Options, console: Console) -> Report:
+        widths: list[int | None] = list(dict.fromkeys(width or [])) or [None]
+        sizes = [size(w, layers, tokens, device, dtype, model) for w in widths]
+        return bench_revision(policies, sizes, revision, options, console)
+
+    show(run, out=out, rounds=rounds, threads=threads, json=as_json)
+
+
+if __name__ == "__main__":
+    typer.run(main)
