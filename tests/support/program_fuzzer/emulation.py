@@ -130,7 +130,8 @@ class Emulation(TorchDispatchMode):
         a, b = args[i], args[j]
         specs: list[QuantSpec | None] = [None, None]
         if self.policy is not None and {a.dtype, b.dtype} <= set(QUANTIZED_DTYPES):
-            specs = self._specs(a, b, offs)
+            joined = a.shape[0] if func is aten.addbmm.default else 1  # one product of all its batch
+            specs = self._specs(a, b, offs, joined)
         if self.noise is not None:
             a, b = (x * (1 + self.noise[x.dtype] * self._random(x)) for x in (a, b))
             a, b = a.to(args[i].dtype), b.to(args[j].dtype)
@@ -150,7 +151,7 @@ class Emulation(TorchDispatchMode):
     def _random(self, x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=self.generator).to(x.dtype)
 
-    def _specs(self, a: Tensor, b: Tensor, offs: Tensor | None) -> list[QuantSpec | None]:
+    def _specs(self, a: Tensor, b: Tensor, offs: Tensor | None, joined: int) -> list[QuantSpec | None]:
         """What the policy says of both operands."""
         assert self.policy is not None
         roles = [self._role(a), self._role(b)]
@@ -183,7 +184,7 @@ class Emulation(TorchDispatchMode):
             has_weight = "weight" in roles
             forward = Forward(memory, (roles[0], roles[1]), has_weight)
             self.forward.setdefault(torch.autograd._get_sequence_nr() - 1, []).append(forward)
-        m, k, n = a.shape[-2], a.shape[-1], b.shape[-1]
+        m, k, n = a.shape[-2], joined * a.shape[-1], b.shape[-1]
         found = []
         for x, role in zip((a, b), roles, strict=True):
             query = Query(
