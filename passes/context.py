@@ -19,6 +19,7 @@ from torch import fx
 from metis_compile.compat import OpOverload, compile_phase, lowers_to_triton, trace_structured
 from metis_compile.numerics import materializing
 from metis_compile.ops.buffers import MATERIALIZE
+from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
 from metis_compile.options import Config
 from metis_compile.passes.graph.builder import GraphBuilder
 from metis_compile.passes.graph.inline import Inliner
@@ -45,6 +46,11 @@ class PassContext:
     def cpu_kernels(self) -> bool:
         """Whether what lies on the CPU goes to the C++ kernels."""
         return self.config.cpu_kernels and not lowers_to_triton(torch.device("cpu"))
+
+    @property
+    def calls_cpu_kernels(self) -> bool:
+        """Whether there is anything in the graph for these: what is quantized, or decoded."""
+        return self.cpu_kernels and any(node.target in (QUANTIZE, DEQUANTIZE) for node in self.graph.nodes)
 
     @cached_property
     def builder(self) -> GraphBuilder:

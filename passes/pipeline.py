@@ -30,6 +30,7 @@ from metis_compile.passes.joint.swizzle_scales import swizzle_scales
 from metis_compile.passes.lowering.cpu_gemm import lower_cpu_gemms
 from metis_compile.passes.lowering.decompose_bfloat16 import decompose_bfloat16
 from metis_compile.passes.lowering.decompose_hadamard import decompose_hadamard
+from metis_compile.passes.lowering.decompose_residual import decompose_residual
 from metis_compile.passes.lowering.fused_quantize import fuse_quantizations
 from metis_compile.passes.lowering.lower import lower_quantizations
 from metis_compile.passes.lowering.packed_gemm import pack_gemms
@@ -55,6 +56,7 @@ LOWERING: tuple[Pass, ...] = (
     pack_gemms,
     fuse_quantizations,
     decompose_hadamard,
+    decompose_residual,
     lower_cpu_gemms,
     lower_quantizations,
 )

@@ -6,11 +6,14 @@ import operator
 from collections.abc import Collection
 from typing import Any
 
+import torch
 from torch import fx
 
 from metis_compile.compat import OpOverload
+from metis_compile.ops.checks import differ
 from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
-from metis_compile.passes.graph.calls import DequantizeCall, QuantizeCall
+from metis_compile.ops.residual import check_residual
+from metis_compile.passes.graph.calls import DequantizeCall, QuantizeCall, ResidualCall
 from metis_compile.passes.graph.products import GROUPED, OPERANDS
 from metis_compile.passes.graph.views import REARRANGEMENTS, shape_of, strip_views
 
@@ -100,6 +103,22 @@ def dequantize_matches(node: Any) -> str | None:
     return None
 
 
+def residual_is_typed(node: Any) -> str | None:
+    """metis.residual is float32 of the shape of what it subtracts from, and what it subtracts fits."""
+    call = ResidualCall.of(node)
+    if call is None:
+        return None
+    subtracted = (None if n is None else n.meta["val"] for n in (call.mean, call.left, call.right))
+    try:
+        check_residual(call.x.meta["val"], *subtracted)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    made = node.meta["val"]
+    if made.dtype != torch.float32 or differ(made.shape, call.x.meta["val"].shape):
+        return f"leaves {made.dtype} {list(made.shape)} of {list(call.x.meta['val'].shape)}"
+    return None
+
+
 def axis_rule(node: Any) -> str | None:
     """A product contracts over the axis that its quantized operands are blocked along; a tail, in float32, need not."""
     if node.target not in OPERANDS or node.meta.get("metis_tail"):
@@ -141,6 +160,7 @@ RULES = (
     quantize_is_typed,
     quantizes_the_original,
     dequantize_matches,
+    residual_is_typed,
     axis_rule,
     product_is_typed,
 )

@@ -13,6 +13,7 @@ from metis_compile.conditioning.orthonormal import orthonormalize
 from metis_compile.conditioning.product import Prepared, prepare, product
 from metis_compile.conditioning.rank import resolve_rank
 from metis_compile.conditioning.registry import KINDS, describe, make_conditioning, split
+from metis_compile.conditioning.residual import residual
 from metis_compile.conditioning.spectral import Spectral
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "partner_spec",
     "prepare",
     "product",
+    "residual",
     "resolve_rank",
     "signs_from",
     "split",

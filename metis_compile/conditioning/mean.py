@@ -17,6 +17,7 @@ from metis_compile.conditioning.factors import (
     is_random,
     rounded_factor,
 )
+from metis_compile.conditioning.residual import residual
 from metis_compile.conditioning.validation import check_flag
 
 
@@ -54,7 +55,7 @@ class Mean(Conditioning):
         x = x.to(torch.float32)
         mu = row_mean(x)
         stored = rounded_factor(mu, self.factors, 1, seed, stream + STREAMS)
-        return Conditioned(x - (stored if self.fold else mu), x.new_ones((x.shape[0], 1)), stored)
+        return Conditioned(residual(x, stored if self.fold else mu), x.new_ones((x.shape[0], 1)), stored)
 
 
 def row_mean(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where a compiler puts operators in place of what they do: rounding a factor, making a basis, moving one on.
+"""Where a compiler puts operators in place of what they do: residuals, rounded factors, bases and their steps.
 
 Written out, these are most of the nodes of a conditioned graph. Eagerly they are plain torch; code that traces a
 conditioning installs operators whose implementation is that plain torch.
@@ -36,6 +36,10 @@ class Operators(Protocol):
 
     def power_step(self, x: Tensor, basis: Tensor, left: Tensor | None) -> Tensor:
         """The basis after one power step: see `Spectral.update_basis`."""
+        ...
+
+    def residual(self, x: Tensor, mean: Tensor | None, left: Tensor | None, right: Tensor | None) -> Tensor:
+        """x - mean - left @ right, float32; of mean and factors at least one is there."""
         ...
 
 

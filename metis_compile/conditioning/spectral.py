@@ -34,6 +34,7 @@ from metis_compile.conditioning.factors import (
 from metis_compile.conditioning.operators import operators
 from metis_compile.conditioning.orthonormal import orthonormalize, unit_columns
 from metis_compile.conditioning.rank import AUTO, check_rank, resolve_rank, size_hint
+from metis_compile.conditioning.residual import residual
 from metis_compile.conditioning.sketch import SKETCHES, sample_rows, sketch_matrix
 from metis_compile.conditioning.validation import check_count, check_flag, check_name, check_share
 
@@ -77,11 +78,11 @@ class Spectral(Conditioning):
         check_flag("track", self.track)
         check_share("track_share", self.track_share)
         check_flag("adaptive_rate", self.adaptive_rate)
-        residual = self.adaptive_residual
-        is_number = isinstance(residual, (int, float)) and not isinstance(residual, bool)
-        if not is_number or not 0 < residual <= torch.finfo(torch.float64).max:
-            raise ValueError(f"adaptive_residual must be a finite number above 0, got {residual!r}")
-        object.__setattr__(self, "adaptive_residual", float(residual))
+        factor = self.adaptive_residual
+        is_number = isinstance(factor, (int, float)) and not isinstance(factor, bool)
+        if not is_number or not 0 < factor <= torch.finfo(torch.float64).max:
+            raise ValueError(f"adaptive_residual must be a finite number above 0, got {factor!r}")
+        object.__setattr__(self, "adaptive_residual", float(factor))
         object.__setattr__(self, "sample", float(self.sample))
         object.__setattr__(self, "track_share", float(self.track_share))
 
@@ -140,7 +141,7 @@ class Spectral(Conditioning):
         stored_left, stored_right = self._store(left, right, axis, seed, stream)
         if self.fold:
             left, right = stored_left, stored_right
-        result = Conditioned(x - torch.mm(left, right), stored_left, stored_right)
+        result = Conditioned(residual(x, left=left, right=right), stored_left, stored_right)
         return adapt_rate(result, residual_factor=self.adaptive_residual) if self.adaptive_rate else result
 
     def fresh_basis(self, x: Tensor, seed: Tensor | None, *, stream: int = 0, rank: int | None = None) -> Tensor:

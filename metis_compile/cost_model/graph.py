@@ -27,6 +27,7 @@ from metis_compile.ops.basis import FRESH_BASIS, POWER_STEP
 from metis_compile.ops.buffers import TO_BFLOAT16
 from metis_compile.ops.hadamard import HADAMARD, INVERSE_HADAMARD
 from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
+from metis_compile.ops.residual import RESIDUAL
 from metis_compile.ops.state import LOAD
 
 aten = torch.ops.aten
@@ -287,16 +288,21 @@ def _is_alias(node: fx.Node) -> bool:
 
 
 def _is_elementwise(node: fx.Node) -> bool:
-    if node.target in _ELEMENTWISE:
+    if node.target in _ELEMENTWISE or _is_centered(node):
         return True
     return isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags
 
 
 def _is_product(node: fx.Node) -> bool:
-    if node.target in _ROTATIONS:
+    if node.target in _ROTATIONS or _is_centered(node):
         return False
     packet = getattr(node.target, "overloadpacket", None)
     return packet in flop_registry or packet in (_SDPA, _SDPA_BACKWARD) or node.target is aten._grouped_mm.default
+
+
+def _is_centered(node: fx.Node) -> bool:
+    """Whether it subtracts a mean alone; with factors a residual is their product, and the difference part of it."""
+    return node.target is RESIDUAL and len(node.args) < 3
 
 
 def _kind_of_reader(reader: fx.Node, node: fx.Node) -> str:
@@ -328,6 +334,8 @@ def _operands(node: fx.Node) -> list[Any]:
     matrices = [a for a in node.args if isinstance(a, fx.Node) and isinstance(a.meta.get("val"), Tensor)]
     if _name(node.target) in ("addmm", "baddbmm"):
         return matrices[1:3]
+    if node.target is RESIDUAL:
+        return matrices[-2:]
     return matrices[:2]
 
 

@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | `metis::quantize`, `metis::dequantize` | quantization | packed codes and scales of a tensor, and its values again |
 | `metis::fresh_basis`, `metis::power_step` | basis | a basis from a sketch, and one power step of it |
+| `metis::residual` | residual | a matrix minus a row and minus a product of thin factors |
 | `metis::hadamard`, `metis::inverse_hadamard` | hadamard | the transform of 16 elements or more along an axis |
 | `metis::grouped_mm` | grouped | a product for each group of tokens |
 | `metis::load`, `metis::store_`, `metis::keep_` | state | slices of what lives across steps |

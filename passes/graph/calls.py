@@ -1,4 +1,4 @@
-"""Typed views of the quantizations that stand in a graph: what each argument of a node is, by name."""
+"""Typed views of our operators that stand in a graph: what each argument of a node is, by name."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch import fx
 from metis_compile.numerics import QuantSpec
 from metis_compile.numerics.blocks import normalize_axis
 from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
+from metis_compile.ops.residual import RESIDUAL
 
-__all__ = ["DequantizeCall", "QuantizeCall"]
+__all__ = ["DequantizeCall", "QuantizeCall", "ResidualCall"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,3 +81,23 @@ class DequantizeCall:
         """The quantization that made all its parts in this graph; None where one came from elsewhere."""
         sources = {part.args[0] if part.target is operator.getitem else None for part in self.parts}
         return QuantizeCall.of(sources.pop()) if len(sources) == 1 and None not in sources else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualCall:
+    """A `metis::residual` node: x - mean - left @ right, of which at least one is there."""
+
+    node: fx.Node
+    x: fx.Node
+    mean: fx.Node | None
+    left: fx.Node | None
+    right: fx.Node | None
+
+    @classmethod
+    def of(cls, node: Any) -> ResidualCall | None:
+        """The call that `node` is; None for any other node."""
+        if node.target is not RESIDUAL:
+            return None
+        given: dict[str, Any] = {"mean": None, "left": None, "right": None}
+        given |= dict(zip(("x", *given), node.args, strict=False)) | node.kwargs
+        return cls(node=node, **given)

@@ -9,6 +9,7 @@ from metis_compile.numerics import QuantSpec
 from metis_compile.ops.basis import FRESH_BASIS, POWER_STEP
 from metis_compile.ops.buffers import TO_BFLOAT16
 from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
+from metis_compile.ops.residual import RESIDUAL
 
 
 class GraphOperators:
@@ -33,6 +34,9 @@ class GraphOperators:
     ) -> Tensor:
         sketch = (split.sample, split.sample_least, split.sketch, split.oversample, split.power_steps)
         return FRESH_BASIS(x, seed, stream, rank, *sketch, *([] if kept is None else [kept, stale]))  # type: ignore[no-any-return]
+
+    def residual(self, x: Tensor, mean: Tensor | None, left: Tensor | None, right: Tensor | None) -> Tensor:
+        return RESIDUAL(x, *([mean] if left is None else [mean, left, right]))  # type: ignore[no-any-return]
 
     def power_step(self, x: Tensor, basis: Tensor, left: Tensor | None) -> Tensor:
         return POWER_STEP(x, basis, *([] if left is None else [left]))  # type: ignore[no-any-return]

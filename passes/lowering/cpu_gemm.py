@@ -21,14 +21,15 @@ from metis_compile.kernels.cpu.ops import CPU_CAST, CPU_CAT, CPU_DECODE, CPU_GRO
 from metis_compile.kernels.parts import tensor_target
 from metis_compile.ops.buffers import TO_BFLOAT16
 from metis_compile.ops.grouped import GROUPED_MM
-from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
+from metis_compile.ops.quantization import DEQUANTIZE
+from metis_compile.ops.residual import RESIDUAL
 from metis_compile.passes.context import PassContext, PassResult
 from metis_compile.passes.graph.builder import GraphBuilder
-from metis_compile.passes.graph.calls import DequantizeCall
+from metis_compile.passes.graph.calls import DequantizeCall, ResidualCall
 from metis_compile.passes.graph.products import OPERANDS, PRODUCTS
 from metis_compile.passes.graph.views import from_bfloat16, strip_views
 
-__all__ = ["lower_cpu_gemms"]
+__all__ = ["lower_cpu_gemms", "takes_residual"]
 
 aten = torch.ops.aten
 SHORT = 64  # contracted: of factors, less is no faster in bfloat16
@@ -38,7 +39,7 @@ MOST = 64  # contracted: of thin products, more is faster in BLAS
 def lower_cpu_gemms(context: PassContext) -> PassResult:
     """Replaces the products and thin sums that the kernels take, and casts and joins factors by calls."""
     graph = context.graph
-    if not context.cpu_kernels or not any(node.target in (QUANTIZE, DEQUANTIZE) for node in graph.nodes):
+    if not context.calls_cpu_kernels:
         return PassResult()
     register_cpu_lowerings()
     before = set(graph.nodes)
@@ -50,6 +51,12 @@ def lower_cpu_gemms(context: PassContext) -> PassResult:
     return PassResult(changed=len(set(graph.nodes) - before))
 
 
+def takes_residual(call: ResidualCall) -> bool:
+    """Whether the kernel for thin sums makes it: of few factors, on the CPU."""
+    rank = 0 if call.left is None else call.left.meta["val"].shape[1]
+    return isinstance(rank, int) and 0 < rank <= MOST and _on_cpu(call.node)
+
+
 class _Products:
     def __init__(self, builder: GraphBuilder) -> None:
         self.builder = builder
@@ -59,16 +66,17 @@ class _Products:
 
     def residuals(self) -> None:
         """Takes thin products from what was split in one pass."""
-        for node in self.graph.find_nodes(op="call_function", target=aten.sub.Tensor):
-            if not node.meta.get("metis_tail") or node.kwargs or not all(isinstance(a, fx.Node) for a in node.args):
+        for node in self.graph.find_nodes(op="call_function", target=RESIDUAL):
+            call = ResidualCall.of(node)
+            if call is None or not takes_residual(call):
                 continue
-            x, thin = node.args
-            if _is_thin_product(thin, node) and x.meta["val"].dtype == torch.float32:
-                with self.builder.at(node, like=node):
-                    args = (x, *map(self._narrow, thin.args), -1.0)
-                    node.replace_all_uses_with(self.builder.call(CPU_THIN_SUM, args, name=f"{node.name}_thin"))
-                self.graph.erase_node(node)
-                self.graph.erase_node(thin)
+            with self.builder.at(node, like=node):
+                x = self.builder.cast(call.x, torch.float32)
+                if call.mean is not None:
+                    x = self.builder.call(aten.sub.Tensor, (x, call.mean))
+                args = (x, self._narrow(call.left), self._narrow(call.right), -1.0)
+                node.replace_all_uses_with(self.builder.call(CPU_THIN_SUM, args, name=f"{node.name}_thin"))
+            self.graph.erase_node(node)
 
     def exact_products(self) -> None:
         """Replaces the products that two exact operands feed."""

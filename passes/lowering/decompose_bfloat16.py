@@ -9,7 +9,6 @@ from torch import fx
 
 from metis_compile.conditioning.factors import round_to_bfloat16
 from metis_compile.ops.buffers import TO_BFLOAT16
-from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
 from metis_compile.passes.context import PassContext, PassResult
 from metis_compile.passes.graph.builder import GraphBuilder
 from metis_compile.passes.graph.inline import Inliner
@@ -17,10 +16,9 @@ from metis_compile.passes.graph.inline import Inliner
 
 def decompose_bfloat16(context: PassContext) -> PassResult:
     """Traces `metis::to_bfloat16` where no C++ kernel will read its result: those on a CPU with kernels stay."""
-    graph = context.graph
-    by_kernels = context.cpu_kernels and any(node.target in (QUANTIZE, DEQUANTIZE) for node in graph.nodes)
+    by_kernels = context.calls_cpu_kernels
     leave = (lambda node: node.meta["val"].device.type == "cpu") if by_kernels else (lambda node: False)
-    return PassResult(changed=write_casts_by_bits(graph, leave))
+    return PassResult(changed=write_casts_by_bits(context.graph, leave))
 
 
 def write_casts_by_bits(graph: fx.Graph, leave: Callable[[fx.Node], bool] = lambda node: False) -> int:

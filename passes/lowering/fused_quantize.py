@@ -34,7 +34,7 @@ from metis_compile.ops.hadamard import HADAMARD
 from metis_compile.ops.quantization import QUANTIZE
 from metis_compile.passes.context import PassContext, PassResult
 from metis_compile.passes.graph.builder import GraphBuilder
-from metis_compile.passes.graph.calls import QuantizeCall
+from metis_compile.passes.graph.calls import QuantizeCall, ResidualCall
 from metis_compile.passes.graph.inline import Inliner
 from metis_compile.passes.graph.views import from_bfloat16
 
@@ -112,9 +112,12 @@ class _Calls:
         """x as it lies in memory, and what is done to it on the way to its quantization along `axes`, from 0."""
         base = _transformed(x, axes)
         if base is not None:  # not of a thin product's result: registers would not do
-            return Source(*_centered(base), signs=self._signs(x))
-        base, left, right = _thin(x) or (x, None, None)
-        return Source(*_centered(base), left, right)
+            return _centered(base)._replace(signs=self._signs(x))
+        call = ResidualCall.of(x)
+        if call is None or not _is_low_rank(call) or not _only_quantized(x):
+            return _centered(x)
+        source = _centered(call.x) if call.mean is None else Source(_stored(call.x), call.mean)
+        return source._replace(left=call.left, right=call.right)
 
     def _signs(self, transform: fx.Node) -> fx.Node:
         if len(transform.args) > 2:
@@ -168,48 +171,28 @@ def _transformed(x: fx.Node, axes: Sequence[int]) -> fx.Node | None:
     return base if _same(value.shape, x.meta["val"].shape) else None  # x may be filled up to whole blocks
 
 
-def _thin(x: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node] | None:
-    """(a, left, right) where x is a - left @ right that nothing but quantizations and their transforms read."""
-    if not _is_difference(x) or not _only_quantized(x):
-        return None
-    base, product = x.args
-    if not isinstance(product, fx.Node) or product.target is not aten.mm.default or len(product.users) > 1:
-        return None
-    left, right = product.args
-    rank = left.meta["val"].shape[1]  # type: ignore[union-attr]
-    few = isinstance(rank, int) and 1 <= rank <= LARGEST_RANK
-    return (base, left, right) if few else None  # type: ignore[return-value]
+def _is_low_rank(call: ResidualCall) -> bool:
+    rank = 0 if call.left is None else call.left.meta["val"].shape[1]
+    return isinstance(rank, int) and 1 <= rank <= LARGEST_RANK
 
 
-def _centered(x: fx.Node) -> tuple[fx.Node, fx.Node | None]:
-    """x as it lies in memory, and a row that is subtracted from each of its rows."""
-    base: fx.Node = x
-    mean: fx.Node | None = None
-    if _is_difference(x) and isinstance(x.args[1], fx.Node) and _is_row_of(x.args[1], x):
-        base, mean = x.args  # type: ignore[assignment]
-    if base.target is prims.convert_element_type.default and base.meta["val"].dtype == torch.float32:
-        narrow: Any = base.args[0]
-        base = narrow if narrow.meta["val"].dtype in INPUTS else base
-    return base, mean
+def _centered(x: fx.Node) -> Source:
+    """x, or where it is no more than centered, what is and its mean."""
+    call = ResidualCall.of(x)
+    return Source(_stored(x)) if call is None or call.left is not None else Source(_stored(call.x), call.mean)
 
 
-def _is_difference(x: fx.Node) -> bool:
-    """Whether x is float32 a - b, of which a has x's shape."""
-    if x.target is not aten.sub.Tensor or x.kwargs or x.meta["val"].dtype != torch.float32:
-        return False
-    value = x.args[0].meta["val"] if isinstance(x.args[0], fx.Node) else None
-    return value is not None and value.dtype in INPUTS and _same(value.shape, x.meta["val"].shape)
+def _stored(x: fx.Node) -> fx.Node:
+    """x, or where it was cast to float32, what was cast: the kernel casts what it reads."""
+    if x.target is prims.convert_element_type.default and x.meta["val"].dtype == torch.float32:
+        narrow: Any = x.args[0]
+        return narrow if narrow.meta["val"].dtype in INPUTS else x  # type: ignore[no-any-return]
+    return x
 
 
 def _only_quantized(x: fx.Node) -> bool:
     """Whether all that reads elements of x is quantizations and Hadamard transforms."""
     return all(u.target in (QUANTIZE, HADAMARD, aten.sym_size.int) for u in x.users)
-
-
-def _is_row_of(row: fx.Node, x: fx.Node) -> bool:
-    value, width = row.meta["val"], x.meta["val"].shape[-1]
-    ones = [1] * (value.dim() - 1)
-    return value.dtype == torch.float32 and value.dim() > 0 and _same(value.shape, [*ones, width])
 
 
 def _same(a: Sequence[Any], b: Sequence[Any]) -> bool:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from metis_compile.cost_model.graph import kernels_of
+from metis_compile.conditioning import residual
+from metis_compile.cost_model.graph import MARK, kernels_of
+from metis_compile.ops.residual import RESIDUAL
 
 
 def kernels(function: Callable[..., Any], *inputs: Tensor) -> list[tuple[str, int, int]]:
@@ -70,3 +73,31 @@ def test_grouped_products_and_attention_are_counted() -> None:
     q = torch.ones(1, 2, 8, 4)
     (only,) = kernels(lambda x: torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(x, x, x)[0], q)
     assert only[1] == 2 * (2 * 2 * 8 * 8 * 4)
+
+
+MEAN, LEFT, RIGHT = torch.ones(1, 16), torch.ones(8, 3), torch.ones(3, 16)
+
+
+def test_a_residual_is_its_product_or_part_of_what_reads_it() -> None:
+    assert kernels(lambda a, m: RESIDUAL(a, m).exp(), A, MEAN) == [("exp", 0, 4 * (2 * 8 * 16 + 16))]
+    thin = kernels(lambda a, u, s: RESIDUAL(a, None, u, s).exp(), A, LEFT, RIGHT)
+    assert thin[0] == ("residual", 2 * 8 * 3 * 16, 4 * (2 * 8 * 16 + 8 * 3 + 3 * 16))
+
+
+@pytest.mark.parametrize("given", [(MEAN,), (None, LEFT, RIGHT), (MEAN, LEFT, RIGHT)], ids=["mean", "factors", "both"])
+def test_a_residual_costs_what_it_does_written_out(given: tuple[Tensor | None, ...]) -> None:
+    tensors = [tensor.bfloat16() for tensor in given if tensor is not None]  # as factors are stored
+
+    def cost(function: Callable[..., Any]) -> list[Any]:
+        def run(x: Tensor, y: Tensor, *tensors: Tensor) -> Tensor:
+            taken = iter([tensor.float() for tensor in tensors])
+            return torch.mm(function(x, *(None if t is None else next(taken) for t in given)), y)
+
+        graph = make_fx(run, tracing_mode="fake")(A, B, *tensors).graph
+        *made, product, _ = (node for node in graph.nodes if node.op != "placeholder")
+        for node in made:
+            node.meta[MARK] = 0
+        found = [placed.kernel for placed in kernels_of(graph, {product.name: 0})]
+        return [(k.kind, k.unit, k.cpu_unit, k.flops, k.nbytes, k.is_part, k.own) for k in found]
+
+    assert cost(RESIDUAL) == cost(residual)

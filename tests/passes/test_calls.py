@@ -1,4 +1,4 @@
-"""The typed views of quantizations, on graphs of five nodes."""
+"""The typed views of our operators, on graphs of five nodes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
-from metis_compile.passes.graph.calls import DequantizeCall, QuantizeCall
+from metis_compile.ops.residual import RESIDUAL
+from metis_compile.passes.graph.calls import DequantizeCall, QuantizeCall, ResidualCall
 
 NEAREST, RANDOM = "nvfp4 1x16 nearest", "nvfp4 1x16 stochastic round_up"
 
@@ -54,3 +55,17 @@ def test_of_a_decoding_and_what_made_its_parts() -> None:
     assert whole.source == QuantizeCall.of(found(every, QUANTIZE))
     assert mixed is not None
     assert mixed.source is None
+
+
+def test_of_a_residual() -> None:
+    def run(x: torch.Tensor, mean: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> list[torch.Tensor]:
+        return [RESIDUAL(x, mean), RESIDUAL(x, None, left, right), RESIDUAL(x, mean, left, right)]
+
+    x, mean, left, right, *rest = nodes(run, *map(torch.randn, [(8, 16), (1, 16), (8, 2), (2, 16)]))
+    calls = [ResidualCall.of(node) for node in rest if node.target is RESIDUAL]
+    assert [(call.x, call.mean, call.left, call.right) for call in calls if call is not None] == [
+        (x, mean, None, None),
+        (x, None, left, right),
+        (x, mean, left, right),
+    ]
+    assert ResidualCall.of(x) is None

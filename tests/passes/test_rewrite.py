@@ -11,6 +11,7 @@ from torch import fx, nn
 import metis_compile
 from metis_compile import Policy
 from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
+from metis_compile.ops.residual import RESIDUAL
 from metis_compile.passes.verify import GraphError, verify
 
 
@@ -121,6 +122,21 @@ class TestVerify:
         node.args = (node.args[0], self.find(gm, DEQUANTIZE, 1))
         with pytest.raises(GraphError, match=r"contracts over axis 0 of .*, which is blocked along axis 1"):
             verify(gm.graph, "rewrite")
+
+    def test_a_residual_of_what_does_not_fit(self) -> None:
+        x = torch.randn(16, 32, requires_grad=True)
+        captured = capture_graphs(nn.Linear(32, 48), x, policy="averis")
+        gm = captured.graphs[0].joint_after
+        assert gm is not None
+        node = self.find(gm, RESIDUAL)
+        (mean,) = node.args[1:]
+        node.args = (node.args[0], node.args[0])
+        with pytest.raises(GraphError, match=r"after nothing: .*mean must have shape \[1, 32\], got \[16, 32\]"):
+            verify(gm.graph, "nothing")
+        node.args = (node.args[0], mean)
+        node.meta["val"] = node.meta["val"].T
+        with pytest.raises(GraphError, match=r"leaves torch.float32 \[32, 16\] of \[16, 32\]"):
+            verify(gm.graph, "nothing")
 
     def test_view_across_blocks(self) -> None:
         gm = self.graph()
