@@ -1,6 +1,7 @@
 """Formats and numerics: the one definition of quantization, in plain torch."""
 
 from metis_compile.numerics.formats import FORMATS, Format, QuantSpec
+from metis_compile.numerics.held_amax import held_amax
 from metis_compile.numerics.materialize import materialize, materializing
 from metis_compile.numerics.noise import uniform_noise
 from metis_compile.numerics.quantize import decode, encode, fake_quantize, noise_shape
@@ -14,6 +15,7 @@ __all__ = [
     "decode",
     "encode",
     "fake_quantize",
+    "held_amax",
     "materialize",
     "materializing",
     "noise_shape",

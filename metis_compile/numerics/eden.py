@@ -18,7 +18,7 @@ transform of 16 elements the bias is 0.03 of the error's root mean square, all o
 
 fixed() rounds to a multiple of 2^-14 (2^-10 for 16x16 blocks), so that all sums are at most 576 * 2^14 such multiples,
 exact in fp32: their order does not matter, and implementations agree bit for bit. The factor lies below 1.25 (1.45
-for 16x16 blocks): no scale reaches 448.
+for 16x16 blocks): no scale reaches 448, unless the tensor's amax is one that was held and blocks have grown since.
 
 The number of a block is the noise at the block scale's own row-major position among the stored block scales.
 """
@@ -35,9 +35,12 @@ from metis_compile.numerics.materialize import materialize
 from metis_compile.numerics.scales import Scaling, nvfp4_ideal_scale, nvfp4_multiplier
 
 
-def eden_scaling(x: Tensor, layout: BlockLayout, spec: QuantSpec, noise: Tensor) -> Scaling:
-    """The scales of fp32 x, of which elements are then rounded to nearest. noise: fp32 in [0, 1), one per block."""
-    ideal, dec = nvfp4_ideal_scale(layout.amax(x), spec)
+def eden_scaling(x: Tensor, layout: BlockLayout, spec: QuantSpec, noise: Tensor, amax: Tensor | None = None) -> Scaling:
+    """The scales of fp32 x, of which elements are then rounded to nearest. noise: fp32 in [0, 1), one per block.
+
+    amax: of the tensor, where another is to be taken.
+    """
+    ideal, dec = nvfp4_ideal_scale(layout.amax(x), spec, amax)
     multiplier = nvfp4_multiplier(ideal, dec)
     v = torch.clamp(torch.abs(layout.split(x) * layout.spread(multiplier, x.shape)), max=spec.element.max)
     with_rounded = _dot(v, round_magnitude(v, spec.element), x, layout, spec)

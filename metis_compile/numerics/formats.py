@@ -294,6 +294,18 @@ class QuantSpec:
         return self.element.max if self.block == "tensor" else None
 
     @property
+    def holds_amax(self) -> bool:
+        """Whether the scale of the tensor may be made of another amax than the tensor's own: see `held_amax`."""
+        return self.tensor_target is not None and self.select is None
+
+    @property
+    def why_not_held(self) -> str:
+        """The reason where it may not."""
+        if self.tensor_target is None:
+            return "which has no scale of the whole tensor"
+        return "whose 4/6 compares errors that are bounded under the tensor's own amax alone"
+
+    @property
     def guard_factor(self) -> float:
         """What block scales are multiplied by before they are rounded."""
         return 1.0 if self.guard is None else GUARD_FACTORS[self.guard]

@@ -23,12 +23,15 @@ from metis_compile.numerics.scales import Scaling, scaling
 from metis_compile.numerics.swizzle import is_swizzled, swizzled_shape, unswizzle
 
 
-def encode(x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None = None) -> list[Tensor]:
+def encode(
+    x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None = None, amax: Tensor | None = None
+) -> list[Tensor]:
     """Quantize to codes and scales.
 
     x: any strides; fp32, or narrower, which goes to fp32 first. noise: fp32 uniform in [0, 1) of :func:`noise_shape`,
     for stochastic rounding (of the elements) and eden (of the block scales) only: a magnitude goes up where
-    frac(|v| / step) + noise >= 1.
+    frac(|v| / step) + noise >= 1. amax: 0-dim fp32, what the scale of the tensor is made of in place of x's own largest
+    magnitude, such as one that was held (see `held_amax`); of formats that have such a scale. Values above it saturate.
 
     The code of a NaN is the element's `nan`, 0x7F in E4M3 and E5M2, whatever its sign and payload: hardware differs in
     the sign of a NaN that it makes, as of infinity times 0. E2M1 has none, and its code is 0.
@@ -39,10 +42,10 @@ def encode(x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None = None) -
     with the blocked dimensions replaced by ceil(n / size) ("row": by 1); of the scale's dtype, uint8 where torch has
     none, or float32 that codes are multiplied by. tensor_scale: 0-dim float32 that codes are multiplied by.
 
-    Raises TypeError for x's dtype, IndexError for the axis, ValueError for noise or a 2-D block that does
+    Raises TypeError for x's dtype, IndexError for the axis, ValueError for noise, an amax or a 2-D block that does
     not fit.
     """
-    layout, rounded, scales = _quantize(x, spec, axis, noise)
+    layout, rounded, scales = _quantize(x, spec, axis, noise, amax)
     if spec.element.dtype is None:
         codes = layout.join(element_codes(rounded, spec.element), x.shape)
         codes = _pack(codes, layout.axis) if spec.element.codes_per_byte == 2 else codes.to(torch.uint8)
@@ -134,10 +137,16 @@ def empty_values(parts: Sequence[Tensor], spec: QuantSpec, axis: int, length: in
 
 
 def fake_quantize(
-    x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None = None, dtype: torch.dtype = torch.float32
+    x: Tensor,
+    spec: QuantSpec,
+    axis: int,
+    noise: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    *,
+    amax: Tensor | None = None,
 ) -> Tensor:
-    """``decode(encode(x))`` without the codes: x's shape, in ``dtype``. Errors as for :func:`encode`."""
-    layout, rounded, scales = _quantize(x, spec, axis, noise)
+    """``decode(encode(x))`` without the codes: x's shape, in ``dtype``. Arguments and errors as for :func:`encode`."""
+    layout, rounded, scales = _quantize(x, spec, axis, noise, amax)
     result = rounded * layout.spread(scales.scale, x.shape)
     if scales.tensor_scale is not None:
         result = result * scales.tensor_scale
@@ -149,27 +158,33 @@ def noise_shape(shape: Sequence[int], spec: QuantSpec, axis: int) -> list[int]:
     return BlockLayout.of(spec, len(shape), axis).scales_shape(shape) if spec.rounding == "eden" else list(shape)
 
 
-def _quantize(x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None) -> tuple[BlockLayout, Tensor, Scaling]:
+def _quantize(
+    x: Tensor, spec: QuantSpec, axis: int, noise: Tensor | None, amax: Tensor | None
+) -> tuple[BlockLayout, Tensor, Scaling]:
     """Rounded fp32 elements, split into blocks, and their scales."""
     _check_dtype(x)
     layout = BlockLayout.of(spec, x.dim(), axis)
     _check_noise(noise, spec, noise_shape(x.shape, spec, axis))
+    _check_amax(amax, spec)
     if x.requires_grad:
         x = x.detach()
     x = x.to(torch.float32)
     if spec.rounding == "eden":
         assert noise is not None
-        scales, noise = eden_scaling(x, layout, spec, noise), None
+        scales, noise = eden_scaling(x, layout, spec, noise, amax), None
     else:
-        scales = scaling_of(x, layout, spec)
+        scales = scaling_of(x, layout, spec, amax)
     scaled = layout.split(x) * layout.spread(scales.multiplier, x.shape)
     rounded = round_to_element(scaled, spec.element, None if noise is None else layout.split(noise))
     return layout, rounded, scales
 
 
-def scaling_of(x: Tensor, layout: BlockLayout, spec: QuantSpec) -> Scaling:
-    """The scales of fp32 x, of a spec that does not round these at random."""
-    return four_over_six_scaling(x, layout, spec) if spec.select else scaling(layout.amax(x), spec)
+def scaling_of(x: Tensor, layout: BlockLayout, spec: QuantSpec, amax: Tensor | None = None) -> Scaling:
+    """The scales of fp32 x, of a spec that does not round these at random. amax: as for :func:`encode`."""
+    if spec.select:
+        return four_over_six_scaling(x, layout, spec)
+    block_amax = amax if amax is not None and layout.tensor else layout.amax(x)
+    return scaling(block_amax, spec, amax)
 
 
 def _store(scale: Tensor, spec: QuantSpec) -> Tensor:
@@ -211,6 +226,15 @@ def _check_noise(noise: Tensor | None, spec: QuantSpec, shape: Sequence[int]) ->
     if noise.dim() != len(shape) or any(a != b for a, b in zip(noise.shape, shape, strict=True)):
         whose = "x's" if spec.stochastic else "the block scales'"
         raise ValueError(f"noise must have {whose} shape {tuple(shape)}, got {tuple(noise.shape)}")
+
+
+def _check_amax(amax: Tensor | None, spec: QuantSpec) -> None:
+    if amax is None:
+        return
+    if not spec.holds_amax:
+        raise ValueError(f"amax must be None for {str(spec)!r}, {spec.why_not_held}, got a tensor")
+    if amax.dtype != torch.float32 or amax.dim() != 0:
+        raise ValueError(f"amax must be float32 without dimensions, got {amax.dtype} {tuple(amax.shape)}")
 
 
 def _pack(codes: Tensor, axis: int) -> Tensor:

@@ -52,6 +52,7 @@ def quantize(
     select: str | None = None,
     noise: Tensor | None = None,
     generator: torch.Generator | None = None,
+    amax: Tensor | None = None,
 ) -> QuantizedTensor:
     """Quantize ``x`` in blocks along ``axis``, the axis a GEMM will contract over.
 
@@ -59,9 +60,11 @@ def quantize(
     format: nvfp4, mxfp4, mxfp8, mxfp8_e5m2, fp8, fp8_e5m2. block: nvfp4 1x16 (default), 16x16; mx 1x32;
     fp8 tensor (default), row, 1x128, 128x128. rounding: nearest (ties to even), stochastic;
     nvfp4 also eden. guard, scale_mode, select: see :class:`QuantSpec`. noise: for stochastic rounding, float32 uniform
-    in [0, 1) of x's shape, for eden of the block scales'; None draws it from ``generator``, or from torch's own.
+    in [0, 1) of x's shape, for eden of the block scales'; None draws it from ``generator``, or from torch's own. amax:
+    0-dim float32, that of an earlier tensor, for the scale of the whole tensor (nvfp4, fp8 by tensor); values above it
+    saturate. None: x's own.
 
-    Raises ValueError for a name that does not exist (it names the nearest one) or noise that does not fit,
+    Raises ValueError for a name that does not exist (it names the nearest one), noise or an amax that does not fit,
     TypeError for other dtypes, IndexError for an axis out of range. No gradient flows through it.
     """
     spec = QuantSpec.make(format, block, rounding, guard, scale_mode, select)
@@ -69,7 +72,7 @@ def quantize(
         raise ValueError("generator must be None unless rounding is 'stochastic' or 'eden' and noise is None")
     if spec.needs_noise and noise is None:
         noise = _draw(noise_shape(x.shape, spec, axis), x.device, generator)
-    parts = encode(x, spec, axis, noise)
+    parts = encode(x, spec, axis, noise, amax)
     return QuantizedTensor(
         codes=parts[0],
         block_scales=None if spec.block == "tensor" else parts[1],

@@ -29,28 +29,35 @@ class Scaling(NamedTuple):
     tensor_scale: Tensor | None = None  # nvfp4's `dec`, 0-dim fp32
 
 
-def scaling(block_amax: Tensor, spec: QuantSpec) -> Scaling:
-    """The scales for fp32 block maxima of magnitude, as the spec's format defines them."""
+def scaling(block_amax: Tensor, spec: QuantSpec, amax: Tensor | None = None) -> Scaling:
+    """The scales for fp32 block maxima of magnitude, as the spec's format defines them.
+
+    amax: what the scale of the tensor is made of, 0-dim fp32, where the format has one; None: the largest of them.
+    """
     scale = spec.fmt.scale_type
     if scale.kind not in _SCALINGS:
         raise ValueError(
             f"kind of scale {scale.name!r} must be one of {', '.join(map(repr, _SCALINGS))}, got {scale.kind!r}"
         )
-    return _SCALINGS[scale.kind](block_amax, spec)
+    if scale.kind == "minifloat":
+        return nvfp4_scaling(block_amax, spec, amax)
+    return _SCALINGS[scale.kind](block_amax if amax is None else amax, spec)
 
 
-def nvfp4_scaling(block_amax: Tensor, spec: QuantSpec) -> Scaling:
+def nvfp4_scaling(block_amax: Tensor, spec: QuantSpec, amax: Tensor | None = None) -> Scaling:
     """enc = min(448*6 / amax, fp32_max), 1 where amax is 0;  dec = 1 / enc;
     scale = e4m3(min(block_amax * (enc * (1/6)), 448));  multiplier = min(1 / (scale * dec), fp32_max).
 
-    6 and 448 are the largest element and the largest scale: other minifloats have theirs."""
-    ideal, dec = nvfp4_ideal_scale(block_amax, spec)
+    6 and 448 are the largest element and the largest scale: other minifloats have theirs. amax: of the tensor, where
+    another is to be taken."""
+    ideal, dec = nvfp4_ideal_scale(block_amax, spec, amax)
     return nvfp4_rounded_scale(ideal, dec, spec)
 
 
-def nvfp4_ideal_scale(block_amax: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+def nvfp4_ideal_scale(block_amax: Tensor, spec: QuantSpec, amax: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Block scales before they are rounded, the spec's largest_scale where the tensor's amax is; and `dec`."""
-    amax = torch.amax(block_amax) if _has_elements(block_amax) else block_amax.new_zeros(())
+    if amax is None:
+        amax = torch.amax(block_amax) if _has_elements(block_amax) else block_amax.new_zeros(())
     enc = materialize(_encode_scale(amax, spec.largest_scale * spec.element.max))
     dec = materialize(_over(1.0, enc))
     ideal = block_amax * (enc * (1 / spec.element.max))

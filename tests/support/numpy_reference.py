@@ -121,15 +121,22 @@ def quantize(
     scale_mode: str | None = None,
     select: str | None = None,
     noise: Array | None = None,
+    amax: np.float32 | None = None,
 ) -> Quantized:
-    """x: float32. The formulas are those of the documentation, one numpy scalar at a time."""
+    """x: float32. The formulas are those of the documentation, one numpy scalar at a time.
+
+    amax: of the tensor, in place of x's own.
+    """
     with np.errstate(all="ignore"):
         if rounding == "eden":
             assert noise is not None
-            return _eden(x, format, block, axis % x.ndim, noise)
-        if select is not None:
-            return _nvfp4(x, format, block, axis % x.ndim, guard, None, noise, select)
-        family: Callable[..., Quantized] = {"nv": _nvfp4, "mx": _mx, "fp": _fp8, "uf": _ufp4}[format[:2]]
+            return _eden(x, format, block, axis % x.ndim, noise, amax)
+        if format.startswith("nv"):
+            return _nvfp4(x, format, block, axis % x.ndim, guard, None, noise, select, amax)
+        if amax is not None:
+            assert block == "tensor"
+            return _fp8(x, format, block, axis % x.ndim, guard, scale_mode, noise, amax)
+        family: Callable[..., Quantized] = {"mx": _mx, "fp": _fp8, "uf": _ufp4}[format[:2]]
         return family(x, format, block, axis % x.ndim, guard, scale_mode, noise)
 
 
@@ -168,8 +175,9 @@ def _nvfp4(
     mode: None,
     noise: Array | None,
     select: str | None = None,
+    amax: np.float32 | None = None,
 ) -> Quantized:
-    amax = _amax(x)
+    amax = _amax(x) if amax is None else amax
     enc = F32(1) if amax == 0 else np.minimum(F32((256 if select else 448) * 6) / amax, FP32_MAX)
     dec = F32(1) / enc
     scales = _empty_scales(x, block, axis, np.uint8)
@@ -197,9 +205,9 @@ def _nvfp4(
     return Quantized(_pack(codes.view(np.uint8), axis), scales, dec, values)
 
 
-def _eden(x: Array, format: str, block: str, axis: int, noise: Array) -> Quantized:
+def _eden(x: Array, format: str, block: str, axis: int, noise: Array, amax: np.float32 | None = None) -> Quantized:
     """NVFP4 to nearest, with block scales that are corrected and rounded by the noise, one number per block."""
-    amax = _amax(x)
+    amax = _amax(x) if amax is None else amax
     enc = F32(1) if amax == 0 else np.minimum(F32(256 * 6) / amax, FP32_MAX)
     dec = F32(1) / enc
     places = 10 if block == "16x16" else 14
@@ -268,7 +276,14 @@ def _mx(
 
 
 def _fp8(
-    x: Array, format: str, block: str, axis: int, guard: str | None, mode: str | None, noise: Array | None
+    x: Array,
+    format: str,
+    block: str,
+    axis: int,
+    guard: str | None,
+    mode: str | None,
+    noise: Array | None,
+    of_tensor: np.float32 | None = None,
 ) -> Quantized:
     element_type = ELEMENT_TYPES[format]
     scales = np.zeros([1] * x.ndim, F32) if block == "tensor" else _empty_scales(x, block, axis, F32)
@@ -277,7 +292,7 @@ def _fp8(
     codes = np.zeros(x.shape, element_type)
     values = np.zeros(x.shape, F32)
     for index, where in blocks_of(x.shape, block, axis):
-        amax = _amax(x[where])
+        amax = _amax(x[where]) if of_tensor is None else of_tensor
         enc = F32(1) if amax == 0 else np.minimum(F32(grid(element_type)[-1]) / amax, FP32_MAX)
         if mode == "power_of_two":
             enc = F32(math.ldexp(0.5, math.frexp(enc)[1]))
