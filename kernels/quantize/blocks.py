@@ -168,7 +168,8 @@ def encode_blocks(
         else:
             code = nearest_code(magnitude, MANTISSA, LEAST, LARGEST)
         code |= (value.to(tl.int32, bitcast=True) >> (32 - BITS)) & tl.where(a_number, 1 << (BITS - 1), 0)
-        if SCALE == "float32":  # whose multiplier is 0 for a block with an infinity, and 0 times that is NaN
+        # Their multiplier is 0 for a block with an infinity, of eden under a held amax, and 0 times that is NaN.
+        if SCALE == "float32" or ROUNDING == "eden":
             code = tl.where(value == value, code, 0)
     else:
         tl.static_assert(INSTRUCTION is None, "INSTRUCTION must be 'e4m3', 'e5m2' or None")

@@ -1,4 +1,4 @@
-"""Inductor's lowering of `metis::quantize_tiles`, into buffers that Inductor plans, and of `metis::tiles_amax`.
+"""Inductor's lowering of `metis::quantize_tiles`, into buffers that Inductor plans, and of the amaxes of tiles.
 
 What a fallback allocates itself Inductor does not know to be aligned, and what reads it would load a byte at a time.
 """
@@ -18,7 +18,13 @@ from metis_compile.compat import (
     graph_being_lowered,
     register_lowering,
 )
-from metis_compile.kernels.quantize.ops import QUANTIZE_TILES, QUANTIZE_TILES_INTO, SOURCES, TILES_AMAX
+from metis_compile.kernels.quantize.ops import (
+    HELD_TILES_AMAX,
+    QUANTIZE_TILES,
+    QUANTIZE_TILES_INTO,
+    SOURCES,
+    TILES_AMAX,
+)
 
 
 @cache
@@ -35,6 +41,10 @@ def register_tile_lowering() -> None:
     @register_lowering(TILES_AMAX, type_promotion_kind=None)
     def tiles_amax(*given: Any) -> TensorBox:
         return fallback_handler(TILES_AMAX)(*_contiguous(given[:SOURCES]), *given[SOURCES:])
+
+    @register_lowering(HELD_TILES_AMAX, type_promotion_kind=None)
+    def held_tiles_amax(*given: Any) -> list[TensorBox]:
+        return fallback_handler(HELD_TILES_AMAX)(*_contiguous(given[:SOURCES]), *given[SOURCES:])
 
 
 def _contiguous(source: Sequence[TensorBox | None]) -> list[Any]:

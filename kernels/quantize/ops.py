@@ -3,6 +3,7 @@
     quantize_tiles(SOURCE, amax?, seed?, HOW) -> [codes, block_scales] for each axis, tensor_scale?
     quantize_tiles_into(SOURCE, amax?, seed?, out, HOW)       the same, into tensors that are given
     tiles_amax(SOURCE, axis) -> amax                          the largest magnitude of what is quantized
+    held_tiles_amax(SOURCE, axis, kept, every) -> (amax, kept)      the same, held: see `metis_compile.ops.held_amax`
 
 HOW is spec, axes, streams, swizzled: the last names those of the axes whose block scales lie as
 `metis_compile.numerics.swizzle` has them, none unless it says so.
@@ -23,8 +24,9 @@ from torch import Tensor
 
 from metis_compile.kernels.quantize.source import Source, check_amax, check_out, check_tiles, outputs_of
 from metis_compile.numerics import QuantSpec
+from metis_compile.ops.held_amax import check_kept, held_or_measured
 
-__all__ = ["QUANTIZE_TILES", "QUANTIZE_TILES_INTO", "TILES_AMAX"]
+__all__ = ["HELD_TILES_AMAX", "QUANTIZE_TILES", "QUANTIZE_TILES_INTO", "TILES_AMAX"]
 
 _library = torch.library.Library("metis", "FRAGMENT")
 _SOURCE = "Tensor x, Tensor? mean, Tensor? left, Tensor? right, Tensor? signs"
@@ -34,6 +36,10 @@ _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_contiguous_strides)
 _library.define(f"quantize_tiles({_GIVEN}, {_HOW}) -> Tensor[]", tags=_TAGS)
 _library.define(f"quantize_tiles_into({_GIVEN}, Tensor(a!)[] out, {_HOW}) -> ()", tags=_TAGS)
 _library.define(f"tiles_amax({_SOURCE}, int axis) -> Tensor", tags=_TAGS)
+_library.define(
+    f"held_tiles_amax({_SOURCE}, int axis, Tensor kept, int every) -> (Tensor, Tensor)",
+    tags=(*_TAGS, torch.Tag.cudagraph_unsafe),  # it looks at `kept`
+)
 SOURCES = 5  # tensors of a source
 
 
@@ -93,14 +99,30 @@ def _tiles_amax(*given: Any) -> Tensor:
     return tiles_amax(source, axis)
 
 
+def _fake_held_amax(*given: Any) -> tuple[Tensor, Tensor]:
+    *source, kept, every = given
+    check_kept("metis::held_tiles_amax", kept, every)
+    check_amax("metis::held_tiles_amax", Source(*source[:SOURCES]), source[SOURCES])
+    return source[0].new_empty((), dtype=torch.float32), torch.empty_like(kept)
+
+
+def _held_tiles_amax(*given: Any) -> tuple[Tensor, Tensor]:
+    *source, kept, every = given
+    check_kept("metis::held_tiles_amax", kept, every)
+    return held_or_measured(source[0], kept, every, lambda: _tiles_amax(*source))
+
+
 for _device in ("CUDA", "CPU"):
     _library.impl("quantize_tiles", _quantize_tiles, _device)
     _library.impl("quantize_tiles_into", _quantize_tiles_into, _device)
     _library.impl("tiles_amax", _tiles_amax, _device)
+    _library.impl("held_tiles_amax", _held_tiles_amax, _device)
 torch.library.register_fake("metis::quantize_tiles", _fake_tiles, lib=_library)
 torch.library.register_fake("metis::quantize_tiles_into", _fake_tiles_into, lib=_library)
 torch.library.register_fake("metis::tiles_amax", _fake_amax, lib=_library)
+torch.library.register_fake("metis::held_tiles_amax", _fake_held_amax, lib=_library)
 
 QUANTIZE_TILES = torch.ops.metis.quantize_tiles.default
 QUANTIZE_TILES_INTO = torch.ops.metis.quantize_tiles_into.default
+HELD_TILES_AMAX = torch.ops.metis.held_tiles_amax.default
 TILES_AMAX = torch.ops.metis.tiles_amax.default

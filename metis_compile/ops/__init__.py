@@ -3,6 +3,7 @@
 | operator | file | what it is |
 | --- | --- | --- |
 | `metis::quantize`, `metis::dequantize` | quantization | packed codes and scales of a tensor, and its values again |
+| `metis::held_amax` | held_amax | what a tensor's scale is made of for some steps |
 | `metis::fresh_basis`, `metis::power_step` | basis | a basis from a sketch, and one power step of it |
 | `metis::residual` | residual | a matrix minus a row and minus a product of thin factors |
 | `metis::hadamard`, `metis::inverse_hadamard` | hadamard | the transform of 16 elements or more along an axis |

@@ -21,6 +21,7 @@ from metis_compile.numerics.swizzle import can_swizzle, is_swizzled
 
 __all__ = [
     "axis_of",
+    "check_amax",
     "check_axis",
     "check_device",
     "check_dtype",
@@ -98,6 +99,17 @@ def check_seed(op: str, seed: Tensor | None, spec: QuantSpec, x: Tensor) -> None
     if _differ(seed.numel(), 1):
         raise ValueError(f"{op}: seed must have one element, got shape {list(seed.shape)}")
     check_device(op, "seed", seed, x)
+
+
+def check_amax(op: str, amax: Tensor | None, spec: QuantSpec, x: Tensor) -> None:
+    """Raises for an amax that is no float32 without dimensions on x's device, or that no scale is made of."""
+    if amax is None:
+        return
+    if not spec.holds_amax:
+        raise ValueError(f"{op}: amax must be None for {str(spec)!r}, {spec.why_not_held}, got {_short(amax.dtype)}")
+    check_dtype(op, "amax", amax, torch.float32)
+    check_shape(op, "amax", amax, [])
+    check_device(op, "amax", amax, x)
 
 
 def check_stream(op: str, name: str, stream: int) -> None:

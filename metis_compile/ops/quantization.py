@@ -2,9 +2,11 @@
 
 A fake tensor has its arguments checked and its shape worked out, nothing more: a graph has hundreds of them.
 
-`metis::quantize(x, spec, axis, seed?, stream, swizzled) -> [codes, block_scales?, tensor_scale?]` and its inverse
-`metis::dequantize(parts, spec, axis, length)`; a spec is the text of a `QuantSpec`, such as "nvfp4 1x16 nearest".
-Rounding at random draws its noise from the seed, an int64 tensor that the graph draws from torch's generator.
+`metis::quantize(x, spec, axis, seed?, stream, swizzled, amax?) -> [codes, block_scales?, tensor_scale?]` and its
+inverse `metis::dequantize(parts, spec, axis, length)`; a spec is the text of a `QuantSpec`, such as
+"nvfp4 1x16 nearest". Rounding at random draws its noise from the seed, an int64 tensor that the graph draws from
+torch's generator. The scale of a tensor is made of its own largest magnitude, or of an amax that is given: see
+`metis_compile.ops.held_amax`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from metis_compile.numerics import QuantSpec, decode, encode, noise_shape, unifo
 from metis_compile.numerics.quantize import empty_parts, empty_values
 from metis_compile.numerics.swizzle import swizzle
 from metis_compile.ops.checks import (
+    check_amax,
     check_axis,
     check_dtype,
     check_parts,
@@ -46,15 +49,17 @@ def quantize(
     seed: torch.Tensor | None = None,
     stream: int = 0,
     swizzled: bool = False,
+    amax: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
     """Packed codes and scales of `x` along `axis`: see `metis_compile.numerics.encode`.
 
     seed, stream: what rounding at random takes its noise from, see `metis_compile.numerics.uniform_noise`. swizzled:
-    whether block scales come as `metis_compile.numerics.swizzle` has them. Raises TypeError, ValueError or IndexError
-    that names the argument, its value and what is supported.
+    whether block scales come as `metis_compile.numerics.swizzle` has them. amax: 0-dim float32, what the scale of the
+    tensor is made of. Raises TypeError, ValueError or IndexError that names the argument, its value and what is
+    supported.
     """
-    parsed = _check_quantize(x, spec, axis, seed, stream, swizzled)
-    parts = encode(x, parsed, axis, noise_of(x, parsed, axis, seed, stream))
+    parsed = _check_quantize(x, spec, axis, seed, stream, swizzled, amax)
+    parts = encode(x, parsed, axis, noise_of(x, parsed, axis, seed, stream), amax)
     if swizzled:
         parts[1] = swizzle(parts[1], axis)
     return [part.clone(memory_format=torch.contiguous_format) for part in parts]
@@ -68,12 +73,19 @@ def _(
     seed: torch.Tensor | None = None,
     stream: int = 0,
     swizzled: bool = False,
+    amax: torch.Tensor | None = None,
 ) -> list[torch.Tensor]:
-    return empty_parts(x, _check_quantize(x, spec, axis, seed, stream, swizzled), axis, swizzled)
+    return empty_parts(x, _check_quantize(x, spec, axis, seed, stream, swizzled, amax), axis, swizzled)
 
 
 def _check_quantize(
-    x: torch.Tensor, text: str, axis: int, seed: torch.Tensor | None, stream: int, swizzled: bool
+    x: torch.Tensor,
+    text: str,
+    axis: int,
+    seed: torch.Tensor | None,
+    stream: int,
+    swizzled: bool,
+    amax: torch.Tensor | None,
 ) -> QuantSpec:
     op = "metis::quantize"
     spec = spec_of(op, "spec", text)
@@ -83,6 +95,7 @@ def _check_quantize(
     check_stream(op, "stream", stream)
     if swizzled:
         check_swizzled(op, "swizzled", spec, axis, x.dim(), swizzled)
+    check_amax(op, amax, spec, x)
     return spec
 
 

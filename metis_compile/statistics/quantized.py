@@ -16,16 +16,24 @@ __all__ = ["parts_of", "values_of"]
 
 
 def parts_of(
-    x: Tensor, spec: QuantSpec, axis: int, seed: Tensor | None = None, stream: int = 0, *, cpu_kernels: bool = False
+    x: Tensor,
+    spec: QuantSpec,
+    axis: int,
+    seed: Tensor | None = None,
+    stream: int = 0,
+    *,
+    amax: Tensor | None = None,
+    cpu_kernels: bool = False,
 ) -> list[Tensor]:
     """What `metis_compile.numerics.encode` gives, noise drawn from `seed` and `stream` as in a compiled graph.
 
+    amax: what the scale of the tensor is made of; None: its own.
     cpu_kernels: whether what lies on the CPU goes to the C++ kernels, which a compiler makes on first use.
     """
     if not (cpu_kernels and x.device.type == "cpu" and x.dtype in INPUTS):
-        return encode(x, spec, axis, noise_of(x, spec, axis, seed if spec.needs_noise else None, stream))
+        return encode(x, spec, axis, noise_of(x, spec, axis, seed if spec.needs_noise else None, stream), amax)
     x, target = x.contiguous(), tensor_target(spec)
-    scales = [] if target is None else list(CPU_TENSOR_SCALE(x, target))
+    scales = [] if target is None else list(CPU_TENSOR_SCALE(x if amax is None else amax, target))
     given = [*scales, seed] if spec.needs_noise else scales
     return [*CPU_PARTS(x, given, str(spec), axis, stream), *scales[1:]]
 
