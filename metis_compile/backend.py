@@ -153,7 +153,7 @@ def _compile(
         called = names.tree.modules[id(module)] if names.tree is not None else None
         inputs = names.write(called)
         owner = min(inputs.parameters, default=None)
-        with_state = torch.is_grad_enabled() and state.keeps(config.policy)
+        with_state = state.keeps(config.policy, training=torch.is_grad_enabled())
         if with_state:
             kept = state.shapes_in_use(names.roots, config.policy) if listed else {}
             under = (f"{called}.", f"{called}:") if called else ""

@@ -224,6 +224,8 @@ class RecordingPartitioner(CustomPartitionerFn):
 
 def _line(node: Any) -> str:
     arguments = [_argument(a) for a in node.args]
+    if getattr(node.target, "namespace", None) == "metis":
+        arguments += [f"{name}={_argument(a)}" for name, a in node.kwargs.items()]
     target = getattr(node.target, "_overloadpacket", node.target)
     return f"{node.name} = {getattr(target, '__name__', target)}({', '.join(arguments)})"
 

@@ -26,7 +26,8 @@ from metis_compile.numerics import QuantSpec
 from metis_compile.ops.basis import FRESH_BASIS, POWER_STEP
 from metis_compile.ops.buffers import TO_BFLOAT16
 from metis_compile.ops.hadamard import HADAMARD, INVERSE_HADAMARD
-from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
+from metis_compile.ops.held_amax import HELD_AMAX
+from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE, amax_of
 from metis_compile.ops.residual import RESIDUAL
 from metis_compile.ops.state import LOAD
 
@@ -189,6 +190,8 @@ class _Reader:
             return [self._decode(node)]
         if node.target is QUANTIZE:
             return self._quantization(node)
+        if node.target is HELD_AMAX:  # a pass once in so many steps
+            return []
         if node not in self.in_memory and node not in self.added:
             return []
         flops, kind = flops_of(product), self._kind(product)
@@ -241,7 +244,10 @@ class _Reader:
         return "float32" if torch.float32 in dtypes else "bfloat16"
 
     def _quantization(self, node: fx.Node) -> list[Kernel]:
-        """One kernel, which reads the tensor unless one before did; and before it one for the scale of the tensor."""
+        """One kernel, which reads the tensor unless one before did; and before it one for the scale of the tensor,
+
+        unless its amax is held.
+        """
         source: Any = node.args[0]
         spec = QuantSpec.parse(str(node.args[1]))
         key = source, node.meta.get("partitioner_tag") == "is_backward"
@@ -251,7 +257,7 @@ class _Reader:
         written = sum((_bytes_of(x) for x in node.meta["val"]), start=0)
         own_float32 = sum(_bytes(n) for n in read if _is_own_float32(n))
         kernels = []
-        if is_first and (spec.fmt.tensor_scale or spec.block == "tensor"):
+        if is_first and (spec.fmt.tensor_scale or spec.block == "tensor") and amax_of(node) is None:
             nbytes = sum(map(_bytes, read))
             kernels.append(_quantize("tensor scale", nbytes, own_float32, 0, is_part=False))
         nbytes = sum(map(_bytes, read)) + written
@@ -309,7 +315,7 @@ def _kind_of_reader(reader: fx.Node, node: fx.Node) -> str:
     """ "whole": needs it in memory; "reduction": may be fused with it; "elementwise" is."""
     if reader.op == "output" or _is_product(reader) or reader.target is DEQUANTIZE:
         return "whole"
-    if reader.target is QUANTIZE:  # calculates what is added or subtracted as it reads
+    if reader.target in (QUANTIZE, HELD_AMAX):  # calculates what is added or subtracted as it reads
         return "whole" if MARK not in node.meta else "elementwise"
     if _is_elementwise(reader):
         return "elementwise"

@@ -1,6 +1,7 @@
 """What becomes a private function of its own in the MLIR, called at each use, for a compiler to recognize by name.
 
     @metis_quantize_nvfp4_1x16_stochastic_round_up_axis0_24x32(x, seed?) -> codes, block scales, tensor scale
+    @metis_quantize_nvfp4_1x16_nearest_held_axis1_24x32(x, seed?, amax) -> the same, of an amax that is held
     @metis_dequantize_nvfp4_1x16_axis1_24x32(codes, block scales, tensor scale) -> float32 values
     @metis_orthonormalize_32x4(y) -> Q of y = Q R
     @metis_attention_..., @metis_attention_backward_...
@@ -27,7 +28,7 @@ from metis_compile.mlir.orthonormal import householder
 from metis_compile.mlir.simplify import simplify
 from metis_compile.numerics import QuantSpec, decode, encode, noise_shape, uniform_noise
 from metis_compile.numerics.noise import stream_seed
-from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
+from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE, amax_of
 from metis_compile.passes.graph.builder import GraphBuilder
 
 aten = torch.ops.aten
@@ -59,19 +60,23 @@ def function_of(node: fx.Node, builder: GraphBuilder) -> Function | None:
 
 def _quantize(node: fx.Node, builder: GraphBuilder) -> Function:
     x, text, axis, *random = list[Any](node.args)
-    seed, stream = (*random, None, 0)[:2]
+    seed, stream = (*random[:2], None, 0)[:2]
     spec, shape = QuantSpec.parse(str(text)), x.meta["val"].shape  # type: ignore[union-attr]
 
-    def run(x: Tensor, *seed: Tensor) -> list[Tensor]:
-        noise = uniform_noise(seed[0], 0, noise_shape(x.shape, spec, axis)) if seed else None
-        return encode(x, spec, axis, noise)  # type: ignore[arg-type]
+    amax = amax_of(node)
+
+    def run(x: Tensor, *given: Tensor) -> list[Tensor]:
+        noise = None if seed is None else uniform_noise(given[0], 0, noise_shape(x.shape, spec, axis))
+        return encode(x, spec, axis, noise, None if amax is None else given[-1])  # type: ignore[arg-type]
 
     inputs = [x]
     if seed is not None:
         of_stream = stream_seed(torch.zeros((), dtype=torch.int64), stream)  # type: ignore[arg-type]
         with builder.at(node, like=node):
             inputs.append(builder.call(aten.add.Scalar, (seed, int(of_stream))))
-    name = f"metis_quantize_{_word(str(spec))}_axis{axis}_{_sizes(shape)}{_dtype(x)}"
+    held = "" if amax is None else "_held"
+    inputs += [] if amax is None else [amax]
+    name = f"metis_quantize_{_word(str(spec))}{held}_axis{axis}_{_sizes(shape)}{_dtype(x)}"
     return Function(name=name, run=run, inputs=tuple(inputs))  # type: ignore[arg-type]
 
 

@@ -24,6 +24,7 @@ from metis_compile.passes.graph.builder import GraphBuilder
 from metis_compile.passes.lowering.decompose_bases import decompose_bases
 from metis_compile.passes.lowering.decompose_bfloat16 import write_casts_by_bits
 from metis_compile.passes.lowering.decompose_hadamard import write_transforms
+from metis_compile.passes.lowering.decompose_held_amaxes import decompose_held_amaxes
 from metis_compile.passes.lowering.decompose_residual import write_residuals
 
 aten = torch.ops.aten
@@ -67,6 +68,7 @@ def lower(name: str, gm: fx.GraphModule, dialect: str, place: Callable[[fx.Node]
     """
     mlir = load_torch_mlir()
     decompose_bases(gm.graph)
+    decompose_held_amaxes(gm.graph)
     write_transforms(gm.graph)
     write_residuals(gm.graph)
     write_casts_by_bits(gm.graph)

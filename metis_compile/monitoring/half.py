@@ -119,7 +119,8 @@ class Half:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n.name])
         if node.target is QUANTIZE and not kwargs.get("swizzled"):
             x, text, axis, *random = args
-            return parts_of(x, QuantSpec.parse(text), axis, *random, cpu_kernels=self.cpu_kernels)
+            amax = kwargs.get("amax")
+            return parts_of(x, QuantSpec.parse(text), axis, *random, amax=amax, cpu_kernels=self.cpu_kernels)
         if node.target is DEQUANTIZE:
             parts, text, axis, length = args
             return values_of(parts, QuantSpec.parse(text), axis, length, cpu_kernels=self.cpu_kernels)

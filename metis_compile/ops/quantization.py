@@ -11,7 +11,10 @@ torch's generator. The scale of a tensor is made of its own largest magnitude, o
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import fx
 
 from metis_compile.numerics import QuantSpec, decode, encode, noise_shape, uniform_noise
 from metis_compile.numerics.quantize import empty_parts, empty_values
@@ -27,7 +30,7 @@ from metis_compile.ops.checks import (
     spec_of,
 )
 
-__all__ = ["DEQUANTIZE", "QUANTIZE", "dequantize", "quantize"]
+__all__ = ["DEQUANTIZE", "QUANTIZE", "amax_of", "dequantize", "quantize"]
 
 # what encode takes, and casts to float32
 FLOATS = (
@@ -104,6 +107,11 @@ def noise_of(
 ) -> torch.Tensor | None:
     """The noise for `x`, or None where nothing is drawn."""
     return None if seed is None else uniform_noise(seed, stream, noise_shape(x.shape, spec, axis))
+
+
+def amax_of(node: fx.Node) -> Any:
+    """The amax that a `metis::quantize` node is given, by name or, where a graph was traced again, by its place."""
+    return node.kwargs.get("amax", node.args[6] if len(node.args) > 6 else None)
 
 
 @torch.library.custom_op("metis::dequantize", mutates_args=())

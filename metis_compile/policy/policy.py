@@ -18,7 +18,7 @@ from metis_compile.policy.writing import to_toml
 
 _DIGEST_VERSION = 1  # raised when the meaning of an unchanged policy changes
 # Keys of treatments that came later, with what they are where a policy of before says nothing: its digest stays.
-_LATER_KEYS: dict[str, object] = {"hadamard_size": SIZE, "estimator": None}
+_LATER_KEYS: dict[str, object] = {"hadamard_size": SIZE, "estimator": None, "hold_amax": None}
 
 
 @dataclass(frozen=True, kw_only=True)

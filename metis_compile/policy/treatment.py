@@ -8,6 +8,7 @@ from metis_compile.conditioning.hadamard import SIGNS, SIZE, SIZES
 from metis_compile.conditioning.registry import describe
 from metis_compile.numerics.estimator import ESTIMATORS
 from metis_compile.numerics.formats import FORMATS, ROUNDINGS, QuantSpec
+from metis_compile.numerics.held_amax import LONGEST
 from metis_compile.policy.errors import PolicyError, show, unknown_name
 from metis_compile.policy.splits import read_split
 
@@ -40,6 +41,7 @@ class Treatment:
     hadamard: str | bool | None = None  # "fixed" or "fresh" signs, along the contraction axis; None: no transform
     hadamard_size: int | None = None  # elements that such a transform mixes; None: 16
     estimator: str | None = None  # of a weight in fprop: what its gradient is multiplied by, "dge"; None: nothing
+    hold_amax: int | None = None  # steps that an amax of the whole tensor serves; None: one, as 1 is
 
     def __post_init__(self) -> None:
         names = (HIGH, *FORMATS)
@@ -48,6 +50,8 @@ class Treatment:
         default_select = "expected" if self.rounding == "stochastic" else "mse"
         self._settle_flag("four_over_six", default_select)
         self._settle_flag("hadamard", SIGNS[0])
+        if type(self.hold_amax) is int and self.hold_amax == 1:
+            object.__setattr__(self, "hold_amax", None)
         for key in TREATMENT_KEYS[1:]:
             self._check(key)
         if self.hadamard is not None and self.hadamard_size is None:
@@ -58,12 +62,27 @@ class Treatment:
         if spec is not None:
             for key, field in _SPEC_FIELDS.items():
                 object.__setattr__(self, key, getattr(spec, field))
+            self._check_hold(spec)
 
     def _settle_flag(self, key: str, when_true: str) -> None:
         """Replaces true by the choice that it stands for, false by None."""
         value = getattr(self, key)
         if isinstance(value, bool):
             object.__setattr__(self, key, when_true if value else None)
+
+    def _check_hold(self, spec: QuantSpec) -> None:
+        value, key = self.hold_amax, "hold_amax"
+        if value is None:
+            return
+        if type(value) is not int or not 1 <= value <= LONGEST:
+            problem = f"must be a number of steps from 1 to {LONGEST:,}, got {show(value)}"
+            raise PolicyError(problem, key=key, value=value)
+        if not spec.holds_amax:
+            problem = f"{show(value)} means nothing for {spec.format} {spec.block}, {spec.why_not_held}; leave it out"
+            raise PolicyError(problem, key=key, value=value, allowed=())
+        if self.estimator is not None:
+            problem = f"{show(value)} does not go with an estimator, which is of scales that the weight itself has"
+            raise PolicyError(f"{problem}; leave out one of them", key=key, value=value, allowed=())
 
     def _check(self, key: str) -> None:
         value = getattr(self, key)
@@ -72,7 +91,7 @@ class Treatment:
         if self.format == HIGH:
             problem = f'{show(value)} means nothing with format "high", which leaves the operand alone'
             raise PolicyError(problem, key=key, value=value, allowed=())
-        if key == "split":
+        if key in ("split", "hold_amax"):
             return
         format = FORMATS[self.format]
         values: dict[str, tuple[Any, ...]] = {
@@ -134,6 +153,8 @@ class Treatment:
             words.append(f"hadamard {self.hadamard}" + (f" {self.hadamard_size}" if self.hadamard_size != SIZE else ""))
         if self.estimator is not None:
             words.append(f"estimator {self.estimator}")
+        if self.hold_amax is not None:
+            words.append(f"amax held for {self.hold_amax} steps")
         return ", ".join(words)
 
 

@@ -20,9 +20,10 @@ from metis_compile.state.kept import in_use, joined, named
 HALVES = ("forward", "backward")  # of a graph: each reads and writes by an input of its own
 
 
-def keeps(policy: Policy) -> bool:
-    """Whether any split of a policy keeps a basis across steps."""
-    return bool(_kept_splits(policy))
+def keeps(policy: Policy, *, training: bool) -> bool:
+    """Whether a graph under a policy reads what is kept across steps: an amax that is held, in training also bases."""
+    holds = any(treatment.hold_amax is not None for recipe in policy.recipes for treatment in recipe.treatments)
+    return holds or (training and bool(_kept_splits(policy)))
 
 
 def shapes_in_use(roots: Sequence[nn.Module], policy: Policy) -> dict[KeptName, tuple[int, ...]]:

@@ -31,11 +31,11 @@ def clear() -> None:
 def first_values(shape: Sequence[int], device: torch.device) -> Tensor:
     """float32 values between -1 and 1, always the same: rows of full rank, for power steps to start from.
 
-    Of one number, 0: no step has been counted.
+    Of one dimension, 0: no step has been counted.
     """
     with torch.inference_mode(False), torch.no_grad():
-        if list(shape) == [1]:
-            return torch.zeros(1, device=device)
+        if len(shape) == 1:
+            return torch.zeros(list(shape), device=device)
         generator = torch.Generator("cpu").manual_seed(_SEED)
         return torch.rand(list(shape), generator=generator, device="cpu").mul_(2).sub_(1).to(device)
 

@@ -28,13 +28,15 @@ class QuantizeCall:
     seed: fx.Node | None
     stream: int
     swizzled: bool
+    amax: fx.Node | None  # what the scale of the tensor is made of; None: the tensor's own
 
     @classmethod
     def of(cls, node: Any) -> QuantizeCall | None:
         """The call that `node` is; None for any other node."""
         if node.target is not QUANTIZE:
             return None
-        given = dict(zip(("x", "spec", "axis", "seed", "stream", "swizzled"), node.args, strict=False)) | node.kwargs
+        names = ("x", "spec", "axis", "seed", "stream", "swizzled", "amax")
+        given = dict(zip(names, node.args, strict=False)) | node.kwargs
         x = given["x"]
         return cls(
             node=node,
@@ -44,6 +46,7 @@ class QuantizeCall:
             seed=given.get("seed"),
             stream=given.get("stream", 0),
             swizzled=given.get("swizzled", False),
+            amax=given.get("amax"),
         )
 
     @property

@@ -27,6 +27,7 @@ from metis_compile.conditioning import Conditioning, has_own_rank, kept_step, wi
 from metis_compile.cost_model.graph import MARK
 from metis_compile.numerics import QuantSpec
 from metis_compile.ops.grouped import GROUPED_MM
+from metis_compile.ops.held_amax import HELD_AMAX, KEPT_SHAPE
 from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE
 from metis_compile.passes.context import PassContext, PassResult
 from metis_compile.passes.graph.builder import GraphBuilder
@@ -64,6 +65,7 @@ class Rewriter:
         self.conditioner = Conditioner(self.builder, inputs)
         self.forward_products = {s.seq: s.node for s in sites if s.gemm == "fprop" and s.operands}
         self._quantized: dict[Any, fx.Node] = {}
+        self._amaxes: dict[Any, fx.Node] = {}
         self._dequantized: dict[Any, fx.Node] = {}
         self._splits: dict[Any, tuple[Conditioning, KeptName | None]] = {}
         self._begun: set[Any] = set()
@@ -145,7 +147,8 @@ class Rewriter:
                 source = parts.residual
             if hadamard is not None:
                 source = self._hadamard(operand, source, hadamard)
-            operand.quantized = self._quantize(site, operand, spec, source)
+            amax = None if treatment.hold_amax is None else self._held_amax(site, operand, source, treatment.hold_amax)
+            operand.quantized = self._quantize(site, operand, spec, source, amax)
             operand.kept_as = tuple(u.name for u in operand.quantized.users if u.target is operator.getitem)
             quantized = self._dequantize(site, operand, spec)
         return Side(
@@ -229,8 +232,52 @@ class Rewriter:
         self._streams += 1
         return self._streams
 
-    def _quantize(self, site: Site, operand: Operand, spec: QuantSpec, source: fx.Node) -> fx.Node:
-        key = (source, spec, None if spec.orientation_free else operand.axis)
+    def _held_amax(self, site: Site, operand: Operand, source: fx.Node, every: int) -> fx.Node | None:
+        """The amax to quantize `source` by, the same for all products that read it; None where it can't be held."""
+        kept, key = self.conditioner.kept, (source, every)
+        if key not in self._amaxes:
+            why = kept.refusal(KEPT_SHAPE)
+            if why is not None:
+                operand.note = operand.note or f"amax measured in each step: {why}"
+                return None
+            before, like, in_backward = self._first_place(operand.base, self._same_source(operand))
+            kept_name = kept.name(site, f"{operand.role}.amax")
+            slot = kept.at(kept_name, KEPT_SHAPE, torch.device("cpu"), in_backward)
+            name = _suffixed(_label(site, operand), "amax", site)
+            with self.builder.at(before, like=like):
+                made = self.builder.call(HELD_AMAX, (source, slot.read(f"{name}_kept"), every), name=f"{name}_held")
+                amax, moved = (
+                    self.builder.call(operator.getitem, (made, i), name=part)
+                    for i, part in enumerate((name, f"{name}_next"))
+                )
+                if kept.training:  # evaluation moves nothing on
+                    slot.write(moved)
+            slot.forget(made)
+            slot.keep(amax)
+            self._amaxes[key] = amax
+        return self._amaxes[key]
+
+    @staticmethod
+    def _same_source(operand: Operand) -> Callable[[Operand, Treatment], bool]:
+        """Whether another operand of this base is quantized from the same tensor, its amax held for as long."""
+        assert operand.decision is not None
+        own = operand.decision.treatment
+        of_axis = own.hadamard is not None or (own.split is not None and own.split.depends_on_axis)
+
+        def shares(other: Operand, treatment: Treatment) -> bool:
+            alike = (treatment.hold_amax, treatment.split, hadamard_of(treatment)) == (
+                own.hold_amax,
+                own.split,
+                hadamard_of(own),
+            )
+            return alike and (not of_axis or other.axis == operand.axis)
+
+        return shares
+
+    def _quantize(
+        self, site: Site, operand: Operand, spec: QuantSpec, source: fx.Node, amax: fx.Node | None
+    ) -> fx.Node:
+        key = (source, spec, None if spec.orientation_free else operand.axis, amax)
         if key in self._quantized:
             return self._quantized[key]
         label = _label(site, operand)
@@ -242,6 +289,7 @@ class Rewriter:
             node = self.builder.call(
                 QUANTIZE,
                 (source, str(spec), operand.axis, *random),
+                {} if amax is None else {"amax": amax},
                 name=_suffixed(label, "quantized", site),
             )
             parts = len(node.meta["val"])

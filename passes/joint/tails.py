@@ -188,11 +188,12 @@ class Conditioner:
         Once for both axes: they differ in how factors are rounded alone.
         """
         axis, base = operand.axis, operand.base
-        slot = self.kept.at(kept_name, self._basis_shape(split, base), base, backward)
+        device = base.meta["val"].device
+        slot = self.kept.at(kept_name, self._basis_shape(split, base), device, backward)
         kept = [slot.read(f"{label}_kept")]
         counter = None
         if _counts(split):
-            counter = self.kept.at((kept_name[0], f"{kept_name[1]}.steps"), [1], base, backward)
+            counter = self.kept.at((kept_name[0], f"{kept_name[1]}.steps"), [1], device, backward)
             kept.append(counter.read(f"{label}_count"))
         random = counter is not None or split.needs_seed or makes_basis(split, given=True)
         seed = [self._stream_seed(base, stream)] if random else []

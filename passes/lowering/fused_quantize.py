@@ -11,7 +11,8 @@ is subtracted,
     max |x - mu| = max over columns of max(|max x - mu|, |min x - mu|)
 
 which is exact, since rounding keeps order, and comes from the same pass over the tensor as the mean itself. Of what
-more is made in registers a kernel of ours finds it, by a second read of x.
+more is made in registers a kernel of ours finds it, by a second read of x. Where an amax is held, `metis::held_amax`
+measures it or, of what is made in registers, `metis::held_tiles_amax`.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ from metis_compile.compat import lowers_to_triton
 from metis_compile.conditioning.hadamard import SIZE, fixed_signs
 from metis_compile.kernels.materialize import register_materialize
 from metis_compile.kernels.quantize.inductor import register_tile_lowering
-from metis_compile.kernels.quantize.ops import QUANTIZE_TILES, TILES_AMAX
+from metis_compile.kernels.quantize.ops import HELD_TILES_AMAX, QUANTIZE_TILES, TILES_AMAX
 from metis_compile.numerics.blocks import normalize_axis
 from metis_compile.ops.hadamard import HADAMARD
+from metis_compile.ops.held_amax import HELD_AMAX
 from metis_compile.ops.quantization import QUANTIZE
 from metis_compile.passes.context import PassContext, PassResult
 from metis_compile.passes.graph.builder import GraphBuilder
@@ -68,7 +70,8 @@ def call_tiles(builder: GraphBuilder, inliner: Inliner, nodes: Sequence[fx.Node]
     groups: dict[Any, list[QuantizeCall]] = {}
     for call in filter(is_fused, filter(None, map(QuantizeCall.of, nodes))):
         pairs = call.axis >= call.x.meta["val"].dim() - 2 and not call.spec.orientation_free
-        groups.setdefault((call.x, call.spec, None if pairs else call.node, call.seed), []).append(call)
+        key = call.x, call.spec, None if pairs else call.node, call.seed, call.amax
+        groups.setdefault(key, []).append(call)
     calls = _Calls(builder, inliner)
     for group in groups.values():
         calls.replace(group)
@@ -94,9 +97,11 @@ class _Calls:
         streams = [call.stream for call in group]
         swizzled = [call.axis for call in group if call.swizzled]
         with self.builder.at(first, like=first):
+            amax = group[0].amax
+            if amax is not None:
+                self._held(amax, group[0].x, axes)
             source = self._source_of(group[0].x, axes)
-            amax = None
-            if spec.fmt.tensor_scale:
+            if spec.fmt.tensor_scale and amax is None:
                 if source not in self._amaxes:
                     self._amaxes[source] = self._amax(source, axes[0])
                 amax = self._amaxes[source]
@@ -107,6 +112,21 @@ class _Calls:
             parts = [*results[2 * i : 2 * i + 2], *results[2 * len(group) :]]
             for user in list(call.node.users):
                 user.replace_all_uses_with(parts[user.args[1]])  # type: ignore[index]
+
+    def _held(self, amax: fx.Node, x: fx.Node, axes: Sequence[int]) -> None:
+        """Has the amax measured of what lies in memory, not of what is made in registers."""
+        held: Any = amax.args[0] if amax.target is operator.getitem else None
+        if held is None or held.target is not HELD_AMAX or held.args[0] is not x:
+            return  # forward holds it, or it was seen to
+        _, kept, every = held.args
+        with self.builder.at(held, like=held):
+            source = self._source_of(x, axes)
+            if not any(source[1:]):
+                held.update_arg(0, source.x)
+                return
+            made = self.builder.call(HELD_TILES_AMAX, (*self._tensors(source), axes[0], kept, every), name=held.name)
+        held.replace_all_uses_with(made)
+        self.builder.graph.erase_node(held)
 
     def _source_of(self, x: fx.Node, axes: Sequence[int]) -> Source:
         """x as it lies in memory, and what is done to it on the way to its quantization along `axes`, from 0."""
@@ -191,8 +211,8 @@ def _stored(x: fx.Node) -> fx.Node:
 
 
 def _only_quantized(x: fx.Node) -> bool:
-    """Whether all that reads elements of x is quantizations and Hadamard transforms."""
-    return all(u.target in (QUANTIZE, HADAMARD, aten.sym_size.int) for u in x.users)
+    """Whether all that reads elements of x is quantizations, Hadamard transforms, and what holds an amax."""
+    return all(u.target in (QUANTIZE, HADAMARD, HELD_AMAX, aten.sym_size.int) for u in x.users)
 
 
 def _same(a: Sequence[Any], b: Sequence[Any]) -> bool:

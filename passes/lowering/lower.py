@@ -33,6 +33,7 @@ from metis_compile.numerics import decode, encode, fake_quantize
 from metis_compile.numerics.noise import stream_seed
 from metis_compile.numerics.swizzle import swizzle
 from metis_compile.ops.buffers import MATERIALIZE
+from metis_compile.ops.held_amax import HELD_AMAX
 from metis_compile.ops.quantization import DEQUANTIZE, QUANTIZE, noise_of
 from metis_compile.passes.context import PassContext, PassResult
 from metis_compile.passes.graph.calls import DequantizeCall, QuantizeCall
@@ -41,9 +42,9 @@ aten = torch.ops.aten
 
 
 def lower_quantizations(context: PassContext) -> PassResult:
-    """Replaces every metis.quantize and metis.dequantize that is left."""
+    """Replaces every metis.quantize and metis.dequantize that is left, and has metis.held_amax read what they do."""
     graph = context.graph
-    nodes = [n for n in graph.nodes if n.target is QUANTIZE or n.target is DEQUANTIZE]
+    nodes = [n for n in graph.nodes if n.target in (HELD_AMAX, QUANTIZE, DEQUANTIZE)]
     if not nodes:
         return PassResult()
     register_materialize()
@@ -51,7 +52,9 @@ def lower_quantizations(context: PassContext) -> PassResult:
     for node in nodes:
         if not node.users:
             continue
-        if (quantization := QuantizeCall.of(node)) is not None:
+        if node.target is HELD_AMAX:
+            lowering.held_amax(node)
+        elif (quantization := QuantizeCall.of(node)) is not None:
             lowering.quantize(quantization)
         elif (decoding := DequantizeCall.of(node)) is not None:
             lowering.dequantize(decoding)
@@ -64,6 +67,13 @@ class _Lowering:
         self.builder, self.inliner, self.cpu_kernels = context.builder, context.inliner, context.cpu_kernels
         self._buffers: dict[fx.Node, fx.Node] = {}
         self._tensor_scales: dict[Any, list[fx.Node]] = {}
+
+    def held_amax(self, node: fx.Node) -> None:
+        """Has it read the buffer that kernels will read."""
+        x: Any = node.args[0]
+        if self._has_kernel(x):
+            with self.builder.at(node, like=node):
+                node.update_arg(0, self._stored(x))
 
     def quantize(self, call: QuantizeCall) -> None:
         """Emits the parts that leave the graph, and the values for each dequantize of the parts in this graph."""
@@ -89,7 +99,7 @@ class _Lowering:
         node, text = call.node, str(call.spec)
         with self.builder.at(node, like=node):
             x = self._stored(call.x)
-            tensor_scale = self._tensor_scale(x, tensor_target(call.spec))
+            tensor_scale = self._tensor_scale(x if call.amax is None else call.amax, tensor_target(call.spec))
             given = [*tensor_scale, *([] if call.seed is None else [call.seed])]
             for exact in (False, True):
                 users = [d for d in decoders if (d.target is CPU_DECODE) == exact]
@@ -115,7 +125,10 @@ class _Lowering:
         return self._buffers[x]
 
     def _tensor_scale(self, x: Any, target: float | None) -> list[fx.Node]:
-        """[enc, dec] of x, made once for all that quantize x; nothing where the format has no tensor scale."""
+        """[enc, dec] of x, made once for all that quantize x; nothing where the format has no tensor scale.
+
+        x: the tensor, or its amax, which is its own amax.
+        """
         if target is None:
             return []
         if (x, target) not in self._tensor_scales:
@@ -126,18 +139,20 @@ class _Lowering:
     def _trace_numerics(self, call: QuantizeCall, decoded: bool, stored: list[fx.Node]) -> list[fx.Node]:
         """The `stored` parts and then the values, as aten ops."""
         spec, axis, swizzled = call.spec, call.axis, call.swizzled
+        seeded, held = call.seed is not None, call.amax is not None
 
-        def run(x: torch.Tensor, *seed: torch.Tensor) -> list[torch.Tensor]:
-            noise = noise_of(x, spec, axis, seed[0] if seed else None, 0)
-            kept = encode(x, spec, axis, noise) if stored else []
+        def run(x: torch.Tensor, *given: torch.Tensor) -> list[torch.Tensor]:
+            seed, amax = (given[0] if seeded else None), (given[-1] if held else None)
+            noise = noise_of(x, spec, axis, seed, 0)
+            kept = encode(x, spec, axis, noise, amax) if stored else []
             if kept and swizzled:
                 kept[1] = swizzle(kept[1], axis)
-            values = [fake_quantize(x, spec, axis, noise)] if decoded else []
+            values = [fake_quantize(x, spec, axis, noise, amax=amax)] if decoded else []
             return [kept[int(p.args[1])] for p in stored] + values  # type: ignore[arg-type]
 
-        key = (str(spec), axis, tuple(p.args[1] for p in stored), decoded, swizzled)
-        seed = [] if call.seed is None else [self._stream(call.node, call.seed, call.stream)]
-        return self._emit(call.node, key, run, [call.x, *seed])
+        key = (str(spec), axis, tuple(p.args[1] for p in stored), decoded, swizzled, held)
+        seed = [self._stream(call.node, call.seed, call.stream)] if call.seed is not None else []
+        return self._emit(call.node, key, run, [call.x, *seed, *([call.amax] if held else [])])
 
     def _stream(self, node: fx.Node, seed: fx.Node, stream: int) -> fx.Node:
         """The seed of one stream, as a node: what is traced for one stream then serves all."""

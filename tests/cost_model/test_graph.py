@@ -12,6 +12,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from metis_compile.conditioning import residual
 from metis_compile.cost_model.graph import MARK, kernels_of
+from metis_compile.ops.held_amax import HELD_AMAX
+from metis_compile.ops.quantization import QUANTIZE
 from metis_compile.ops.residual import RESIDUAL
 
 
@@ -61,6 +63,16 @@ def test_what_a_sum_and_something_else_read_is_in_memory() -> None:
         return square.sum(1, keepdim=True), square.exp()
 
     assert [name for name, _, _ in kernels(shared, A)] == ["mul", "sum", "exp"]
+
+
+def test_an_amax_that_is_held_takes_no_pass() -> None:
+    def held(x: Tensor, kept: Tensor) -> Any:
+        amax, moved = HELD_AMAX(x, kept, 50)
+        return [*QUANTIZE(x, "nvfp4 1x16 nearest", 1, amax=amax), moved]
+
+    own = kernels(lambda x: QUANTIZE(x, "nvfp4 1x16 nearest", 1), A)
+    assert [name for name, _, _ in own] == ["tensor scale", "quantize"]
+    assert kernels(held, A, torch.zeros(2)) == own[1:]
 
 
 def test_a_lookup_reads_what_it_gives() -> None:

@@ -84,6 +84,7 @@ def test_the_table_of_treatment_keys_is_complete() -> None:
     assert rows["hadamard"] == [*SIGNS, "true", "false", "false"]
     assert rows["hadamard_size"] == [*map(str, SIZES), "hadamard", str(SIZE)]
     assert rows["estimator"] == list(ESTIMATORS)
+    assert rows["hold_amax"] == ["tensor"]
     assert set(rows["scale_mode"]) == {
         *(mode for format in formats for mode in format.scale_modes),
         *(mode for format in formats for block in format.blocks for mode in format.optional_scale_modes(block)),

@@ -187,6 +187,58 @@ OTHERS = [
     ("recipe = 'nvfp4'", 1, "recipe", 'written as [recipe.NAME], in single brackets, got "nvfp4"'),
     ("[[recipe]]\nname = 'a'", 1, "recipe", "written as [recipe.NAME]"),
     ("[[rule]]\nmodule = '*'", 1, "rule 1, recipe", 'a rule must name a recipe: recipe = "NAME"'),
+    (
+        "[recipe.a]\nweight = { format = 'mxfp8', hold_amax = 50 }",
+        2,
+        "recipe a, weight, hold_amax",
+        "50 means nothing for mxfp8 1x32, which has no scale of the whole tensor; leave it out",
+    ),
+    (
+        "[recipe.a.weight]\nformat = 'fp8'\nblock = 'row'\nhold_amax = 50",
+        4,
+        "recipe a, weight, hold_amax",
+        "50 means nothing for fp8 row, which has no scale of the whole tensor",
+    ),
+    (
+        "[recipe.a]\nweight = { format = 'ufp4', hold_amax = 2 }",
+        2,
+        "recipe a, weight, hold_amax",
+        "2 means nothing for ufp4 1x16, which has no scale of the whole tensor",
+    ),
+    (
+        "[recipe.a]\nweight = { format = 'nvfp4', four_over_six = true, hold_amax = 2 }",
+        2,
+        "recipe a, weight, hold_amax",
+        "2 means nothing for nvfp4 1x16, whose 4/6 compares errors that are bounded under the tensor's own amax alone",
+    ),
+    (
+        "[recipe.a]\nweight = { format = 'nvfp4', estimator = 'dge', hold_amax = 2 }",
+        2,
+        "recipe a, weight, hold_amax",
+        "2 does not go with an estimator",
+    ),
+    (
+        "[recipe.a]\nweight = { format = 'high', hold_amax = 50 }",
+        2,
+        "recipe a, weight, hold_amax",
+        '50 means nothing with format "high"',
+    ),
+    *(
+        (
+            f"[recipe.a]\nweight = {{ format = 'nvfp4', hold_amax = {value} }}",
+            2,
+            "recipe a, weight, hold_amax",
+            f"must be a number of steps from 1 to 16,777,216, got {shown}",
+        )
+        for value, shown in [
+            ("0", "0"),
+            ("-5", "-5"),
+            ("2.0", "2.0"),
+            ("1.0", "1.0"),
+            ("true", "true"),
+            ("'50'", '"50"'),
+        ]
+    ),
     ("[[rule]]\nrecipe = 3", 2, "rule 1, recipe", "must be the name of a recipe, got 3"),
     ("[[rule]]\nrecipe.heads = 'fp8'", 2, "rule 1, recipe", "defined outside of the rules"),
     ("[[rule]]\nrecipe = 'high'\nextends = 'fp8'", 3, "rule 1, extends", "belongs above the first [table]"),

@@ -185,6 +185,7 @@ recipe = "high"
         ('rounding = "stochastic" }', 'rounding = "stochastic", guard = "17/16" }'),
         ('rounding = "stochastic" }', 'rounding = "stochastic", four_over_six = true }'),
         ('rounding = "stochastic" }', 'rounding = "stochastic", hadamard = true }'),
+        ('block = "16x16" }', 'block = "16x16", hold_amax = 50 }'),
         ('block = "16x16" }', 'block = "16x16", split = "mean" }'),
         ('block = "16x16" }', 'block = "16x16", split = ["mean", { kind = "spectral", rank = 8 }] }'),
         ('"*.q"', '"*.k"'),
@@ -224,6 +225,7 @@ def test_the_order_of_rules_counts() -> None:
         lambda text: text.replace('"fprop"', '["fprop"]').replace("k >= 256", "(k>=256)"),
         lambda text: text.replace("\n", "\r\n"),
         lambda text: text.replace('"16x16" }', '"16x16", four_over_six = false, hadamard = false }'),
+        lambda text: text.replace('"16x16" }', '"16x16", hold_amax = 1 }'),
     ],
 )
 def test_comments_spelling_and_names_do_not_count(change: Callable[[str], str]) -> None:
