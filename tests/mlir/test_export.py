@@ -133,7 +133,8 @@ def train(model: Any, policy: Any, seed: int, *args: Any, **kwargs: Any) -> list
 
 
 @pytest.mark.parametrize(
-    "policy", sampled(["nvfp4", "averis", "metis", "quartet2", "fp8"], ["averis", "metis", "quartet2"])
+    "policy",
+    sampled(["nvfp4", "averis", "metis", "quartet2", "fp8", "ue5m3"], ["averis", "metis", "quartet2", "ue5m3"]),
 )
 def test_the_functional_graphs_do_what_the_compiled_model_does(policy: str) -> None:
     torch.manual_seed(0)

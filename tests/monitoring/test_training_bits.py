@@ -56,8 +56,8 @@ def train(start: nn.Module, policy: str, every: int | None) -> tuple[list[Any], 
 
 @pytest.mark.parametrize(
     ("model", "policy"),
-    [(MLP, "best"), (Checkpointed, "metis")],
-    ids=["accumulation", "checkpoint"],
+    [(MLP, "best"), (Checkpointed, "metis"), (MLP, "ue5m3")],
+    ids=["accumulation", "checkpoint", "held"],
 )
 def test_the_same_bits_and_the_same_code(model: Any, policy: str) -> None:
     """Dropout, stochastic rounding and kept bases among it; half of the steps are sampled."""

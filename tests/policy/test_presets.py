@@ -57,7 +57,10 @@ TREATMENTS = {
     "nvfp4": ["nvfp4 1x16 nearest"] * 2 + ["nvfp4 1x16 stochastic round_up"],
     "nvidia": ["nvfp4 16x16 nearest", "nvfp4 1x16 nearest", "nvfp4 1x16 stochastic 17/16"],
     "quartet2": ["nvfp4 1x16 nearest 4/6-mse"] * 2 + ["nvfp4 1x16 stochastic round_up 4/6-expected"],
-    "ue5m3": ["nvfp4_ue5m3 16x16 nearest", "nvfp4_ue5m3 1x16 nearest", "nvfp4_ue5m3 1x16 stochastic round_up"],
+    "ue5m3": [
+        f"nvfp4_ue5m3 {spec}, amax held for 50 steps"
+        for spec in ("16x16 nearest", "1x16 nearest", "1x16 stochastic round_up")
+    ],
     "ufp4": ["ufp4 1x16 nearest, hadamard fixed"] * 2 + ["ufp4 1x16 stochastic round_up, hadamard fixed"],
 }
 QUANTIZED = list(TREATMENTS)
