@@ -1,7 +1,7 @@
-"""What compiled models keep from step to step: the bases of spectral splits, and how they are saved and restored.
+"""What compiled models keep from step to step, bases of spectral splits and held amaxes, and how it is saved.
 
 What is kept lies beside the modules of the model (`kept`), each tensor under the name of its site: the graphs that run
-a module, however many, all reach the same (`keeper`). A graph whose policy keeps bases has two inputs more than Dynamo
+a module, however many, all reach the same (`keeper`). A graph whose policy keeps any has two inputs more than Dynamo
 gave it (`inputs`), through which its operators reach them; `Stateful` appends these to each call (`runtime`).
 `checkpoint` saves and restores, and `distributed` does so within torch.distributed.checkpoint.
 """

@@ -21,9 +21,10 @@ def state_dict(model: nn.Module) -> dict[str, dict[str, Tensor]]:
     model: compiled, with compiled submodules, or the module that was compiled, wrapped or not. Returns, for each site,
     the name of a parameter in the model (`layers.0.up.weight`) or of a module and what it calls
     (`layers.0.attention:matmul`), the parts that are kept there: `activation`, `weight` and `gradient`, the bases
-    [rank, columns] of these operands, float32; `parameter`, the shape of the parameter, int64. Empty where the policy
-    keeps nothing, and before the first step unless a state was loaded. Raises TypeError for a compiled function: give
-    the module whose parameters it uses.
+    [rank, columns] of these operands, float32; `activation.amax` and so on, float32 [2], the amax that is held and how
+    many steps it has served; `parameter`, the shape of the parameter, int64. Empty where the policy keeps nothing, and
+    before the first step unless a state was loaded. Raises TypeError for a compiled function: give the module whose
+    parameters it uses.
     """
     found: dict[str, dict[str, Tensor]] = {}
     for name, module in _modules(model):
