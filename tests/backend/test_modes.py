@@ -172,6 +172,63 @@ def test_stances() -> None:
         assert torch.equal(compiled(X), quantized)
 
 
+def test_stances_that_compile_later() -> None:
+    """Whether the second call is quantized: where the first was compiled by another backend, that serves it too."""
+    model = make()
+    for stance, second, run in (
+        ("eager_then_compile", True, lambda x: model(x)),
+        ("aot_eager_then_compile", False, lambda x: model(x)),  # told apart by its line
+    ):
+        compiled = torch.compile(run, backend=eagerly())
+        with torch.compiler.set_stance(stance):
+            torch.testing.assert_close(compiled(X), model(X))
+            assert bool((compiled(X) - model(X)).norm() > 0.01) == second, stance
+    torch.compiler.reset()
+    with torch.compiler.set_stance("default", force_backend=eagerly()):
+        assert not torch.equal(torch.compile(model)(X), model(X))
+
+
+def test_functional_call_and_inference_mode() -> None:
+    model = make()
+    compiled = torch.compile(model, backend=eagerly())
+    quantized = compiled(X)
+    given = {name: parameter.detach().clone().requires_grad_() for name, parameter in model.named_parameters()}
+    found = torch.func.functional_call(compiled, {f"_orig_mod.{name}": p for name, p in given.items()}, (X,))
+    assert torch.equal(found, quantized)
+    loss_of(found).backward()
+    loss_of(quantized).backward()
+    assert torch.equal(given["up.weight"].grad, gradient_of(model))  # type: ignore[arg-type]
+    with torch.inference_mode():
+        assert torch.equal(compiled(X), quantized)
+
+
+def test_forward_mode_and_double_backward() -> None:
+    """What PyTorch does with any backend whose graphs AOTAutograd makes."""
+    model = make()
+    compiled = torch.compile(model, backend=eagerly())
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward mode"):
+        compiled(torch.autograd.forward_ad.make_dual(X, X))
+    (first,) = torch.autograd.grad(loss_of(compiled(X)), model.up.weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("transform", ["grad", "jvp", "vmap"])
+def test_a_model_under_a_transform_stays_uncompiled_after_it(transform: str) -> None:
+    model = make()
+    compiled = torch.compile(model, backend=eagerly())
+    assert not torch.equal(compiled(X), model(X))
+    if transform == "grad":
+        torch.func.grad(lambda x: compiled(x).sum())(X)
+    elif transform == "jvp":
+        torch.testing.assert_close(torch.func.jvp(compiled, (X,), (X,))[0], model(X))
+    else:
+        torch.func.vmap(compiled)(X[None])
+    assert torch.equal(compiled(X), model(X))
+    torch.compiler.reset()
+    assert not torch.equal(compiled(X), model(X))
+
+
 def test_a_deep_copy_of_a_compiled_model_is_compiled() -> None:
     compiled = torch.compile(make(), backend=eagerly(Policy.load("best")))
     loss_of(compiled(X)).backward()
@@ -203,5 +260,6 @@ def test_every_mode_has_a_row() -> None:
     text = (Path(metis_compile.__file__).parents[1] / "docs" / "modes.md").read_text()
     rows = re.findall(r"^\| (.+?) \|", text, re.MULTILINE)[2:]
     for name in ("max-autotune", "reduce-overhead", "dynamic=True", "compiled_autograd", "torch.func.grad", "vmap",
-                 "set_stance", "deepcopy", "pickle", "optimizer"):  # fmt: skip
+                 "set_stance", "eager_then_compile", "force_backend", "functional_call", "jvp", "create_graph",
+                 "inference_mode", "deepcopy", "pickle", "optimizer"):  # fmt: skip
         assert any(name in row for row in rows), name
