@@ -87,11 +87,18 @@ def compile_stages(
     owner = None if parameter is None else example_inputs[parameter]
     first = schedule.stage_of(stages, schedule.position_of(owner, modules))
     compiled: list[Callable[..., Any]] = []
+    seen: list[Sequence[summary.Summary]] = []
     for stage in reversed(stages.stages[first:]):
         copied, _ = copy_dynamo_graph(gm)
         of_stage = replace(config, policy=stage.policy, schedule=None)
-        compiled.insert(0, compile_graph(copied, example_inputs, of_stage, patches))
-    return schedule.Staged(stages, first, compiled, parameter=parameter, modules=modules)
+        with summary.compiled() as found:
+            compiled.insert(0, compile_graph(copied, example_inputs, of_stage, patches))
+        seen.insert(0, found)
+
+    def entered(index: int) -> None:
+        summary.show(seen, index - first)
+
+    return schedule.Staged(stages, first, compiled, parameter=parameter, modules=modules, entered=entered)
 
 
 def compile_graph(
@@ -172,16 +179,18 @@ def _compile(
     patches = {**exact_division(), **patches}
     register_gemm()  # here too: what a warm cache serves may call it, and has no pass run
 
-    def stage(name: str, passes: Sequence[Pass]) -> Passes:
-        return Passes(passes, config=config, key=uuid, stage=name)
+    def stage(name: str, passes: Sequence[Pass], see: Callable[[fx.Graph], None] | None = None) -> Passes:
+        return Passes(passes, config=config, key=uuid, stage=name, see=see)
 
     _place(patches, "joint_custom_pre_pass", joint, stage("before_inductor", BEFORE_INDUCTOR))
     _place(patches, "joint_custom_post_pass", stage("after_inductor", AFTER_INDUCTOR))
-    _place(patches, "post_grad_custom_pre_pass", stage("lowering", LOWERING))
+    _place(patches, "post_grad_custom_pre_pass", stage("lowering", LOWERING, noted.parted))
     if records:  # what is shown must come from this compile, not from a cached one
         patches["force_disable_caches"] = True
         inner = patches.get("custom_partitioner_fn", inductor_config.custom_partitioner_fn)
         patches["custom_partitioner_fn"] = RecordingPartitioner(records, inner)
+    if listed and "inner_compile" in compile_fx_kwargs:
+        compile_fx_kwargs = {**compile_fx_kwargs, "inner_compile": noted.compiling(compile_fx_kwargs["inner_compile"])}
     if watched is not None:
         inner = watched.compiling(compile_fx_kwargs.get("inner_compile"))
         compile_fx_kwargs = {**compile_fx_kwargs, "inner_compile": inner}

@@ -105,10 +105,21 @@ class JointPasses(CustomGraphPass):
 class Passes(CustomGraphPass):
     """A list of passes, as Inductor takes one."""
 
-    def __init__(self, passes: Sequence[Pass], *, config: Config, key: str, stage: str) -> None:
-        self.passes, self.config, self.key, self.stage = passes, config, key, stage
+    def __init__(
+        self,
+        passes: Sequence[Pass],
+        *,
+        config: Config,
+        key: str,
+        stage: str,
+        see: Callable[[fx.Graph], None] | None = None,
+    ) -> None:
+        """see: called with each graph before the passes change it."""
+        self.passes, self.config, self.key, self.stage, self.see = passes, config, key, stage, see
 
     def __call__(self, graph: fx.Graph) -> None:
+        if self.see is not None:
+            self.see(graph)
         with compile_phase("metis_lowering_pass"):
             run_passes(self.passes, PassContext(graph=graph, config=self.config), self.stage)
 

@@ -8,16 +8,20 @@ import logging
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from metis_compile.compat import cache_dir, size_hint
 from metis_compile.policy import Policy
+from metis_compile.reporting.saved import SavedBytes
 
 if TYPE_CHECKING:
     from metis_compile.passes.graph.sites import GraphInputs, Site
@@ -29,6 +33,7 @@ _NAMED = 3  # modules that a line of log names
 # first parameter of a graph -> what was seen of the graphs that have it as their first
 _SEEN: WeakIdKeyDictionary = WeakIdKeyDictionary()
 _WARNED: set[tuple[str, str]] = set()  # policy, reason
+_COMPILED: ContextVar[list[Summary] | None] = ContextVar("metis_compiled", default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +56,8 @@ class Summary:
 
     policy: str
     products: tuple[Product, ...]
+    saved_bytes: int = 0  # that forward keeps for backward, parameters not counted; 0 where that was not seen
+    plain_saved_bytes: int = 0  # that it would keep without quantization
 
     @property
     def linears(self) -> int:
@@ -107,6 +114,8 @@ class Summary:
         if self.high:
             more = f" and {len(self.high) - _NAMED} more" if len(self.high) > _NAMED else ""
             line += f"; {', '.join(name or '<model>' for name in self.high[:_NAMED])}{more} high"
+        if self.plain_saved_bytes:
+            line += f"; saved for backward {100 * (self.saved_bytes / self.plain_saved_bytes - 1):+.0f} %"
         return line
 
 
@@ -114,7 +123,8 @@ def summary(model: nn.Module) -> Summary:
     """What backend="metis" did to the compiled parts of `model`, also where their code came from a cache.
 
     model: compiled, with compiled submodules, or the module that was compiled, after its first call. Graphs without
-    parameters are not in it. Raises TypeError for what is no module, and LookupError where nothing was compiled yet.
+    parameters are not in it. Under a schedule it is of the stage that the last call ran. Raises TypeError for what is
+    no module, and LookupError where nothing was compiled yet.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"metis: a summary is of an nn.Module, got {type(model).__name__}: give the compiled module")
@@ -125,8 +135,32 @@ def summary(model: nn.Module) -> Summary:
             'metis: nothing of this model was compiled with backend="metis": call it first (or its code came from a '
             "cache that was copied without its metis folder: metis_compile.explain shows what is done)"
         )
-    products = tuple(product for graph in graphs for product in graph.products)
-    return Summary(policy=", ".join(dict.fromkeys(graph.policy for graph in graphs)), products=products)
+    return Summary(
+        policy=", ".join(dict.fromkeys(graph.policy for graph in graphs)),
+        products=tuple(product for graph in graphs for product in graph.products),
+        saved_bytes=sum(graph.saved_bytes for graph in graphs),
+        plain_saved_bytes=sum(graph.plain_saved_bytes for graph in graphs),
+    )
+
+
+@contextmanager
+def compiled() -> Iterator[list[Summary]]:
+    """Collects what is compiled inside the block."""
+    found: list[Summary] = []
+    token = _COMPILED.set(found)
+    try:
+        yield found
+    finally:
+        _COMPILED.reset(token)
+
+
+def show(stages: Sequence[Sequence[Summary]], index: int) -> None:
+    """Has `summary` give one of several compiles of the same graph, where it gives another of them."""
+    of_any = {id(graph) for stage in stages for graph in stage}
+    for owner, graphs in list(_SEEN.items()):
+        others = [graph for graph in graphs if id(graph) not in of_any]
+        if len(others) < len(graphs):
+            _SEEN[owner] = [*others, *stages[index]]
 
 
 def clear() -> None:
@@ -143,14 +177,19 @@ class SummaryRecord:
 
     def __init__(self, gm: fx.GraphModule, uuid: str, policy: Policy) -> None:
         self.policy = policy
-        text = [uuid, *(str(_described(n.meta.get("example_value"))) for n in gm.graph.find_nodes(op="placeholder"))]
+        text = [
+            uuid,
+            str(torch.is_grad_enabled()),
+            *(str(_described(n.meta.get("example_value"))) for n in gm.graph.find_nodes(op="placeholder")),
+        ]
         name = hashlib.sha256("\n".join(text).encode()).hexdigest()
         self._file = Path(cache_dir()) / "metis" / f"{name}.json"
         self._products: list[Product] = []
+        self._saved = SavedBytes()
         self._has_run = False
 
     def before(self, graph: fx.Graph, inputs: GraphInputs) -> None:
-        pass
+        self._saved.before(graph)
 
     def nested(self, sites: list[Site]) -> None:
         self._products += [_product(site) for site in sites]
@@ -158,22 +197,47 @@ class SummaryRecord:
     def after(self, graph: fx.Graph, sites: list[Site], parameters: dict[str, str], state: Sequence[str]) -> None:
         self._has_run = True
         self._products = [*(_product(site) for site in sites), *self._products]
+        self._saved.after(graph, sites, parameters, state)
+
+    def parted(self, graph: fx.Graph) -> None:
+        """A graph that came out of the partitioner, before anything lowers it."""
+        self._saved.forward(graph)
+
+    def compiling(self, inner_compile: Callable[..., Any]) -> Callable[..., Any]:
+        """What compiles a graph in place of Inductor, which would show it to `parted`."""
+
+        def compiled(gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Any:
+            self.parted(gm.graph)
+            return inner_compile(gm, example_inputs, **kwargs)
+
+        return compiled
 
     def finish(self, owners: Iterable[object]) -> None:
         """After the compile. owners: what tells whose graph it is: its first parameter, the module that was compiled.
 
         Under FSDP parameters are other tensors while a model computes than between its steps.
         """
-        if self._has_run:
-            _write(self._file, [asdict(product) for product in self._products])
-        elif self._file.exists():
-            self._products = [Product(**values) for values in json.loads(self._file.read_text())]
+        kept = self._kept() if not self._has_run or self._saved.counted is None else {}
+        if not self._has_run:
+            self._products = [Product(**values) for values in kept.get("products", ())]
         if not self._products:
             return
-        found = Summary(policy=self.policy.name, products=tuple(self._products))
+        saved, plain = self._saved.counted or kept.get("saved") or (0, 0)
+        if self._has_run:
+            products = [asdict(product) for product in self._products]
+            _write(self._file, {"products": products, "saved": [saved, plain]})
+        found = Summary(
+            policy=self.policy.name, products=tuple(self._products), saved_bytes=saved, plain_saved_bytes=plain
+        )
         for owner in owners:
             _SEEN[owner] = [*_others(_SEEN.get(owner, ()), found), found]
+        if (compiled := _COMPILED.get()) is not None:
+            compiled.append(found)
         _report(found)
+
+    def _kept(self) -> dict[str, Any]:
+        """What was written when the code in the cache was compiled."""
+        return json.loads(self._file.read_text()) if self._file.exists() else {}
 
 
 def _others(known: Iterable[Summary], found: Summary) -> list[Summary]:

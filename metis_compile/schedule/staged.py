@@ -33,10 +33,15 @@ class Staged:
         *,
         parameter: int | None,
         modules: Sequence[nn.Module],
+        entered: Callable[[int], None] | None = None,
     ) -> None:
-        """parameter: the position of the graph's first one. modules: those that were compiled, the innermost first."""
+        """parameter: the position of the graph's first one. modules: those that were compiled, the innermost first.
+
+        entered: called with the index of a stage when a call runs another than the call before it.
+        """
         self.schedule, self.first, self.compiled, self.parameter = schedule, first, compiled, parameter
         self._modules = [weakref.ref(module) for module in modules]
+        self._entered = entered
         self._stage: int | None = None
         self._calls = 0
 
@@ -54,15 +59,16 @@ class Staged:
                     ),
                     stacklevel=2,
                 )
-        if index != self._stage:
-            if self._stage is not None:
-                log.info("metis: %s", described(self.schedule, index, position))
-            self._stage = index
+        if self._stage not in (None, index):
+            log.info("metis: %s", described(self.schedule, index, position))
         if index < self.first:
             raise RuntimeError(
                 f"metis: the model went back to stage {index + 1} of {self.schedule.name}, and was compiled for stage "
                 f"{self.first + 1} on: call torch.compiler.reset(), and it is compiled again"
             )
+        if index != self._stage and self._entered is not None:
+            self._entered(index)
+        self._stage = index
         return self.compiled[index - self.first](*args)
 
 

@@ -7,12 +7,13 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from graphs import eager_backend
-from tiny import MLP, Attention
+from tiny import MLP, Attention, Tied, Twice
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -46,7 +47,42 @@ def test_what_is_on(caplog: pytest.LogCaptureFixture) -> None:
     lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("metis: policy")]
     assert lines == [f"metis: {found}"]
     assert "6 of 7 linears; of matmul FLOPs 80." in lines[0]
-    assert lines[0].endswith("% in NVFP4; lm_head high")
+    assert lines[0].endswith("% in NVFP4; lm_head high; saved for backward -35 %")
+
+
+@pytest.mark.parametrize("policy", ["nvfp4", "best", "high"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("make", [Model, MLP, Twice, lambda: Twice(reentrant=False), Tied])
+def test_what_is_saved_is_what_explain_finds(make: Callable[[], nn.Module], dtype: torch.dtype, policy: str) -> None:
+    """Counted while it compiles, without partitioning the plain graph, which explain does."""
+    model = make().to(dtype)
+    x = torch.randint(0, 32, (2, 64)) if isinstance(model, Tied) else torch.randn(2, 64, 32, dtype=dtype)
+    explained = metis_compile.explain(model, x, policy=policy)
+    found = metis_compile.summary(compiled(policy, model, x))
+    assert (found.saved_bytes, found.plain_saved_bytes) == (explained.saved_bytes, explained.plain_saved_bytes)
+    assert found.saved_bytes > 0
+
+
+def test_a_scaled_product_with_tails_is_saved_as_the_plain_one() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.bias = nn.Parameter(torch.randn(32, 48)), nn.Parameter(torch.randn(48))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.addmm(self.bias, x, self.up, alpha=0.5).sigmoid()
+
+    model, x = Scaled(), torch.randn(64, 32)
+    explained = metis_compile.explain(model, x, policy="best")
+    found = metis_compile.summary(compiled("best", model, x))
+    assert (found.saved_bytes, found.plain_saved_bytes) == (explained.saved_bytes, explained.plain_saved_bytes)
+
+
+def test_nothing_is_said_of_a_forward_without_gradients() -> None:
+    with torch.no_grad():
+        found = metis_compile.summary(compiled("nvfp4", Model(), torch.randn(2, 16, 32)))
+    assert (found.saved_bytes, found.plain_saved_bytes) == (0, 0)
+    assert "saved" not in str(found)
 
 
 def test_flops_are_those_that_torch_counts() -> None:
@@ -114,7 +150,7 @@ def test_on_a_warm_cache(tmp_path: Path) -> None:
     )
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "METIS_VERIFY": "0"}
 
-    def run() -> tuple[int, object]:
+    def run() -> tuple[int, dict[str, int]]:
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
         hits, found = json.loads(done.stdout.splitlines()[-1])
         return hits, found
@@ -122,3 +158,4 @@ def test_on_a_warm_cache(tmp_path: Path) -> None:
     (cold, first), (warm, second) = run(), run()
     assert (cold, warm) == (0, 1)
     assert first == second
+    assert 0 < second["saved_bytes"] < second["plain_saved_bytes"] == 16 * 16 * 4

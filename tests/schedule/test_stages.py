@@ -67,6 +67,17 @@ def _eagerly() -> Iterator[None]:
     torch.compiler.reset()
 
 
+def test_a_summary_is_of_the_stage_that_ran_last() -> None:
+    model = compiled(STAGED)
+    metis_compile.advance(model, 0, steps=4)
+    for number, policy, formats in ((0, "first.toml", ["nvfp4"]), (2, "mxfp8.toml", ["mxfp8", "high"])):
+        metis_compile.advance(model, number)
+        step(model, number)
+        found = metis_compile.summary(model)
+        assert (found.policy, list(found.flops)) == (policy, formats)
+        assert found.linears == 2
+
+
 @pytest.fixture(scope="module")
 def trained() -> dict[str, Any]:
     """Four steps by the schedule, of which the third and fourth are of its second stage."""
