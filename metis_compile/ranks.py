@@ -17,7 +17,7 @@ from torch import nn
 
 from metis_compile.compat import Layout, dtensor_layout, fsdp_layouts
 
-__all__ = ["clear", "data_parallel_rank", "draws_by_rank", "note", "set_data_parallel_rank"]
+__all__ = ["clear", "data_parallel_rank", "draws_by_rank", "in_many_processes", "note", "set_data_parallel_rank"]
 
 _stated: int | None = None
 _together: list[frozenset[int]] = []  # ranks that compute products with this one
@@ -52,14 +52,14 @@ def data_parallel_rank() -> int:
     """
     if _stated is not None:
         return _stated
-    if not _in_many_processes():
+    if not in_many_processes():
         return 0
     return min({dist.get_rank()}.union(*_together))
 
 
 def draws_by_rank() -> bool:
     """Whether graphs that are compiled now ask for the rank: not in one process that was told none."""
-    return _stated is not None or _in_many_processes()
+    return _stated is not None or in_many_processes()
 
 
 def note(model: nn.Module | None, parameters: Iterable[Any]) -> None:
@@ -69,7 +69,7 @@ def note(model: nn.Module | None, parameters: Iterable[Any]) -> None:
     """
     global _compiled_for_one
     _compiled_for_one = _compiled_for_one or not draws_by_rank()
-    if _stated is not None or not _in_many_processes() or "torch.distributed.tensor" not in sys.modules:
+    if _stated is not None or not in_many_processes() or "torch.distributed.tensor" not in sys.modules:
         return
     meshes: dict[tuple[Any, ...], tuple[Any, set[int]]] = {}  # with the dimensions that parameters are cut along
     for mesh, placements in _layouts(model, parameters):
@@ -88,15 +88,16 @@ def note(model: nn.Module | None, parameters: Iterable[Any]) -> None:
             )
 
 
+def in_many_processes() -> bool:
+    """Whether torch.distributed runs more than one process."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def clear() -> None:
     """Forgets what compiled models told of ranks, not what was stated."""
     global _compiled_for_one
     _together.clear()
     _compiled_for_one = False
-
-
-def _in_many_processes() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _layouts(model: nn.Module | None, parameters: Iterable[Any]) -> Iterator[Layout]:

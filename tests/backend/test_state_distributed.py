@@ -61,6 +61,38 @@ def test_two_processes_one_and_four(tmp_path: Path) -> None:
     processes(tmp_path, 4, "load")
     for rank in range(4):
         assert equal(torch.load(tmp_path / f"loaded_{rank}.pt"), kept)
+    shares = [torch.load(tmp_path / f"share_{rank}.pt") for rank in range(2)]
+    assert shares[0]["0.up.weight"]["share"].tolist() == [24, 32]
+    for rank in range(4):  # of a shard of 12 features: what is of its other dimension fits
+        fitting = torch.load(tmp_path / f"fitting_{rank}.pt")
+        assert list(fitting) == SITES
+        for site, part in (("0.up.weight", "activation"), ("0.down.weight", "gradient")):
+            assert list(fitting[site]) == [part, "parameter", "share"]
+            assert torch.equal(fitting[site][part], shares[rank % 2][site][part])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_share_is_refused_where_the_whole_is_computed_with() -> None:
+    """As of tensor parallelism in two, without running it: the state says what it is a share of."""
+    model = make()
+    run = compiled(model)
+    step(run, batch(0), batch(1))
+    kept = metis_compile.state_dict(run)
+    assert "share" not in kept["0.up.weight"]
+    kept["0.up.weight"]["share"] = torch.tensor([24, 32])
+    kept["0.up.weight"]["gradient"] = kept["0.up.weight"]["gradient"][:, :24].clone()
+    kept["0.up.weight"]["gradient.steps"] = torch.zeros(1)
+    torch.compiler.reset()
+    said = (
+        r"0\.up\.weight: gradient: it has the shape \[2, 24\], of a share \[24, 32\] of the parameter, and this "
+        r"process computes with \[48, 32\]: tensor parallelism of another degree"
+    )
+    with pytest.raises(ValueError, match=said):
+        metis_compile.load_state_dict(model, kept)
+    assert state(model) == {}
+    left = metis_compile.load_state_dict(model, kept, strict=False)
+    assert left == ["0.up.weight: gradient", "0.up.weight: gradient.steps"]
+    assert "0.up.weight.activation" in state(model)
 
 
 def test_a_checkpoint_without_what_is_kept_is_refused(tmp_path: Path) -> None:

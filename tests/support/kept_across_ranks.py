@@ -19,6 +19,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 import metis_compile
@@ -52,6 +53,14 @@ def fsdp2(model: nn.Sequential) -> nn.Module:
     return model
 
 
+def shared_out(model: nn.Sequential) -> nn.Sequential:
+    """Under tensor parallelism over all processes."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for block in model:
+        parallelize_module(block, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
+    return model
+
+
 WRAPPED = {
     "ddp": lambda: compiled(DistributedDataParallel(make())),
     "fsdp1": lambda: compiled(fsdp1(make())),
@@ -82,6 +91,19 @@ def train(folder: Path, rank: int) -> None:
         if name == "fsdp2":
             resumed(folder, rank, model)
     torch.save(kept["fsdp2"], folder / f"kept_{rank}.pt")
+    torch.compiler.reset()
+    model = shared_out(make())
+    run = compiled(model)
+    steps(run, 0, range(1))
+    dcp.save({"metis": KeptState(run)}, checkpoint_id=folder / "of two shares")
+    torch.save(metis_compile.state_dict(run), folder / f"share_{rank}.pt")
+    of_two = state(run)
+    torch.compiler.reset()  # which forgets what is kept, too
+    again = make()
+    dcp.load({"metis": KeptState(again)}, checkpoint_id=folder / "of two shares")  # before it is shared out
+    for before in (shared_out(again), shared_out(make())):
+        dcp.load({"metis": KeptState(before)}, checkpoint_id=folder / "of two shares")
+        assert same(state(before), of_two)
 
 
 def resumed(folder: Path, rank: int, model: nn.Module) -> None:
@@ -111,6 +133,17 @@ def load(folder: Path, rank: int) -> None:
     model = make()
     dcp.load({"metis": KeptState(model, folder / "of one")}, checkpoint_id=folder / "of one")
     torch.save(metis_compile.state_dict(model), folder / f"loaded_{rank}.pt")
+    model = shared_out(make())
+    said = ""
+    try:
+        dcp.load({"metis": KeptState(model, folder / "of two shares")}, checkpoint_id=folder / "of two shares")
+    except ValueError as error:
+        said = str(error)
+    assert said.count("tensor parallelism of another degree") >= 1, said
+    assert state(model) == {}
+    fitting = KeptState(model, folder / "of two shares", strict=False)
+    dcp.load({"metis": fitting}, checkpoint_id=folder / "of two shares")
+    torch.save(metis_compile.state_dict(model), folder / f"fitting_{rank}.pt")
 
 
 if __name__ == "__main__":

@@ -42,9 +42,11 @@ def batch(seed: int = 0, rows: int = 40, columns: int = 32) -> Tensor:
 
 
 def state(model: Any) -> dict[str, Tensor]:
-    """What is kept, as `up.weight.activation`, without the shapes of the parameters."""
+    """What is kept, as `up.weight.activation`, without the shapes of the parameters and of shares."""
     sites = metis_compile.state_dict(model).items()
-    return {f"{site}.{part}": t for site, parts in sites for part, t in parts.items() if part != "parameter"}
+    return {
+        f"{site}.{part}": t for site, parts in sites for part, t in parts.items() if part not in ("parameter", "share")
+    }
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
