@@ -9,6 +9,7 @@ The model itself is compiled by `model.compile(backend="metis")` before that, or
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from metis_compile.policy import Policy, Schedule
 from metis_compile.schedule import advance
 
 FILE = "metis_state.pt"
+PROCESSES = "processes"  # in a file: how many of them saved
 
 
 class MetisCallback(TrainerCallback):
@@ -37,10 +39,11 @@ class MetisCallback(TrainerCallback):
     callbacks. say: what is called with a line of text to show, in each node's first process.
 
     Every checkpoint gets a file metis_state.pt (in a distributed run metis_state_RANK.pt, one for each process), which
-    is read before the first step of a run that resumes: it goes on as it would have. Raises PolicyError for a mistake
+    is read before the first step of a run that resumes: it goes on as it would have. On another number of processes,
+    process r reads the file of process r modulo their number then. Raises PolicyError for a mistake
     in the policy, here or, for METIS_POLICY, when the Trainer is made; ValueError where METIS_POLICY or an option of
-    `torch.compile` names another policy, where the checkpoint that a run resumes from is not found, and where its file
-    is of another model.
+    `torch.compile` names another policy, where the checkpoint that a run resumes from is not found, where its file is
+    of another model, and where files of some processes are missing.
     """
 
     def __init__(
@@ -85,15 +88,29 @@ class MetisCallback(TrainerCallback):
         folder = _folder(args, state)
         folder.mkdir(parents=True, exist_ok=True)  # another process may not have made it yet
         partial = folder / f"{_file(args)}.partial"
-        torch.save(saved(model, self._policy.policy), partial)
+        torch.save({**saved(model, self._policy.policy), PROCESSES: args.world_size}, partial)
         partial.replace(folder / _file(args))
+        if args.process_index == 0:  # what a run on another number of processes left there
+            for path in _files(folder):
+                rank = _rank(path)
+                if (rank is None) != (args.world_size == 1) or (rank is not None and rank >= args.world_size):
+                    path.unlink()
 
     def _restore(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
-        path = self._checkpoint(args, state) / _file(args)
-        if path.exists():
-            told = restore(model, torch.load(path, weights_only=True), self._policy.policy, str(path))
+        folder = self._checkpoint(args, state)
+        path = _file_to_read(folder, args)
+        told: str | None
+        if path is None:
+            told = f"metis: there is no {folder / _file(args)}: what a policy keeps across steps starts anew"
         else:
-            told = f"metis: there is no {path}: what a policy keeps across steps starts anew"
+            given = torch.load(path, weights_only=True)
+            told = restore(model, given, self._policy.policy, str(path))
+            processes = given.get(PROCESSES, args.world_size)
+            if told is None and processes != args.world_size:
+                told = (
+                    f"metis: {folder} is of {processes} processes, and this run has {args.world_size}: process r goes "
+                    f"on with what process r modulo {processes} kept across steps"
+                )
         if told is not None and state.is_local_process_zero:
             self._say(told)
 
@@ -154,3 +171,34 @@ def _same(a: TrainerState, b: TrainerState) -> bool:
 
 def _file(args: TrainingArguments) -> str:
     return FILE if args.world_size == 1 else f"metis_state_{args.process_index}.pt"
+
+
+def _files(folder: Path) -> list[Path]:
+    """What the processes of a run saved in a checkpoint."""
+    return [path for path in folder.glob("metis_state*.pt") if path.name == FILE or _rank(path) is not None]
+
+
+def _rank(path: Path) -> int | None:
+    """The process that saved a file; None for the only one of its run."""
+    found = re.fullmatch(r"metis_state_(\d+)\.pt", path.name)
+    return int(found[1]) if found is not None else None
+
+
+def _file_to_read(folder: Path, args: TrainingArguments) -> Path | None:
+    """What this process goes on with: what it saved itself, or another where fewer did; None where none did.
+
+    Raises ValueError where the file that it needs is not here, and others are: on another node, perhaps.
+    """
+    own = folder / _file(args)
+    files = {_rank(path) or 0: path for path in _files(folder)}  # that of one process is as of the first
+    if own.exists() or not files:
+        return own if own.exists() else None
+    given = torch.load(next(iter(files.values())), weights_only=True)
+    needed = args.process_index % (given.get(PROCESSES, len(files)) if isinstance(given, dict) else len(files))
+    if needed not in files:
+        raise ValueError(
+            f"metis: process {args.process_index} goes on with what process {needed} kept across steps, and {folder} "
+            f"has files of {', '.join(map(str, sorted(files)))} alone: copy them all there, or remove them, and bases "
+            "start anew"
+        )
+    return files[needed]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from transformers import Trainer, TrainerState
 
 import metis_compile
 from metis_compile import Policy, PolicyError
-from metis_compile.integrations.transformers import FILE, MetisCallback, MonitorCallback
+from metis_compile.integrations.transformers import FILE, MetisCallback, MonitorCallback, _file_to_read
 from metis_compile.options import environment_policy
 from metis_compile.policy.schedule import Schedule, Stage
 
@@ -185,13 +186,38 @@ def test_what_cannot_be_put_back_is_said_or_refused(run: Path) -> None:
     assert "there is no" in said[0]
 
 
-def test_each_process_of_a_distributed_run_has_a_file_of_its_own(tmp_path: Path) -> None:
-    from types import SimpleNamespace
-
-    places = [SimpleNamespace(output_dir=str(tmp_path), world_size=2, process_index=i) for i in (0, 1)]
-    for place in places:
+def saved_by(folder: Path, world: int) -> None:
+    """As each of `world` processes does at step 3."""
+    for index in range(world):
+        place = SimpleNamespace(output_dir=str(folder), world_size=world, process_index=index)
         MetisCallback("fp8").on_save(place, TrainerState(global_step=3), None, model=Regression())
-    assert sorted(p.name for p in (tmp_path / "checkpoint-3").iterdir()) == ["metis_state_0.pt", "metis_state_1.pt"]
+
+
+def test_each_process_of_a_distributed_run_has_a_file_of_its_own(tmp_path: Path) -> None:
+    """And what a run on more of them, or on one, left there goes."""
+    for world, names in ((3, "012"), (2, "01"), (1, None), (2, "01")):
+        saved_by(tmp_path, world)
+        expected = [FILE] if names is None else [f"metis_state_{n}.pt" for n in names]
+        assert sorted(p.name for p in (tmp_path / "checkpoint-3").iterdir()) == expected
+
+
+def test_which_file_a_process_reads(tmp_path: Path) -> None:
+    """Its own, or of fewer processes that of its rank modulo their number."""
+
+    def read(world: int) -> list[str]:
+        places = [SimpleNamespace(world_size=world, process_index=i) for i in range(world)]
+        found = [_file_to_read(tmp_path / "checkpoint-3", place) for place in places]
+        return ["" if path is None else path.stem.removeprefix("metis_state") for path in found]
+
+    (tmp_path / "checkpoint-3").mkdir()
+    assert read(2) == ["", ""]
+    saved_by(tmp_path, 2)
+    assert (read(1), read(2), read(4)) == (["_0"], ["_0", "_1"], ["_0", "_1", "_0", "_1"])
+    (tmp_path / "checkpoint-3" / "metis_state_1.pt").unlink()
+    with pytest.raises(ValueError, match=r"process 1 goes on with what process 1 kept .* has files of 0 alone"):
+        read(2)
+    saved_by(tmp_path, 1)
+    assert read(3) == ["", "", ""]  # metis_state.pt
 
 
 def test_statistics_while_it_trains(tmp_path: Path) -> None:
