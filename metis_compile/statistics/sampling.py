@@ -37,8 +37,7 @@ def vector_numbers(x: Tensor, spec: QuantSpec, axis: int, most: int | None) -> T
     size = spec.block_shape[0] if spec.block_shape is not None else 1  # vectors that share their blocks
     groups = (x.shape[1 - axis] + size - 1) // size
     step = -(-groups // max(1, most // size))
-    least, largest = torch.aminmax(x, dim=axis)
-    magnitudes = torch.maximum(-least, largest)
+    magnitudes = torch.maximum(-torch.amin(x, axis), torch.amax(x, axis))  # aminmax along a dimension is no vector code
     outlier = torch.argmax(torch.where(magnitudes == magnitudes, magnitudes, torch.inf)) // size
     chosen = torch.zeros(groups, dtype=torch.bool, device=x.device)
     chosen[::step] = True
