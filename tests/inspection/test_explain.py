@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 
 import pytest
@@ -164,6 +165,12 @@ def test_nothing_is_captured_outside_the_block() -> None:
         pass
     torch.compile(MLP(), backend="metis")(torch.randn(16, 32))
     assert captured.graphs == []
+
+
+def test_graphs_are_not_printed_where_no_trace_is_asked_for() -> None:
+    """In tests neither: see conftest.py."""
+    metis_compile.explain(MLP(), torch.randn(16, 32), policy="nvfp4")
+    assert logging.getLogger("torch.__trace").handlers == []
 
 
 def test_logs_through_torch_s_channels(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
