@@ -52,10 +52,10 @@ DEPTH = Policy.from_toml(
     """
     extends = "nvfp4"
     [[rule]]
-    module = ["layers.2.up", "layers.{6,7}.*"]
+    module = ["layers.1.up", "layers.{3,4}.*"]
     recipe = "high"
     [[rule]]
-    blocks = ["first 1", "last 30%"]
+    blocks = ["first 1", "last 50%"]
     operand = "gradient"
     recipe = "mxfp8"
     """,
@@ -85,7 +85,7 @@ def comparable(explanation: metis_compile.Explanation) -> tuple[Any, ...]:
     [
         (lambda: Deep([Block() for _ in range(9)]), "nvidia", ["layers.3"]),
         (lambda: Deep([Block() for _ in range(6)]), "best", ["layers.2"]),
-        (lambda: Deep([Block() for _ in range(16)]), DEPTH, ["layers.13"]),
+        (lambda: Deep([Block() for _ in range(10)]), DEPTH, ["layers.7"]),
         (lambda: Deep([Block() for _ in range(5)], "return"), "nvfp4", ["layers.2"]),
         (lambda: Deep([Block(64 if i == 5 else 48) for i in range(10)]), "nvfp4", ["layers.2", "layers.7"]),
     ],
