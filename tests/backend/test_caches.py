@@ -49,66 +49,14 @@ def python(code: str, cache: Path, **env: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inductor")
-    first = python('results["first"] = run("nvfp4")', folder)["first"]
-    assert first["autograd_cache_miss"] == 1
-    assert first["autograd_cache_bypass"] == first["fx_bypass"] == 0
-    return folder
-
-
-def test_found_by_name_and_warm_in_a_second_process(cache: Path) -> None:
-    """The script imports nothing of metis: the entry point is enough."""
-    code = """
+# What a second process does with warm caches, in this order: one process, for to start one takes as long as all of it.
+WARM = {
+    "found by name": """
 from torch._inductor.select_algorithm import extern_kernels
 results["again"] = run("nvfp4")
 results["product of packed operands"] = hasattr(extern_kernels, "metis_gemm")
-"""
-    found = python(code, cache)
-    assert found["again"]["autograd_cache_hit"] == 1
-    assert found["again"]["autograd_cache_miss"] == 0
-    assert found["product of packed operands"], "which code on a GPU may call"
-
-
-def test_changes_compile_anew(cache: Path) -> None:
-    code = """
-import metis_compile, metis_compile.backend as backend
-from metis_compile import Policy
-results["same policy, another text"] = run(Policy.load("nvfp4"))
-results["other policy"] = run("mxfp8")
-results["high"] = run("high")
-digest = backend.sources_digest()
-backend.sources_digest = lambda: "changed"
-results["changed source"] = run("nvfp4")
-backend.sources_digest = lambda: digest
-metis_compile.__version__ = "0.0.0"
-results["changed version"] = run("nvfp4")
-"""
-    found = python(code, cache)
-    assert found.pop("same policy, another text")["autograd_cache_hit"] == 1
-    assert {name: r["autograd_cache_hit"] for name, r in found.items()} == dict.fromkeys(found, 0)
-    assert found["other policy"]["loss"] != found["changed source"]["loss"] != found["high"]["loss"]
-
-
-def test_the_environment_names_the_policy_of_those_who_pass_only_a_backend(cache: Path) -> None:
-    code = """
-import os
-results["mxfp4"] = run(None)
-results["mxfp4 by option"] = run("mxfp4")
-os.environ["METIS_POLICY"] = "fp8"
-results["fp8"] = run(None)
-results["fp8 by option"] = run("fp8")
-"""
-    found = python(code, cache, METIS_POLICY="mxfp4")
-    assert found["mxfp4"]["loss"] == found["mxfp4 by option"]["loss"]
-    assert found["fp8"]["loss"] == found["fp8 by option"]["loss"] != found["mxfp4"]["loss"]
-    hits = {name: result["autograd_cache_hit"] for name, result in found.items()}
-    assert hits == {"mxfp4": 0, "mxfp4 by option": 1, "fp8": 0, "fp8 by option": 1}
-
-
-def test_what_is_shown_is_right_on_a_hit(cache: Path) -> None:
-    code = """
+""",
+    "shown": """
 import metis_compile
 with metis_compile.capture() as captured:
     results["captured"] = run("nvfp4")
@@ -117,16 +65,8 @@ results["forward"] = "metis.quantize" in str(captured.graphs[0].forward.graph)
 model = torch.nn.Sequential(torch.nn.Linear(16, 16))
 results["explained"] = [s.gemm for s in metis_compile.explain(model, torch.randn(16, 16), policy="nvfp4").sites]
 results["after"] = run("nvfp4")
-"""
-    found = python(code, cache)
-    assert found["sites"] == ["fprop", "wgrad"] == found["explained"]
-    assert found["forward"]
-    assert found["after"]["autograd_cache_hit"] == 1, "looking did not spoil the cache"
-
-
-def test_another_inner_compile_is_given_every_graph(cache: Path) -> None:
-    """AOTAutograd's key says nothing of it: what Inductor compiled was once taken for what ran the graph eagerly."""
-    code = """
+""",
+    "another inner compile": """
 from metis_compile.backend import compile_graph
 from metis_compile.inspection.dry_run import run_eagerly
 from metis_compile.options import read_options
@@ -143,9 +83,81 @@ torch.compiler.reset()
 with tally() as tallies:
     torch.compile(torch.nn.Sequential(torch.nn.Linear(16, 16)), backend=eagerly)(torch.randn(16, 16)).sum().backward()
 results["seen"] = [(each.seen, each.products) for each in tallies]
-"""
-    found = python(code, cache)
-    assert found == {"hits": 1, "seen": [[True, 2]]}
+""",
+    "environment": """
+import os
+os.environ["METIS_POLICY"] = "mxfp4"
+results["mxfp4"] = run(None)
+results["mxfp4 by option"] = run("mxfp4")
+os.environ["METIS_POLICY"] = "fp8"
+results["fp8"] = run(None)
+results["fp8 by option"] = run("fp8")
+del os.environ["METIS_POLICY"]
+""",
+    "changes": """
+import metis_compile, metis_compile.backend as backend
+from metis_compile import Policy
+results["same policy, another text"] = run(Policy.load("nvfp4"))
+results["other policy"] = run("mxfp8")
+results["high"] = run("high")
+digest = backend.sources_digest()
+backend.sources_digest = lambda: "changed"
+results["changed source"] = run("nvfp4")
+backend.sources_digest = lambda: digest
+metis_compile.__version__ = "0.0.0"
+results["changed version"] = run("nvfp4")
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The results of each part of WARM."""
+    cache = tmp_path_factory.mktemp("inductor")
+    first = python('results["first"] = run("nvfp4")', cache)["first"]
+    assert first["autograd_cache_miss"] == 1
+    assert first["autograd_cache_bypass"] == first["fx_bypass"] == 0
+    return python(
+        "found = {}"
+        + "".join(f"{code}found[{name!r}], results = results, {{}}\n" for name, code in WARM.items())
+        + "results = found",
+        cache,
+    )
+
+
+def test_found_by_name_and_warm_in_a_second_process(warm: Any) -> None:
+    """Up to there the script imports nothing of metis: the entry point is enough."""
+    found = warm["found by name"]
+    assert found["again"]["autograd_cache_hit"] == 1
+    assert found["again"]["autograd_cache_miss"] == 0
+    assert found["product of packed operands"], "which code on a GPU may call"
+
+
+def test_changes_compile_anew(warm: Any) -> None:
+    found = dict(warm["changes"])
+    assert found.pop("same policy, another text")["autograd_cache_hit"] == 1
+    assert {name: r["autograd_cache_hit"] for name, r in found.items()} == dict.fromkeys(found, 0)
+    assert found["other policy"]["loss"] != found["changed source"]["loss"] != found["high"]["loss"]
+
+
+def test_the_environment_names_the_policy_of_those_who_pass_only_a_backend(warm: Any) -> None:
+    found = warm["environment"]
+    assert found["mxfp4"]["loss"] == found["mxfp4 by option"]["loss"]
+    assert found["fp8"]["loss"] == found["fp8 by option"]["loss"] != found["mxfp4"]["loss"]
+    hits = {name: result["autograd_cache_hit"] for name, result in found.items()}
+    assert hits == {"mxfp4": 0, "mxfp4 by option": 1, "fp8": 0, "fp8 by option": 1}
+
+
+def test_what_is_shown_is_right_on_a_hit(warm: Any) -> None:
+    found = warm["shown"]
+    assert found["sites"] == ["fprop", "wgrad"] == found["explained"]
+    assert found["forward"]
+    assert found["after"]["autograd_cache_hit"] == 1, "looking did not spoil the cache"
+
+
+def test_another_inner_compile_is_given_every_graph(warm: Any) -> None:
+    """AOTAutograd's key says nothing of it: what Inductor compiled was once taken for what ran the graph eagerly."""
+    assert warm["another inner compile"] == {"hits": 1, "seen": [[True, 2]]}
 
 
 def test_sources_digest_covers_what_decides_code_and_nothing_else(tmp_path: Path) -> None:
