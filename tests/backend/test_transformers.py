@@ -6,9 +6,11 @@ In NVFP4, and Llama also with splits that are kept across steps.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -81,7 +83,24 @@ TRAINED = [
 ]
 
 
-@pytest.fixture(scope="module", params=TRAINED, ids="-".join)
+# Conv1D, splits that are kept across steps, and experts; attention by both ways
+NOT_LONG = [
+    ("gpt2", "sdpa", "nvfp4"),
+    ("llama", "sdpa", "metis"),
+    ("mixtral", "sdpa", "best"),
+    *[("gpt2", "sdpa"), ("llama", "eager"), ("bert", "sdpa"), ("mixtral", "eager")],
+]
+
+
+def cases(all_of_them: Iterable[tuple[str, ...]]) -> list[Any]:
+    """For the params of a fixture."""
+    return [
+        pytest.param(case, id="-".join(case), marks=() if case in NOT_LONG else pytest.mark.long)
+        for case in all_of_them
+    ]
+
+
+@pytest.fixture(scope="module", params=cases(TRAINED))
 def trained(request: pytest.FixtureRequest) -> Trained:
     """Each model trained twice from one seed, in full precision and compiled; one compile for all tests of it."""
     name, attention, policy = request.param
@@ -118,7 +137,7 @@ def test_it_was_quantized(trained: Trained) -> None:
     assert trained.metis[0] != pytest.approx(trained.full[0], rel=1e-6)
 
 
-@pytest.fixture(scope="module", params=[(n, a) for n in MODELS for a in ("sdpa", "eager")], ids="-".join)
+@pytest.fixture(scope="module", params=cases(itertools.product(MODELS, ("sdpa", "eager"))))
 def explained(request: pytest.FixtureRequest) -> tuple[str, str, nn.Module, Explanation]:
     name, attention = request.param
     model, tokens = make(name, attention)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from by_hand import SUMMATION_ORDER, assert_same
 from cross_compile import cross_compile_generated
+from long_tail import sampled
 from memory_accesses import Call, calls_in
 from training_step import LAYERS, PRESETS, compiled_step, gemm_calls, reference_step, start, step
 
@@ -75,7 +76,7 @@ def assert_products_read_what_was_quantized(calls: list[Call]) -> None:
             assert sum(codes in call.reads for call in calls if call.kernel == QUANTIZE) == 1
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", sampled(PRESETS, lambda preset: preset not in ("averis", "mxfp4")))
 def test_a_training_step(templates: list[int], preset: str) -> None:
     model, x = start(tokens_for(preset), INPUTS, HIDDEN, OUTPUTS)
     actual, codes, graph = compiled_step(model, x, preset, max_autotune_gemm=False)
@@ -100,7 +101,7 @@ def test_a_training_step(templates: list[int], preset: str) -> None:
 SAVED_SWIZZLED = {"nvfp4": True, "averis": True, "metis": False, "best": True, "mxfp4": True, "mxfp8": True}
 
 
-@pytest.mark.parametrize("preset", SAVED_SWIZZLED)
+@pytest.mark.parametrize("preset", sampled(SAVED_SWIZZLED, ["averis", "metis", "mxfp4"]))
 def test_a_training_step_where_scales_are_swizzled(triton_on_cpu: Any, templates: list[int], preset: str) -> None:
     """On compute capability 10.0 the kernel writes scales, and forward saves them, as tensor cores take them."""
     triton_on_cpu.capability = 100
@@ -123,7 +124,10 @@ def test_a_training_step_where_scales_are_swizzled(triton_on_cpu: Any, templates
 
 
 @pytest.mark.parametrize(
-    ("preset", "capability"), [("nvfp4", 90), ("averis", 90), ("mxfp4", 90), ("nvfp4", 100), ("mxfp8", 100)]
+    ("preset", "capability"),
+    sampled(
+        [("nvfp4", 90), ("averis", 90), ("mxfp4", 90), ("nvfp4", 100), ("mxfp8", 100)], [("averis", 90), ("mxfp8", 100)]
+    ),
 )
 def test_any_number_of_tokens(triton_on_cpu: Any, templates: list[int], preset: str, capability: int) -> None:
     """Compiled once, for two blocks of tokens or more: sizes of codes are worked out in the kernels."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import revision
 import typer
+from long_tail import sampled
 from typer.testing import CliRunner
 
 from metis_compile.bench.errors import BenchError
@@ -165,7 +166,7 @@ def test_the_command_line(measured: Path, tmp_path: Path, monkeypatch: Any) -> N
     ]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", sampled([signal.SIGINT, signal.SIGTERM], [signal.SIGTERM]))
 def test_a_stop_keeps_what_is_done_and_leaves_no_checkout(
     measured: Path, settings: Any, options: Any, console: Any, monkeypatch: Any, number: int
 ) -> None:

@@ -27,7 +27,9 @@ def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
     return [name for name in sorted({*a, *b}) if name not in a or name not in b or not torch.equal(a[name], b[name])]
 
 
-@pytest.mark.parametrize("by_name", [True, False], ids=["by name", "model.compile"])
+@pytest.mark.parametrize(
+    "by_name", [pytest.param(True, id="by name"), pytest.param(False, id="model.compile", marks=pytest.mark.long)]
+)
 def test_a_run_that_resumes_is_the_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_name: bool
 ) -> None:
