@@ -1,6 +1,7 @@
 """A process that measures one thing: ``python -m metis_compile.bench.worker JSON``.
 
-It writes a JSON object a line to stdout: {"step", "note"} after each step, then {"done"} or {"error"}.
+It writes a JSON object a line to stdout: {"step", "note"} after each step, {"warning"} for what is to be known of the
+policy, then {"done"} or {"error"}.
 """
 
 import json
@@ -12,7 +13,8 @@ import torch
 
 from metis_compile.bench import gemm, memory, quantize, start, step
 from metis_compile.bench.errors import BenchError
-from metis_compile.measure.worker_protocol import emit
+from metis_compile.measure.worker_protocol import emit, emits_warnings
+from metis_compile.naming import PolicyWarning
 from metis_compile.policy import PolicyError
 from metis_compile.train.errors import TrainError
 from metis_compile.train.settings import Settings
@@ -38,7 +40,9 @@ def main(text: str) -> int:
     try:
         given = request.pop("settings")
         settings = None if given is None else Settings(**given)
-        emit(done=KINDS[kind](candidate, settings, lambda done: emit(step=done, note=""), **request))
+        with emits_warnings(PolicyWarning):
+            done = KINDS[kind](candidate, settings, lambda done: emit(step=done, note=""), **request)
+        emit(done=done)
     except (BenchError, TrainError, PolicyError) as error:
         emit(error=str(error))
         return 2

@@ -65,10 +65,17 @@ def globs_of(groups: Sequence[Group]) -> dict[str, tuple[str, ...]]:
 
 
 def _globs(kind: str, names: set[str], everything: set[str]) -> tuple[str, ...]:
-    for glob in (kind, _with_numbers(kind, names)):
+    for glob in (_under_any(kind, everything), kind, _with_numbers(kind, names)):
         if glob and {name for name in everything if compile_glob(glob).fullmatch(name)} == names:
             return (glob,)
     return tuple(sorted(names))
+
+
+def _under_any(kind: str, everything: set[str]) -> str:
+    """With a star for the module that holds them all: it may only compute the loss, and not be there in training."""
+    first, _, rest = kind.partition(".")
+    held_by_one = all(name.startswith(f"{first}.") for name in everything) and not rest.startswith("*")
+    return f"*.{rest}" if held_by_one and rest else ""
 
 
 def _with_numbers(kind: str, names: set[str]) -> str:

@@ -1,7 +1,8 @@
 """A process that makes one record: ``python -m metis_compile.compare.worker JSON``.
 
 A run of its own for each leaves nothing behind, neither memory nor compiled code, that another could feel. It writes
-a JSON object a line to stdout: {"step", "note"} after each step, then {"done"}, {"interrupted"} or {"error"}.
+a JSON object a line to stdout: {"step", "note"} after each step, {"warning"} for what is to be known of the policy,
+then {"done"}, {"interrupted"} or {"error"}.
 """
 
 import json
@@ -15,7 +16,8 @@ from metis_compile.compare.cost import measure
 from metis_compile.compare.record import Record
 from metis_compile.compare.run import run_branch, run_once
 from metis_compile.compare.run_config import RunConfig
-from metis_compile.measure.worker_protocol import emit
+from metis_compile.measure.worker_protocol import emit, emits_warnings
+from metis_compile.naming import PolicyWarning
 from metis_compile.policy import PolicyError
 from metis_compile.train.errors import TrainError
 from metis_compile.train.loop import Interrupted
@@ -35,10 +37,11 @@ def main(text: str) -> int:
             return 0
         out, branch = Path(job["out"]), job["branch"]
         outcome: Record | Interrupted | None
-        if job["kind"] == "branch":
-            outcome = run_branch(settings, out, stepped, branch)
-        else:
-            outcome = run_once(arm, settings, out, stepped, branch)
+        with emits_warnings(PolicyWarning):  # such as of a rule that matches nothing
+            if job["kind"] == "branch":
+                outcome = run_branch(settings, out, stepped, branch)
+            else:
+                outcome = run_once(arm, settings, out, stepped, branch)
     except (TrainError, PolicyError) as error:
         emit(error=str(error))
         return 2

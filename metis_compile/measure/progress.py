@@ -68,6 +68,7 @@ class JobProgress(Bars):
         self._tasks: dict[str, TaskID] = {}
         self._totals: dict[str, int] = {}
         self._far: dict[str, str] = {}  # for people, of each job that runs
+        self._warnings: set[str] = set()
         self._ended = 0
         self._all = self._bar.add_task("all", total=count, note="")
 
@@ -90,6 +91,13 @@ class JobProgress(Bars):
             if not self._length_said and (left := self._left(now)):
                 self._line(left)
         self.waited()
+
+    def warned(self, label: str, text: str) -> None:
+        """A job warns of something; the same text is said once, of the first job that has it."""
+        with self._lock:
+            if text not in self._warnings:
+                self._warnings.add(text)
+                self._line(f"{label}: warning: {text}")
 
     def waited(self) -> None:
         """Time has passed: without a terminal, a line now and then says how far the jobs are."""

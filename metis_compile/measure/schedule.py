@@ -121,6 +121,8 @@ class _Worker:
                 continue  # something else that printed
             if "step" in last:
                 self.progress.stepped(self.job.label, last["step"], last["note"])
+            elif "warning" in last:
+                self.progress.warned(self.job.label, last["warning"])
         return last
 
 

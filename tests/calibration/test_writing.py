@@ -68,6 +68,17 @@ def test_keys_apart_are_one_rule() -> None:
     assert text.startswith("# A head.\n")
 
 
+def test_rules_match_with_and_without_what_is_around_the_model() -> None:
+    """A module that computes the loss holds the model that is calibrated, and is not there in training."""
+    q, up = group("model.blocks.*.attn.q"), group("model.blocks.*.mlp.up")
+    text = check({q: everything("best"), up: everything("nvfp4")})
+    assert 'module = "*.blocks.' in text
+    assert "model.blocks" not in text
+    cells = ("blocks.1.attn.q", "fprop", "weight", 1)
+    assert decided(Policy.from_toml(text), *cells) == "best"
+    assert decided(Policy.from_toml(text), "blocks.1.mlp.up", *cells[1:]) == "nvfp4"
+
+
 def test_a_product_of_all_layers_needs_no_module() -> None:
     both = {("fprop", "activation"): "mxfp8", ("fprop", "weight"): "mxfp8"}
     text = check({group("blocks.*.a"): everything("nvfp4", both), group("blocks.*.b"): everything("nvfp4", both)})
