@@ -1,6 +1,8 @@
 """A run: two models, the same batches, one step of each in turn."""
 
 import json
+import logging
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from metis_compile.measure.folder import check_folder, writing
 from metis_compile.measure.interrupt import StopRequest
 from metis_compile.measure.plot import check_matplotlib
 from metis_compile.monitoring.monitor import monitor
+from metis_compile.naming import PolicyWarning
 from metis_compile.policy import Schedule
 from metis_compile.train import checkpoint, corpus
 from metis_compile.train.determinism import deterministic
@@ -26,6 +29,7 @@ from metis_compile.train.variant import FULL_PRECISION, Variant, policy_variant
 
 __all__ = ["Interrupted", "Options", "run"]
 
+log = logging.getLogger("metis_compile")
 VALIDATION_BATCHES = 32
 
 
@@ -160,10 +164,16 @@ class _Run:
     def _warm_up(self) -> None:
         """Compile something tiny: what a process pays once is then in neither model's compile time."""
         self.progress.doing("starting the compiler")
-        for trainer in self.learners.values():
-            linear = torch.nn.Linear(32, 32, device=self.settings.device)
-            compiled = torch.compile(linear, backend=trainer.variant.backend, options=trainer.variant.options)
-            compiled(torch.ones(32, 32, device=self.settings.device)).sum().backward()
+        log.disabled = True  # what the policy does to it is of no interest, nor is it said already of the model
+        try:
+            with warnings.catch_warnings(action="ignore", category=PolicyWarning):
+                for trainer in self.learners.values():
+                    linear = torch.nn.Linear(32, 32, device=self.settings.device)
+                    compiled = torch.compile(linear, backend=trainer.variant.backend, options=trainer.variant.options)
+                    compiled(torch.ones(32, 32, device=self.settings.device)).sum().backward()
+        finally:
+            log.disabled = False
+            torch.compiler.reset()
 
     def _step(self) -> None:
         settings = self.settings

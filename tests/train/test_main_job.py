@@ -17,12 +17,14 @@ recipe = "high"
 """
 
 
-def test_the_policy_trains_beside_full_precision(settings, tmp_path) -> None:
+def test_the_policy_trains_beside_full_precision(settings, tmp_path, recwarn) -> None:
     counters.clear()
     policy_file = tmp_path / "narrow.toml"
     policy_file.write_text(NARROW)
     with metis_compile.capture() as captured:
         report = run(settings(policy=str(policy_file), width=32, context=32), Options(out=tmp_path / "out"))
+    # Its rules match the model, and what else is compiled first is no concern of the user's.
+    assert [str(w.message) for w in recwarn if issubclass(w.category, metis_compile.PolicyWarning)] == []
     full, policy = report.full_precision, report.policy
     assert (full.backend, policy.backend, policy.label) == ("inductor", "metis", "narrow")
     # Quantization moves the losses, and not far.
