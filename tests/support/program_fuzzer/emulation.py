@@ -105,7 +105,8 @@ class Emulation(TorchDispatchMode):
                 known = _memory(tensor) in self.origins
                 origin = self.origin(tensor)
                 if not known:
-                    origin.argument = func is aten._to_copy.default and sources[0].argument
+                    copies = func in (aten._to_copy.default, aten.clone.default)
+                    origin.argument = copies and sources[0].argument
                 for name in ("parameter", "data", "tangent"):
                     setattr(origin, name, getattr(origin, name) or any(getattr(s, name) for s in sources))
 
