@@ -1,6 +1,8 @@
 """Step time of this checkout over that of another commit of it: a process each, which take steps in turn.
 
-python benchmarks/revision.py HEAD~1 nvfp4 best --width 512
+    python benchmarks/revision.py HEAD~1 nvfp4 best --width 512
+
+The package as it is here, with what is not committed, over the package as it was in that commit.
 """
 
 import json
@@ -42,7 +44,7 @@ from metis_compile.cli.bench import (
     Rounds,
     Threads,
     show,
-    size,
+    sizes_of,
 )
 from metis_compile.compare.run_config import RunConfig
 from metis_compile.measure import repository
@@ -264,8 +266,7 @@ def main(
     """Step time of this checkout over another commit's, for each policy and width."""
 
     def run(options: Options, console: Console) -> Report:
-        widths: list[int | None] = list(dict.fromkeys(width or [])) or [None]
-        sizes = [size(w, layers, tokens, device, dtype, model) for w in widths]
+        sizes = sizes_of(width, layers, tokens, device, dtype, model)
         return bench_revision(policies, sizes, revision, options, console)
 
     show(run, out=out, rounds=rounds, threads=threads, json=as_json)

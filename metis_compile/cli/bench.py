@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from metis_compile.bench.report import Report
     from metis_compile.bench.runner import Options
+    from metis_compile.train.settings import Settings
 
 __all__ = ["bench"]
 
@@ -82,8 +83,7 @@ def step(
     """Step time: forward and backward, and the whole optimizer step, each policy in turn with plain Inductor."""
 
     def run(options: "Options", console: "Console") -> "Report":
-        widths: list[int | None] = list(dict.fromkeys(width or [])) or [None]
-        sizes = [size(w, layers, tokens, device, dtype, model) for w in widths]
+        sizes = sizes_of(width, layers, tokens, device, dtype, model)
         from metis_compile.bench.step import bench_step
 
         return bench_step(policies, sizes, options, console)
@@ -305,6 +305,14 @@ def numbers(name: str, text: str) -> list[int]:
     if not found or min(found) < 1:
         raise BenchError(f"{name} must be numbers above 0 with commas between them, got {text!r}")
     return found
+
+
+def sizes_of(
+    widths: list[int] | None, layers: int | None, tokens: int | None, device: str, dtype: str | None, model: str
+) -> "list[Settings]":
+    """The settings for each width, or for the model's own."""
+    each: list[int | None] = [*dict.fromkeys(widths or [])] or [None]
+    return [size(width, layers, tokens, device, dtype, model) for width in each]
 
 
 def show(

@@ -33,7 +33,7 @@ __all__ = ["decompose_experts"]
 aten = torch.ops.aten
 FORWARD = "transformers::grouped_mm_fallback"
 BACKWARD = "transformers::grouped_mm_fallback_backward"
-GROUPED = aten._grouped_mm.default
+OF_TORCH = aten._grouped_mm.default
 
 
 def decompose_experts(context: PassContext) -> PassResult:
@@ -44,7 +44,7 @@ def decompose_experts(context: PassContext) -> PassResult:
     for node in nodes:
         assert builder is not None
         with builder.at(node, like=node):
-            if node.target is GROUPED:
+            if node.target is OF_TORCH:
                 _decompose_form(builder, node)
             elif schema_name(node) == FORWARD:
                 node.replace_all_uses_with(builder.call(GROUPED_MM, _tensors(node), name=node.name))
@@ -102,7 +102,7 @@ def _is_opaque(node: fx.Node) -> bool:
 
 def _is_other_form(node: fx.Node) -> bool:
     """Whether it is a grouped product of columns, or of a batch; with a bias or another dtype it is left."""
-    if node.target is not GROUPED:
+    if node.target is not OF_TORCH:
         return False
     given = dict(zip(("left", "right", "offs", "bias", "out_dtype"), node.args, strict=False)) | node.kwargs
     offs, bias, dtype = (given.get(name) for name in ("offs", "bias", "out_dtype"))

@@ -10,6 +10,7 @@ import torch
 from by_hand import SUMMATION_ORDER, assert_same
 from graphs import capture_graphs, count, eager_backend
 from kept_bases import batch, compiled, same, state, step
+from read_in_wgrad import RULES, Two
 from tiny import MLP, Twice
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -109,23 +110,7 @@ def test_it_is_measured_before_the_first_that_reads_it(more: str) -> None:
         treatment = f'{{ format = "{format}", hold_amax = 3{more} }}'
         return f"[recipe.{name}]\n" + "".join(f"{role} = {treatment}\n" for role in ROLES)
 
-    chosen = Policy.from_toml(
-        recipe("first", "fp8")
-        + recipe("second", "nvfp4")
-        + "[[rule]]\nmodule = 'up'\ngemm = 'wgrad'\nrecipe = 'first'\n"
-        + "[[rule]]\nmodule = 'up'\nrecipe = 'high'\n"
-        + "[[rule]]\ngemm = ['fprop', 'wgrad']\nrecipe = 'second'\n"
-    )
-
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.up, self.down = nn.Linear(32, 32), nn.Linear(32, 32)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = torch.relu(x)
-            return self.up(x) * self.down(x)
-
+    chosen = Policy.from_toml(recipe("first", "fp8") + recipe("second", "nvfp4") + RULES)
     run = compiled(Two(), chosen)
     for i in range(2):
         step(run, batch(i).requires_grad_())

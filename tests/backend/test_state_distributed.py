@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from kept_across_ranks import SITES, make
 from kept_bases import batch, compiled, same, state, step
+from ranks_of import run_ranks
 from torch import nn
 
 import metis_compile
@@ -23,19 +21,7 @@ WORKER = Path(__file__).parents[1] / "support" / "kept_across_ranks.py"
 
 
 def processes(folder: Path, world: int, what: str) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(folder), str(rank), str(world), what],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-        )
-        for rank in range(world)
-    ]
-    said = [process.communicate()[0] for process in running]
-    assert [process.returncode for process in running] == [0] * world, "\n".join(said)
+    run_ranks(WORKER, folder, world, what, environment={})
 
 
 def equal(a: dict[str, Any], b: dict[str, Any]) -> bool:

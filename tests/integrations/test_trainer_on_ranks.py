@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from ranks_of import run_ranks
 
 WORKER = Path(__file__).parents[1] / "support" / "trainer_on_ranks.py"
 
@@ -19,20 +17,8 @@ def run(folder: Path, world: int, checkpoint: Path | None = None) -> list[dict[s
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "METIS_POLICY": ""}
-    command = [str(world), str(port), "-" if checkpoint is None else str(checkpoint)]
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(folder), str(rank), *command],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-        )
-        for rank in range(world)
-    ]
-    said = [process.communicate()[0] for process in running]
-    assert [process.returncode for process in running] == [0] * world, "\n".join(said)
+    resumed = "-" if checkpoint is None else str(checkpoint)
+    run_ranks(WORKER, folder, world, str(port), resumed, environment={"METIS_POLICY": ""})
     return [torch.load(folder / f"outcome_{rank}.pt") for rank in range(world)]
 
 

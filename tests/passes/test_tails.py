@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from graphs import capture_graphs, sites_of
+from read_in_wgrad import RULES, Two
 from torch import Tensor, fx, nn
 from written_out import Values
 
@@ -321,22 +322,6 @@ def test_what_is_shared_is_made_before_the_first_that_reads_it(activation: str, 
                   for role, more in operands.items())  # fmt: skip
         return f"[recipe.{name}]\n{''.join(tables)}"
 
-    text = (
-        recipe("first", "mxfp8")
-        + recipe("second", "nvfp4")
-        + "[[rule]]\nmodule = 'up'\ngemm = 'wgrad'\nrecipe = 'first'\n"
-        + "[[rule]]\nmodule = 'up'\nrecipe = 'high'\n"
-        + "[[rule]]\ngemm = ['fprop', 'wgrad']\nrecipe = 'second'\n"
-    )
-
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.up, self.down = nn.Linear(32, 32), nn.Linear(32, 32)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = torch.relu(x)
-            return self.up(x) * self.down(x)
-
+    text = recipe("first", "mxfp8") + recipe("second", "nvfp4") + RULES
     found = sites_of(capture_graphs(Two(), torch.randn(32, 32, requires_grad=True), policy=Policy.from_toml(text)))
     assert {(s.gemm, s.module) for s in found if s.reason is None} >= {("wgrad", "up"), ("wgrad", "down")}
