@@ -63,6 +63,8 @@ def _multiply(site: Site, weight: Operand, builder: GraphBuilder, inliner: Inlin
 def _run(spec: QuantSpec, axis: int, is_transposed: bool) -> Callable[..., list[torch.Tensor]]:
     def run(product: torch.Tensor, weight: torch.Tensor) -> list[torch.Tensor]:
         factor = dge_factor(weight, spec, axis)
+        if product.dim() > factor.dim():  # addbmm: a matrix in forward, what it is joined of in backward
+            factor = factor.reshape(product.shape[0], -1, factor.shape[-1])
         factor = factor.mT if is_transposed else factor
         return [(product.to(torch.float32) * factor).to(product.dtype)]
 

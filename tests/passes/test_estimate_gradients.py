@@ -88,6 +88,21 @@ def test_weights_of_one_function_are_each_multiplied_by_their_own() -> None:
         assert relative_error(actual, expected * dge_factor(weight, SPEC, 1)) < SUMMATION_ORDER
 
 
+def test_an_addbmm_is_one_matrix_in_forward_and_several_in_backward() -> None:
+    x, added, g = torch.randn(4, 40, 48), torch.randn(40, 24), torch.randn(40, 24)
+    weight = nn.ParameterList([torch.randn(4, 48, 24)])
+    (plain,) = torch.autograd.grad(torch.addbmm(added, x, weight[0]), [weight[0]], g)
+
+    def run(x: Tensor) -> Tensor:
+        return torch.addbmm(added, x, weight[0])
+
+    torch.compiler.reset()
+    compiled = torch.compile(run, backend=eager_backend(Policy.from_toml(TEXT)))
+    (found,) = torch.autograd.grad(compiled(x), [weight[0]], g)
+    factor = dge_factor(weight[0].reshape(-1, 24), SPEC, 0).view(4, 48, 24)
+    assert relative_error(found, plain * factor) < SUMMATION_ORDER
+
+
 class Experts(nn.Module):
     """A batch of weights."""
 
