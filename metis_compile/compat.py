@@ -40,6 +40,7 @@
 | detached_dynamo_state | 2.8 | a dry run neither reads nor changes what Dynamo has learned of changing sizes |
 | without_default_device | 2.3 | stand-ins of meta tensors are on the CPU, and so is what is made beside them |
 | compile_fx_inner, around_compiled | 2.0, 2.6 | a forward or backward graph the moment it is compiled; its calls |
+| stable_topological_sort | 2.0 | Inductor's joint passes leave a graph in order only after the last of all |
 | without_autograd_cache | 2.6 | a graph that is to be looked at must be made, and not come from AOTAutograd's cache |
 | compiles_a_backward | 2.5 | compiled autograd hands over backwards whose products were treated with their forward |
 | fsdp_layouts | 2.6 | how FSDP2's parameters lie while they compute, to tell tensor parallelism from storage |
@@ -89,6 +90,7 @@ from torch._inductor.ir import (
     convert_shape_to_inductor,
 )
 from torch._inductor.lowering import empty_strided, fallback_handler, register_lowering, squeeze
+from torch._inductor.pattern_matcher import stable_topological_sort
 from torch._inductor.runtime.runtime_utils import cache_dir
 from torch._inductor.select_algorithm import (
     ExternKernelCaller,
@@ -176,6 +178,7 @@ __all__ = [
     "select_decomp_table",
     "size_hint",
     "source_chain",
+    "stable_topological_sort",
     "synthetic_source",
     "trace_structured",
     "without_autograd_cache",

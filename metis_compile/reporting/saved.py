@@ -42,8 +42,10 @@ class SavedBytes:
                 self._ours.add(node.name)
         for site in sites:
             for operand in site.operands if site.gemm != "fprop" else ():
+                if operand.quantized is None:  # what it was may have left the graph
+                    continue
                 base = root(operand.base, through_casts=False)
-                if operand.quantized is not None and base.name not in parameters and not base.meta.get("recompute"):
+                if base.name not in parameters and not base.meta.get("recompute"):
                     self._replaced.append((operand.kept_as, base.name, _nbytes(base.meta["val"])))
 
     def forward(self, graph: fx.Graph) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -133,7 +134,24 @@ class GraphBuilder:
         known = self._symbols.get(size.node.expr)
         if known is not None:
             return known
-        return self.call(aten.sym_size.int, (node, axis), name=f"{node.name}_size_{axis}")
+        source, axis = self._first_of_size.get(size.node.expr, (node, axis))
+        return self.call(aten.sym_size.int, (source, axis), name=f"{source.name}_size_{axis}")
+
+    @cached_property
+    def _first_of_size(self) -> dict[Any, tuple[fx.Node, int]]:
+        """Each symbolic size -> the first tensor that has it, and where.
+
+        Inductor folds constants of a size to the first node that computes it: in forward that must not be one that
+        comes from a tangent.
+        """
+        found: dict[Any, tuple[fx.Node, int]] = {}
+        for node in self.graph.nodes:
+            value = node.meta.get("val")
+            if isinstance(value, torch.Tensor) and "tangents" not in str(node.target):
+                for axis, size in enumerate(value.shape):
+                    if isinstance(size, torch.SymInt):
+                        found.setdefault(size.node.expr, (node, axis))
+        return found
 
     def product(self, a: int | fx.Node, b: int | fx.Node) -> int | fx.Node:
         """a times b, sizes."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import fx
 
+from metis_compile.compat import stable_topological_sort
 from metis_compile.passes.context import PassContext, PassResult
 from metis_compile.passes.graph.products import PRODUCTS
 from metis_compile.passes.lowering.packed_gemm import packed_operands
@@ -34,7 +35,8 @@ def hide_from_pad_mm(context: PassContext) -> PassResult:
 
 
 def restore_products(context: PassContext) -> PassResult:
-    """Makes them products again."""
+    """Makes them products again, of a graph in order: Inductor may fold to a size that is only computed further on."""
+    stable_topological_sort(context.graph)
     return PassResult(changed=restore(context.graph))
 
 

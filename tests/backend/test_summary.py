@@ -78,6 +78,25 @@ def test_a_scaled_product_with_tails_is_saved_as_the_plain_one() -> None:
     assert (found.saved_bytes, found.plain_saved_bytes) == (explained.saved_bytes, explained.plain_saved_bytes)
 
 
+def test_operands_that_left_the_graph_unquantized_are_nothing_that_is_saved() -> None:
+    """A matrix that was made of a batch of one, for a product that a rule then leaves high."""
+    weight, added = nn.Parameter(torch.randn(1, 24, 33)), nn.Parameter(torch.randn(33))
+    text = "[recipe.r]\nweight = 'high'\nactivation = 'nvfp4'\ngradient = 'high'\n[[rule]]\nrecipe = 'high'\n"
+
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.added = weight, added
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            weight = self.weight / self.weight.norm(dim=-1, keepdim=True)
+            return torch.baddbmm(self.added, x.flatten(0, -2)[None], weight, alpha=-2.0)
+
+    run = torch.compile(Joined(), backend=eager_backend(Policy.from_toml(text)))
+    run(torch.randn(4, 9, 24)).sum().backward()
+    assert weight.grad is not None
+
+
 def test_nothing_is_said_of_a_forward_without_gradients() -> None:
     with torch.no_grad():
         found = metis_compile.summary(compiled("nvfp4", Model(), torch.randn(2, 16, 32)))

@@ -94,3 +94,23 @@ def test_nothing_is_held_where_values_are_multiplied() -> None:
     assert isinstance(joint, fx.GraphModule)
     assert count(joint, DEQUANTIZE) > 0
     assert hide(joint.graph) == []
+
+
+def test_a_graph_that_inductor_has_not_put_in_order_yet() -> None:
+    """A product times zero is folded to zeros of a size that is computed behind them."""
+    added, weight = nn.Parameter(torch.randn(16)), nn.Parameter(torch.randn(1, 24, 16))
+    policy = Policy.from_toml(
+        "[recipe.r]\nweight = 'high'\nactivation = { format = 'fp8', split = 'mean' }\ngradient = 'mxfp8'\n"
+        "[[rule]]\nrecipe = 'r'\n"
+    )
+
+    def scaled(x: torch.Tensor) -> torch.Tensor:
+        return torch.baddbmm(added, x[1:].unsqueeze(0), weight, alpha=0, beta=-0.5)
+
+    run = torch.compile(scaled, backend=eager_backend(policy), dynamic=True)
+    for rows in (17, 18):
+        result = run(torch.randn(rows, 24))
+        torch.testing.assert_close(result, (-0.5 * added).expand(1, rows - 1, 16))
+        result.sum().backward()
+    assert weight.grad is not None
+    assert not weight.grad.any()

@@ -6,6 +6,7 @@ autograd's number, which a backward operator carries.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,8 +106,8 @@ class Emulation(TorchDispatchMode):
                 known = _memory(tensor) in self.origins
                 origin = self.origin(tensor)
                 if not known:
-                    copies = func in (aten._to_copy.default, aten.clone.default)
-                    origin.argument = copies and sources[0].argument
+                    copied = args[0] if func in (aten._to_copy.default, aten.clone.default) else None
+                    origin.argument = copied is not None and self._is_argument(copied)
                 for name in ("parameter", "data", "tangent"):
                     setattr(origin, name, getattr(origin, name) or any(getattr(s, name) for s in sources))
 
@@ -114,6 +115,13 @@ class Emulation(TorchDispatchMode):
         if _memory(tensor) not in self.origins:
             self.origins[_memory(tensor)] = Origin(alive=[tensor])
         return self.origins[_memory(tensor)]
+
+    def _is_argument(self, tensor: Tensor) -> bool:
+        """Whether it is an argument, rearranged or repeated, and no part of one."""
+        sizes = zip(tensor.shape, tensor.stride(), strict=True)
+        elements = math.prod(size for size, stride in sizes if stride != 0)
+        whole = elements * tensor.itemsize == tensor.untyped_storage().nbytes()
+        return self.origin(tensor).argument and whole
 
     def _role(self, tensor: Tensor) -> str:
         origin = self.origin(tensor)
@@ -179,7 +187,7 @@ class Emulation(TorchDispatchMode):
                     roles[1] = "weight"
                 elif offs is None:
                     for at in (1, 0):
-                        if self.origin((a, b)[at]).argument:
+                        if self._is_argument((a, b)[at]):
                             roles[at] = "weight"
                             break
             has_weight = "weight" in roles
