@@ -167,7 +167,8 @@ class Spectral(Conditioning):
         q = orthonormalize(y)
         if width > k:
             seen = torch.mm(rows, q)
-            q = torch.mm(q, torch.linalg.eigh(torch.mm(seen.mT, seen))[1].flip(1)[:, :k])
+            gram = _without_noise(torch.mm(seen.mT, seen))
+            q = torch.mm(q, torch.linalg.eigh(gram)[1].flip(1)[:, :k])
         return q.mT
 
     def refreshed_basis(
@@ -204,3 +205,11 @@ class Spectral(Conditioning):
             return rounded_factor(left, self.factors, axis, seed, streams[0]), stored_right
         unit, norms = unit_columns(left)
         return rounded_factor(unit, self.factors, axis, seed, streams[0]) * norms, stored_right
+
+
+def _without_noise(gram: Tensor) -> Tensor:
+    """A Gram matrix without elements below 2^-46 of its largest, which float32 does not tell from nothing beside it.
+
+    Of a matrix of one row, LAPACK's float32 eigenvectors may fail to converge on them.
+    """
+    return torch.where(torch.abs(gram) < 2.0**-46 * torch.amax(torch.abs(gram)), 0.0, gram)

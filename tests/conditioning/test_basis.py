@@ -165,3 +165,12 @@ def test_a_chain_splits_by_a_basis_made_anew_and_one_that_is_kept() -> None:
     assert left.shape == (50, 4)
     torch.testing.assert_close(residual + left @ right, x.to(torch.float32))
     assert torch.equal(right[2:], moved.to(torch.bfloat16).to(torch.float32))
+
+
+def test_a_basis_of_one_row() -> None:
+    """A Gram matrix of rank one, noise aside: LAPACK does not converge on one of these as it is."""
+    for i in range(700, 800):
+        x = torch.randn(1, 16, generator=torch.Generator().manual_seed(i))
+        basis = Spectral(rank=3).fresh_basis(x, torch.tensor([i]), rank=3)
+        assert off_orthonormal(basis) < 1e-5
+        assert left_over(x, basis) < 1e-5
